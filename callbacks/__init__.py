@@ -1,0 +1,23 @@
+"""Lightning callbacks that look into the model at validation epochs. Import them as ``lightning_icl.callbacks``."""
+
+if __name__ != "lightning_icl.callbacks":
+    # The same file under two names would be two classes, and isinstance between them would fail silently.
+    raise ImportError("import lightning_icl.callbacks, not callbacks: this folder is part of the package lightning_icl")
+
+from lightning_icl.callbacks.analysis import Analysis
+from lightning_icl.callbacks.head_importance import HeadImportance
+from lightning_icl.callbacks.head_pruning import HeadPruning
+from lightning_icl.callbacks.linear_probe import LinearProbe
+from lightning_icl.callbacks.prediction_writer import PredictionWriter
+from lightning_icl.callbacks.reference_risk import ReferenceRisk
+from lightning_icl.callbacks.summary import Summary
+
+__all__ = [
+    "Analysis",
+    "HeadImportance",
+    "HeadPruning",
+    "LinearProbe",
+    "PredictionWriter",
+    "ReferenceRisk",
+    "Summary",
+]

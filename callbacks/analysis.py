@@ -1,0 +1,111 @@
+"""What every analysis shares: when it runs, on which prompts, and where its figures go."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_icl.data import PromptDataModule
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import Prompt
+
+
+class Analysis(Callback):
+    """A callback that measures something at validation epochs.
+
+    A subclass says what in ``analyse``, which returns nothing and may call ``log``, ``held_out``, ``predict`` and
+    ``save_figure``, and in ``summary``, what the closing table says of it. It runs at every ``every_n_validations``-th
+    validation of ``fit`` (counted across resumes), at the last one, and at each standalone ``validate``. Every process
+    computes the same numbers on the same held-out prompts, so nothing depends on their number; rank 0 writes files.
+    """
+
+    def __init__(self, every_n_validations: int = 1) -> None:
+        check_at_least("every_n_validations", every_n_validations, 1)
+        self.every_n_validations = every_n_validations
+        self.validations = 0
+
+    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+        """Measure, log, draw."""
+        raise NotImplementedError
+
+    def summary(self) -> list[str]:
+        """Lines for the table at the end of a run; none before the first analysis."""
+        return []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        datamodule(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self.validations += 1
+        if self.due(trainer):
+            # The trained model computes in the trainer's precision; so does the analysed one.
+            with trainer.precision_plugin.forward_context(), torch.no_grad():
+                self.analyse(trainer, pl_module)
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether this validation is one of every n, the last of a fit, or a standalone one."""
+        standalone = trainer.state.fn != "fit"
+        last = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
+        return standalone or last or self.validations % self.every_n_validations == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = state_dict["validations"]
+
+
+def datamodule(trainer: Trainer) -> PromptDataModule:
+    """The trainer's PromptDataModule, the source of held-out prompts."""
+    found = getattr(trainer, "datamodule", None)
+    if not isinstance(found, PromptDataModule):
+        raise InputError(
+            f"the trainer's datamodule is {type(found).__name__}, but the analyses draw their held-out prompts from a "
+            "PromptDataModule."
+        )
+    return found
+
+
+def check_at_least(name: str, value: int, smallest: int) -> None:
+    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts)."""
+    if value < smallest:
+        raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
+
+
+def model_heads(module: LightningModule) -> list[int]:
+    """Number of heads of each layer."""
+    return list(module.transformer.heads)
+
+
+def chunks(prompt: Prompt, size: int) -> list[Prompt]:
+    """The batch in pieces of at most ``size`` prompts, which bounds the memory of a forward pass."""
+    return [prompt.rows(start, start + size) for start in range(0, prompt.x.shape[0], size)]
+
+
+def log_scalars(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
+    """Log finite values; a NaN here means "not measurable" and leaves a gap in the chart."""
+    for key, value in values.items():
+        number = torch.as_tensor(value, dtype=torch.float32, device=module.device)
+        if torch.isfinite(number):
+            # Every rank has the same number already; sync_dist only keeps Lightning from asking for it.
+            module.log(key, number, sync_dist=True, batch_size=1)
+
+
+def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
+    """Show a figure in TensorBoard and write it to figures/NAME.png in the run's folder (the latest one stays)."""
+    run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+    folder = Path(run_folder or trainer.default_root_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=150)

@@ -1,0 +1,131 @@
+"""The figures of the analyses: plain results in, a matplotlib figure out."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lightning_icl.functional.heads import HeadImportance
+
+RiskAndError = tuple[float, float]
+MODEL, REFERENCE, ORACLE = "tab:red", "tab:blue", "tab:gray"
+RISK = "excess risk (squared label units)"
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+
+
+def _dots(risks: Mapping[str, RiskAndError], labels: Mapping[str, str], colours: Mapping[str, str]) -> Figure:
+    """One row per name, lowest risk at the top, with error bars of 1.96 standard errors and the value written out."""
+    order = sorted(risks, key=lambda name: risks[name][0], reverse=True)
+    values = np.array([risks[name][0] for name in order])
+    errors = 1.96 * np.nan_to_num([risks[name][1] for name in order])
+    figure = Figure(figsize=(8.5, 0.8 + 0.36 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(order):
+        # The bar stops at a tenth of the value: a logarithmic axis has no zero.
+        low = min(errors[row], 0.9 * values[row])
+        axes.errorbar(values[row], row, xerr=[[low], [errors[row]]], fmt="o", capsize=3, color=colours[name])
+        axes.annotate(f"{values[row]:.3g}", (values[row], row), (0, 6), textcoords="offset points", ha="center", size=8)
+    if values.min() > 0:
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(order)), [labels[name] for name in order])
+    axes.set_ylim(-0.6, len(order) - 0.2)
+    axes.margins(x=0.12)
+    axes.set_xlabel(RISK + ", 95 % interval")
+    axes.grid(axis="x", which="both", alpha=0.25)
+    return figure
+
+
+def _kind(name: str) -> str:
+    return {"transformer": MODEL, "oracle_support": ORACLE}.get(name, REFERENCE)
+
+
+def risk_by_estimator(risks: Mapping[str, RiskAndError], labels: Mapping[str, str]) -> Figure:
+    """The model among the reference estimators, for one number of examples."""
+    figure = _dots(risks, labels, {name: _kind(name) for name in risks})
+    figure.axes[0].set_title("Excess risk on validation prompts")
+    return figure
+
+
+def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapping[str, str]) -> Figure:
+    """Excess risk against the number of examples, one line an estimator."""
+    n_points = sorted(risks)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    colours = iter(COLOURS)
+    for name in risks[n_points[0]]:
+        values = np.array([risks[n][name] for n in n_points])
+        colour = _kind(name) if _kind(name) != REFERENCE else next(colours)
+        bars = 1.96 * np.nan_to_num(values[:, 1])
+        width = 2.5 if name == "transformer" else 1.2
+        axes.errorbar(n_points, values[:, 0], bars, label=labels[name], color=colour, lw=width, marker=".", capsize=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("number of in-context examples n")
+    axes.set_ylabel(RISK + ", 95 % interval")
+    axes.set_title("Excess risk on validation prompts")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def importance_map(importance: HeadImportance) -> Figure:
+    """Layer by head heat map of leave-one-out importance, annotated with its standard error."""
+    raw, error = importance.raw.cpu().numpy(), importance.standard_error.cpu().numpy()
+    n_layers, n_heads = raw.shape
+    figure = Figure(figsize=(2.6 + 0.95 * n_heads, 1.6 + 0.62 * n_layers), layout="constrained")
+    axes = figure.subplots()
+    limit = np.nanmax(np.abs(raw)) or 1.0
+    image = axes.imshow(raw, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for layer, head in np.argwhere(np.isfinite(raw)):
+        dark = abs(raw[layer, head]) > 0.6 * limit
+        text = f"{raw[layer, head]:.3g}\n±{error[layer, head]:.1g}"
+        axes.text(head, layer, text, ha="center", va="center", size=8, color="white" if dark else "black")
+    axes.set_xticks(range(n_heads), range(1, n_heads + 1))
+    axes.set_yticks(range(n_layers), [_layer_label(importance, layer) for layer in range(n_layers)])
+    axes.set_xlabel("head")
+    axes.set_title("Rise of the excess risk when one head is ablated (± standard error)")
+    figure.colorbar(image, ax=axes, label="squared label units")
+    return figure
+
+
+def _layer_label(importance: HeadImportance, layer: int) -> str:
+    effective = float(importance.effective_heads[layer])
+    return f"layer {layer + 1}\n" + ("within noise" if np.isnan(effective) else f"{effective:.1f} effective")
+
+
+def pruning_risks(risks: Mapping[str, RiskAndError], labels: Mapping[str, str]) -> Figure:
+    """Full model, pruned model and controls."""
+    colours = {name: {"full": MODEL, "pruned": REFERENCE}.get(name, ORACLE) for name in risks}
+    figure = _dots(risks, labels, colours)
+    figure.axes[0].axvline(risks["full"][0], color=MODEL, lw=1, ls=":")
+    figure.axes[0].set_title("Excess risk with heads masked as is")
+    return figure
+
+
+def probe_curves(
+    risks: Mapping[str, Sequence[RiskAndError]], r2: Mapping[str, Sequence[float]], gd: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Left: the probe's excess risk for f(x_q) by depth, beside GD; right: R^2 of every target."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for key, label, colour in (("f_query", "probe", MODEL), ("shuffled/f_query", "probe, shuffled labels", ORACLE)):
+        values = np.array(risks[key])
+        bars = 1.96 * np.nan_to_num(values[:, 1])
+        left.errorbar(range(len(values)), values[:, 0], bars, label=label, color=colour, marker="o", capsize=3)
+    for (name, curve), colour in zip(gd.items(), COLOURS, strict=False):
+        layers = range(1, len(curve) + 1)
+        left.plot(layers, curve, ls="--", marker="s", ms=4, color=colour, label=f"{name}, layer - 1 steps")
+    left.set_yscale("log")
+    left.set_ylabel(RISK + ", 95 % interval")
+    left.set_title("Linear probe of the query's state for f(x_q)")
+    names = {"f_query": "f(x_q)", "w": "w", "preprocessed_query": "R̂ x_q"}
+    for (name, values), colour in zip(r2.items(), COLOURS, strict=False):
+        right.plot(range(len(values)), values, marker="o", label=names.get(name, name), color=colour)
+    right.set_ylabel("R² on fresh prompts")
+    right.set_ylim(min(-0.05, *(min(v) for v in r2.values())), 1.05)
+    right.set_title("What the query's state knows linearly")
+    for axes in (left, right):
+        axes.set_xlabel("layer (0 is the read-in)")
+        axes.set_xticks(range(len(risks["f_query"])))
+        axes.grid(alpha=0.25)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False)
+    return figure

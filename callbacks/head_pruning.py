@@ -1,0 +1,72 @@
+"""What is lost when only the heads the paper points to are kept."""
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_icl.callbacks import figures
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, log_scalars, model_heads, save_figure
+from lightning_icl.callbacks.head_importance import HeadImportance, errors_under_masks
+from lightning_icl.functional.heads import pruning_masks
+from lightning_icl.functional.risk import mean_and_standard_error
+
+LABELS = {
+    "full": "full model",
+    "pruned": "pruned: all of layer 1, top head of each later layer",
+    "prune_layer1_instead": "control: top head of layer 1, all later heads",
+    "random_head": "control: all of layer 1, a random head of each later layer",
+    "least_important": "control: all of layer 1, least important head of each later layer",
+}
+
+
+class HeadPruning(Analysis):
+    """Excess risk of the pruned model, masked as is, beside its controls (PAPER.md section 5).
+
+    Which heads are kept is decided by HeadImportance on its own prompts; the risk is measured on others, so the choice
+    is not rewarded for noise. Logs prune/excess_risk/<variant> for full, pruned, prune_layer1_instead, random_head
+    (mean of ``n_random`` draws, the same at every validation) and least_important, and prune/ratio, pruned over full.
+    Figure: head_pruning.
+
+    Args:
+        n_prompts: number of held-out prompts.
+        n_random: number of draws behind the random-head control.
+        chunk_size: prompts in one forward pass.
+        every_n_validations: run at every n-th validation.
+    """
+
+    def __init__(
+        self, n_prompts: int = 1024, n_random: int = 8, chunk_size: int = 512, every_n_validations: int = 1
+    ) -> None:
+        super().__init__(every_n_validations)
+        check_at_least("n_prompts", n_prompts, 2)
+        check_at_least("n_random", n_random, 1)
+        check_at_least("chunk_size", chunk_size, 1)
+        self.n_prompts, self.n_random, self.chunk_size = n_prompts, n_random, chunk_size
+        self.risks: dict[str, tuple[float, float]] = {}
+
+    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+        importance = self._importance(trainer).measure(trainer, module).raw
+        masks = pruning_masks(importance, model_heads(module), self.n_random, torch.Generator().manual_seed(0))
+        prompt = datamodule(trainer).held_out("head_pruning", self.n_prompts, module.device)
+        errors = errors_under_masks(module, prompt, torch.cat(list(masks.values())), self.chunk_size)
+        self.risks = {}
+        for name, variant in zip(masks, errors.split([len(m) for m in masks.values()]), strict=True):
+            mean, error = mean_and_standard_error(variant.mean(dim=0))
+            self.risks[name] = float(mean), float(error)
+        log_scalars(module, {f"prune/excess_risk/{name}": risk for name, (risk, _) in self.risks.items()})
+        log_scalars(module, {"prune/ratio": self.risks["pruned"][0] / self.risks["full"][0]})
+        save_figure(trainer, "head_pruning", figures.pruning_risks(self.risks, LABELS))
+
+    def _importance(self, trainer: Trainer) -> HeadImportance:
+        """The trainer's HeadImportance, so that one measurement serves both, or one of our own."""
+        found = [c for c in trainer.callbacks if isinstance(c, HeadImportance)]  # type: ignore[attr-defined]
+        return found[0] if found else HeadImportance(self.n_prompts, self.chunk_size)
+
+    def summary(self) -> list[str]:
+        if not self.risks:
+            return []
+        width = max(map(len, LABELS.values()))
+        full = self.risks["full"][0]
+        lines = ["Excess risk with heads masked (times the full model's):"]
+        for name, (risk, error) in self.risks.items():
+            lines.append(f"  {LABELS[name]:<{width}}  {risk:9.4f} +- {error:.4f}  (x{risk / full:.2f})")
+        return lines

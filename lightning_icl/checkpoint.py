@@ -1,0 +1,43 @@
+"""Does a checkpoint fit the model a config describes?"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_icl.functional.errors import InputError
+
+TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "target"}
+KEYWORDS = {"best", "last", "hpc", "registry"}  # Lightning resolves these itself
+
+
+def check_checkpoint(path: str | Path | None, model: Mapping[str, Any], resuming: bool) -> None:
+    """Refuse a checkpoint that is not one, or whose model is not the one the config asks for.
+
+    Without this, Lightning lets the checkpoint's hyper-parameters silently win over YAML and flags. A resumed ``fit``
+    must also agree on how it is trained, since the optimizer's state overrides such options; to evaluate, only the
+    model must agree.
+    """
+    if path is None or str(path) in KEYWORDS:
+        return
+    saved = _saved_options(Path(path))
+    for key in saved.keys() & model.keys():
+        if saved[key] != model[key] and (resuming or key not in TRAINING_OPTIONS):
+            raise InputError(
+                f"the checkpoint {path} was trained with model.{key} = {saved[key]}, but the config asks for "
+                f"{model[key]}; use the config it was trained with (config.yaml in its run's folder)."
+            )
+
+
+def _saved_options(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise InputError(f"ckpt_path is {path}, but there is no such file.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise InputError(f"ckpt_path is {path}, but that file is not a readable checkpoint.") from error
+    if not isinstance(checkpoint, Mapping) or "hyper_parameters" not in checkpoint:
+        raise InputError(f"ckpt_path is {path}, but that file is not a checkpoint of lightning_icl.")
+    return checkpoint["hyper_parameters"]

@@ -1,0 +1,1 @@
+"""Plain torch, no Lightning: usable from a notebook in one line."""

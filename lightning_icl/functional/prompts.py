@@ -1,0 +1,54 @@
+"""A batch of in-context regression problems, and how it becomes tokens."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Prompt(NamedTuple):
+    """A batch of regression problems: labelled examples, and queries to predict.
+
+    ``f_query`` is the noise-free target, so excess risk needs no knowledge of the task; ``y_query`` is
+    ``f_query`` plus label noise. ``w`` holds the task weights where the task is linear. ``point_mask`` is
+    False at padding (only where the number of examples varies); padded rows of x and y are zero.
+    """
+
+    x: Float[Tensor, "batch points dims"]
+    y: Float[Tensor, "batch points"]
+    x_query: Float[Tensor, "batch queries dims"]
+    y_query: Float[Tensor, "batch queries"]
+    f_query: Float[Tensor, "batch queries"]
+    w: Float[Tensor, "batch dims"] | None = None
+    point_mask: Bool[Tensor, "batch points"] | None = None
+
+    def rows(self, start: int, stop: int) -> "Prompt":
+        """The prompts ``start`` to ``stop`` of the batch."""
+        return Prompt(*(None if field is None else field[start:stop] for field in self))
+
+    def double(self) -> "Prompt":
+        """The same prompts in float64, for estimators that are solved rather than trained."""
+        return Prompt(
+            *(field.double() if field is not None and field.is_floating_point() else field for field in self)
+        )
+
+    def padded_after(self, n_points: int) -> "Prompt":
+        """The same prompts with every example after the first ``n_points`` blanked and masked."""
+        kept = torch.arange(self.x.shape[1], device=self.x.device) < n_points
+        return self._replace(
+            x=self.x * kept[:, None], y=self.y * kept, point_mask=kept.expand(self.x.shape[0], -1)
+        )
+
+
+def concatenated(prompts: Sequence[Prompt]) -> Prompt:
+    """One batch from several with equal numbers of points and queries."""
+    return Prompt(*(None if fields[0] is None else torch.cat(fields) for fields in zip(*prompts, strict=True)))
+
+
+def pair_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
+    """One token per example, (x_i; y_i), then one per query, (x_q; 0); width = dims + 1 (PAPER.md section 2)."""
+    context = torch.cat([prompt.x, prompt.y[..., None]], dim=-1)
+    query = torch.nn.functional.pad(prompt.x_query, (0, 1))
+    return torch.cat([context, query], dim=1)

@@ -1,0 +1,234 @@
+"""A transformer whose heads can be told apart, counted by layer and masked."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import relu, scaled_dot_product_attention
+
+from lightning_icl.functional.errors import InputError
+
+Attention = Literal["softmax", "linear", "relu"]
+Mask = Literal["context", "full", "causal"]
+Norm = Literal["none", "pre", "post"]
+Position = Literal["none", "learned"]
+
+
+class TransformerOutput(NamedTuple):
+    """Predictions at the queries and the residual stream they came from.
+
+    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer.
+    """
+
+    prediction: Float[Tensor, "batch queries"]
+    query_states: tuple[Float[Tensor, "batch queries d_model"], ...]
+    context_states: tuple[Float[Tensor, "batch points d_model"], ...]
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention whose heads add up: output = sum_h mask_h O_h A_h V_h, without biases.
+
+    A_h is softmax(q k^T / sqrt(head_dim)) over the visible keys, or, divided by their number, q k^T / sqrt(head_dim)
+    itself ("linear") or its positive part ("relu").
+    """
+
+    def __init__(self, d_model: int, n_heads: int, head_dim: int, kind: Attention) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim, self.kind = n_heads, head_dim, kind
+        self.query = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.key = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.value = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.output = nn.Linear(n_heads * head_dim, d_model, bias=False)
+
+    def forward(
+        self,
+        states: Float[Tensor, "batch tokens d_model"],
+        n_keys: int,
+        visible: Bool[Tensor, "#batch tokens keys"] | None,
+        head_mask: Float[Tensor, "#batch heads"] | None,
+    ) -> Float[Tensor, "batch tokens d_model"]:
+        """Attend from every token to the visible ones of the first ``n_keys`` (all of them if ``visible`` is None)."""
+        q, k, v = (
+            part.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+            for part in (self.query(states), self.key(states[:, :n_keys]), self.value(states[:, :n_keys]))
+        )
+        visible = None if visible is None else visible[:, None]
+        if self.kind == "softmax":
+            mixed = scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        else:
+            mixed = self._unnormalised(q, k, visible) @ v
+        if head_mask is not None:
+            mixed = mixed * head_mask[:, :, None, None]
+        return self.output(mixed.transpose(1, 2).flatten(-2))
+
+    def _unnormalised(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        scores = q @ k.mT / self.head_dim**0.5
+        if self.kind == "relu":
+            scores = relu(scores)
+        if visible is None:
+            return scores / k.shape[-2]
+        return scores * visible / visible.sum(dim=-1, keepdim=True)
+
+
+class Layer(nn.Module):
+    """Attention and, optionally, a GELU MLP of four times the width, each added to the residual stream."""
+
+    def __init__(self, d_model: int, attention: MultiHeadAttention, mlp: bool, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention = attention
+        self.attention_norm = nn.Identity() if norm == "none" else nn.LayerNorm(d_model)
+        self.mlp = (
+            nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)) if mlp else None
+        )
+        self.mlp_norm = nn.LayerNorm(d_model) if mlp and norm != "none" else nn.Identity()
+
+    def forward(self, states: Tensor, n_keys: int, visible: Tensor | None, head_mask: Tensor | None) -> Tensor:
+        if self.norm == "post":
+            states = self.attention_norm(states + self.attention(states, n_keys, visible, head_mask))
+            return states if self.mlp is None else self.mlp_norm(states + self.mlp(states))
+        states = states + self.attention(self.attention_norm(states), n_keys, visible, head_mask)
+        return states if self.mlp is None else states + self.mlp(self.mlp_norm(states))
+
+
+class Transformer(nn.Module):
+    """Read-in, layers of multi-head attention, read-out at the queries.
+
+    Tokens are the context's (x; y) pairs followed by the queries' (x_q; 0). Queries are parallel: under every mask a
+    query sees context tokens and at most itself, and no context token sees a query, so one prompt trains many
+    predictions and each is what it would be alone.
+
+    Args:
+        n_dims: length of x; the token width is n_dims + 1.
+        d_model: width of the residual stream.
+        heads: number of heads of each layer, first layer first; its length is the depth.
+        attention: "softmax", or "linear" or "relu" scores divided by the number of visible keys.
+        mask: "context" (keys are context tokens only), "full" (a query also sees itself) or "causal" (an example
+            sees itself and the earlier ones; a query all examples and itself).
+        mlp: whether a GELU MLP of width 4 d_model follows each attention.
+        norm: layer norm before each block and before the read-out ("pre"), after each block ("post"), or none.
+        head_dim: size of every head, or None for d_model / heads of its layer (equal parameter counts for any heads).
+        position: "learned" adds one vector per example position, and one shared by all queries; "none" adds nothing.
+        max_points: largest number of examples; needed only with position="learned".
+    """
+
+    def __init__(
+        self,
+        n_dims: int,
+        d_model: int = 64,
+        heads: Sequence[int] = (8, 8, 8, 8),
+        attention: Attention = "softmax",
+        mask: Mask = "context",
+        mlp: bool = True,
+        norm: Norm = "pre",
+        head_dim: int | None = None,
+        position: Position = "none",
+        max_points: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
+        _check_options(position=(position, Position))
+        _check_sizes(n_dims, d_model, heads, head_dim)
+        if position == "learned" and (max_points is None or max_points < 1):
+            raise InputError(f"max_points is {max_points}, but position='learned' needs the largest number of points.")
+        self.n_dims, self.heads, self.mask = n_dims, list(heads), mask
+        self.read_in = nn.Linear(n_dims + 1, d_model)
+        n_positions = (max_points or 0) + 1 if position == "learned" else 0
+        self.position = nn.Parameter(0.02 * torch.randn(n_positions, d_model)) if n_positions else None
+        self.layers = nn.ModuleList(
+            Layer(d_model, MultiHeadAttention(d_model, h, head_dim or d_model // h, attention), mlp, norm)
+            for h in heads
+        )
+        self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
+        self.read_out = nn.Linear(d_model, 1)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch tokens width"],
+        head_mask: Float[Tensor, "layers heads"] | Float[Tensor, "batch layers heads"] | None = None,
+        n_queries: int = 1,
+        point_mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> TransformerOutput:
+        """Predict at the last ``n_queries`` tokens.
+
+        ``head_mask`` multiplies each head's output before the output projection (1 keeps, 0 ablates); layers with
+        fewer heads than the widest ignore the rest of their row. ``point_mask`` is False at padded examples.
+        """
+        n_points = tokens.shape[1] - n_queries
+        per_layer = self._masks_by_layer(head_mask)
+        n_keys = n_points if self.mask == "context" else n_points + n_queries
+        visible = self._visible(n_points, n_queries, point_mask, tokens.device)
+        # The residual stream and the read-out keep the parameters' precision under autocast: bfloat16 has 8 bits of
+        # mantissa, and a risk of 1e-3 is a difference in the sixth.
+        states = self.read_in(tokens).to(self.read_out.weight.dtype) + self._positions(n_points, n_queries)
+        stream = [states]
+        for layer, layer_mask in zip(self.layers, per_layer, strict=True):
+            stream.append(layer(stream[-1], n_keys, visible, layer_mask))
+        with torch.autocast(tokens.device.type, enabled=False):
+            prediction = self.read_out(self.final_norm(stream[-1][:, n_points:])).squeeze(-1)
+        return TransformerOutput(
+            prediction,
+            query_states=tuple(states[:, n_points:] for states in stream),
+            context_states=tuple(states[:, :n_points] for states in stream),
+        )
+
+    def _masks_by_layer(self, head_mask: Tensor | None) -> list[Tensor | None]:
+        if head_mask is None:
+            return [None] * len(self.heads)
+        expected = (len(self.heads), max(self.heads))
+        if head_mask.shape[-2:] != expected or head_mask.dim() not in (2, 3):
+            raise InputError(
+                f"head_mask has shape {tuple(head_mask.shape)}, but this model needs {expected} "
+                f"(layers, heads of the widest layer), or the same for each prompt of the batch."
+            )
+        batched = head_mask if head_mask.dim() == 3 else head_mask[None]
+        return [batched[:, i, :h] for i, h in enumerate(self.heads)]
+
+    def _positions(self, n_points: int, n_queries: int) -> Tensor | float:
+        if self.position is None:
+            return 0.0
+        if n_points >= len(self.position):
+            raise InputError(f"the prompt has {n_points} points, but max_points is {len(self.position) - 1}.")
+        return torch.cat([self.position[:n_points], self.position[-1:].expand(n_queries, -1)])
+
+    def _visible(
+        self, n_points: int, n_queries: int, point_mask: Tensor | None, device: torch.device
+    ) -> Bool[Tensor, "#batch tokens keys"] | None:
+        """Which keys each token sees, or None where all see all."""
+        if self.mask == "context":
+            return None if point_mask is None else point_mask[:, None].expand(-1, n_points + n_queries, -1)
+        n_tokens = n_points + n_queries
+        key = torch.arange(n_tokens, device=device)
+        query = key[:, None]
+        visible = (key < n_points) & ((query >= n_points) | (self.mask == "full") | (key <= query))
+        visible = visible[None] if point_mask is None else visible & _padded(point_mask, n_queries)[:, None]
+        return visible | ((query == key) & (query >= n_points))
+
+
+def _padded(point_mask: Tensor, n_queries: int) -> Tensor:
+    return torch.nn.functional.pad(point_mask, (0, n_queries), value=False)
+
+
+def _check_options(**options: tuple[str, object]) -> None:
+    for name, (value, literal) in options.items():
+        if value not in get_args(literal):
+            raise InputError(f"{name} is {value!r}, but it must be one of {', '.join(get_args(literal))}.")
+
+
+def _check_sizes(n_dims: int, d_model: int, heads: Sequence[int], head_dim: int | None) -> None:
+    if n_dims < 1:
+        raise InputError(f"n_dims is {n_dims}, but a model needs at least 1 dimension.")
+    if d_model < 1:
+        raise InputError(f"d_model is {d_model}, but the width must be at least 1.")
+    if not heads or min(heads) < 1:
+        raise InputError(f"heads is {list(heads)}, but it must list at least one layer, each with 1 head or more.")
+    if head_dim is not None and head_dim < 1:
+        raise InputError(f"head_dim is {head_dim}, but a head needs at least 1 dimension.")
+    for layer, h in enumerate(heads, start=1):
+        if head_dim is None and d_model % h:
+            raise InputError(
+                f"heads is {h} in layer {layer}, which does not divide d_model, {d_model}; "
+                f"choose a divisor of {d_model}, or set head_dim."
+            )
