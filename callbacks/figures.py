@@ -10,6 +10,7 @@ from lightning_icl.functional.heads import HeadImportance
 RiskAndError = tuple[float, float]
 MODEL, REFERENCE, ORACLE = "tab:red", "tab:blue", "tab:gray"
 RISK = "excess risk (squared label units)"
+INTERVAL = ", 95 % interval"
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 
 
@@ -24,15 +25,20 @@ def _dots(risks: Mapping[str, RiskAndError], labels: Mapping[str, str], colours:
         # The bar stops at a tenth of the value: a logarithmic axis has no zero.
         low = min(errors[row], 0.9 * values[row])
         axes.errorbar(values[row], row, xerr=[[low], [errors[row]]], fmt="o", capsize=3, color=colours[name])
-        axes.annotate(f"{values[row]:.3g}", (values[row], row), (0, 6), textcoords="offset points", ha="center", size=8)
-    if values.min() > 0:
+        axes.annotate(_number(values[row]), (values[row], row), (0, 6), textcoords="offset points", ha="center", size=8)
+    if values.max() > 10 * values.min() > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(order)), [labels[name] for name in order])
     axes.set_ylim(-0.6, len(order) - 0.2)
     axes.margins(x=0.12)
-    axes.set_xlabel(RISK + ", 95 % interval")
+    axes.set_xlabel(RISK + INTERVAL)
     axes.grid(axis="x", which="both", alpha=0.25)
     return figure
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
 
 
 def _kind(name: str) -> str:
@@ -59,8 +65,9 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
         width = 2.5 if name == "transformer" else 1.2
         axes.errorbar(n_points, values[:, 0], bars, label=labels[name], color=colour, lw=width, marker=".", capsize=2)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("number of in-context examples n")
-    axes.set_ylabel(RISK + ", 95 % interval")
+    axes.set_ylabel(RISK + INTERVAL)
     axes.set_title("Excess risk on validation prompts")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -105,7 +112,7 @@ def probe_curves(
     risks: Mapping[str, Sequence[RiskAndError]], r2: Mapping[str, Sequence[float]], gd: Mapping[str, Sequence[float]]
 ) -> Figure:
     """Left: the probe's excess risk for f(x_q) by depth, beside GD; right: R^2 of every target."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11.5, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for key, label, colour in (("f_query", "probe", MODEL), ("shuffled/f_query", "probe, shuffled labels", ORACLE)):
         values = np.array(risks[key])
@@ -114,9 +121,9 @@ def probe_curves(
     for (name, curve), colour in zip(gd.items(), COLOURS, strict=False):
         layers = range(1, len(curve) + 1)
         left.plot(layers, curve, ls="--", marker="s", ms=4, color=colour, label=f"{name}, layer - 1 steps")
-    left.set_yscale("log")
-    left.set_ylabel(RISK + ", 95 % interval")
-    left.set_title("Linear probe of the query's state for f(x_q)")
+    left.set_ylim(bottom=0)
+    left.set_ylabel(RISK)
+    left.set_title("Linear probe of the query's state for f(x_q), 95 % intervals")
     names = {"f_query": "f(x_q)", "w": "w", "preprocessed_query": "R̂ x_q"}
     for (name, values), colour in zip(r2.items(), COLOURS, strict=False):
         right.plot(range(len(values)), values, marker="o", label=names.get(name, name), color=colour)

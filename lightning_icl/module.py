@@ -112,7 +112,8 @@ class ICLModule(LightningModule):
             )
 
     def configure_optimizers(self) -> dict[str, Any]:
-        schedule = LambdaLR(optimizer := self._optimizer(), self._learning_rate_factor)
+        # A plain function: LambdaLR pickles the attributes of any other callable into every checkpoint.
+        schedule = LambdaLR(optimizer := self._optimizer(), lambda step: self._learning_rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _optimizer(self) -> Optimizer:

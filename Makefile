@@ -1,0 +1,40 @@
+# Every target makes .venv if it is missing and installs what is missing in it. Another Python: make PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint tensorboard .venv
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+quickstart: .venv/installed ## train a small transformer on the CPU and look into it, in a few minutes
+	$(BIN)/lightning-icl fit --config configs/quickstart.yaml
+
+tensorboard: .venv/installed ## show lightning_logs/ in the browser
+	$(BIN)/tensorboard --logdir lightning_logs
+
+# One thread a process: the test processes, and the ranks some of them start, share the cores.
+test test-slow: export OMP_NUM_THREADS = 1
+
+test: .venv/installed ## the tests, without the slow ones
+	$(BIN)/pytest -m "not slow" -n 2
+
+test-slow: .venv/installed ## the slow tests
+	$(BIN)/pytest -m slow -n 2
+
+lint: .venv/installed ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.venv: .venv/installed ## the environment alone
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(BIN)/pip --version > /dev/null 2>&1 || { $(PYTHON) -c 'import sys; \
+		(3, 11) <= sys.version_info < (3, 14) or sys.exit("lightning_icl needs Python 3.11 to 3.13: make PYTHON=python3.12")' \
+		&& $(PYTHON) -m venv .venv; }
+	@echo "Installing what is missing in .venv; the first time that takes minutes, most of them for torch."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,46 @@
+"""What the tests share: a small stream and model, and the command line in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_icl import ICLModule, PromptDataModule, SparseLinearRegression
+
+ROOT = Path(__file__).parents[1]
+
+
+def small_data(**options):
+    defaults = {"n_points": 5, "n_queries": 3, "batch_size": 8, "eval_prompts": 16, "eval_batch_size": 8, "seed": 3}
+    return PromptDataModule(SparseLinearRegression(4, 2, 0.3), **(defaults | options))
+
+
+def small_module(**options):
+    torch.manual_seed(0)
+    return ICLModule(**({"n_dims": 4, "d_model": 16, "heads": [4, 2], "warmup_steps": 2} | options))
+
+
+def small_trainer(folder, callbacks=(), **options):
+    defaults = {"max_steps": 6, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
+    return Trainer(callbacks=list(callbacks), **(defaults | quiet | options))
+
+
+def run_command(*args, cwd, timeout=240, command=(sys.executable, "-m", "lightning_icl"), check=True):
+    """Run the command line as a user would, on one thread, without a terminal."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), "COLUMNS": "120"}
+    done = subprocess.run(
+        [*command, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)

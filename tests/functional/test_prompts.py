@@ -1,0 +1,104 @@
+"""Prompts and token layouts against arrays spelled out by hand."""
+
+import pytest
+import torch
+
+from lightning_icl.functional.prompts import Prompt, concatenated, pair_tokens
+
+SHAPES = [(2, 3, 2, 2), (1, 1, 1, 1), (1, 4, 3, 1), (3, 1, 5, 2)]  # batch, points, dims, queries
+
+
+def numbered(batch=4, points=3, dims=2, queries=2, with_w=True):
+    """A prompt whose entries are all different, so that a misplaced one shows."""
+    shapes = [(batch, points, dims), (batch, points), (batch, queries, dims), (batch, queries), (batch, queries)]
+    fields = [100.0 * i + 1 + torch.arange(torch.Size(s).numel()).reshape(s) for i, s in enumerate(shapes)]
+    return Prompt(*fields, w=500.0 + torch.arange(batch * dims).reshape(batch, dims) if with_w else None)
+
+
+def assert_same(first, second):
+    for name, a, b in zip(Prompt._fields, first, second, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_pair_tokens_by_hand():
+    x, y, x_query = [[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0], [[7.0, 8.0], [9.0, 10.0]]
+    prompt = Prompt(*(torch.tensor([field]) for field in (x, y, x_query, [50.0, 60.0], [70.0, 80.0], [90.0, 91.0])))
+    expected = torch.tensor([[[1.0, 2.0, 5.0], [3.0, 4.0, 6.0], [7.0, 8.0, 0.0], [9.0, 10.0, 0.0]]])
+    torch.testing.assert_close(pair_tokens(prompt), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("batch", "points", "dims", "queries"), SHAPES)
+def test_pair_tokens_equal_a_loop(batch, points, dims, queries):
+    prompt = numbered(batch, points, dims, queries)
+    tokens = pair_tokens(prompt)
+    assert tokens.shape == (batch, points + queries, dims + 1)
+    for b in range(batch):
+        expected = [[*prompt.x[b, i].tolist(), prompt.y[b, i].item()] for i in range(points)]
+        expected += [[*prompt.x_query[b, q].tolist(), 0.0] for q in range(queries)]
+        assert tokens[b].tolist() == expected
+
+
+def test_tokens_hold_nothing_of_the_answers():
+    prompt = numbered()
+    answers = {name: -getattr(prompt, name) for name in ("y_query", "f_query", "w")}
+    torch.testing.assert_close(pair_tokens(prompt._replace(**answers)), pair_tokens(prompt), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("with_w", [True, False])
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (1, 3), (2, 3), (3, 9)])
+def test_rows_takes_those_prompts_of_every_field(start, stop, with_w):
+    prompt = numbered(with_w=with_w).padded_after(2)
+    taken = prompt.rows(start, stop)
+    assert (taken.w is not None) == with_w
+    for name, field in zip(Prompt._fields, taken, strict=True):
+        if field is not None:
+            assert field.tolist() == [getattr(prompt, name)[b].tolist() for b in range(start, min(stop, 4))], name
+
+
+@pytest.mark.parametrize("with_w", [True, False])
+def test_double_changes_the_type_of_numbers_alone(with_w):
+    prompt = numbered(with_w=with_w).padded_after(2)
+    doubled = prompt.double()
+    assert doubled.point_mask.dtype == torch.bool
+    assert {field.dtype for field in doubled[:5]} == {torch.float64}
+    assert_same(doubled, Prompt(*(f if f is None or f.dtype == torch.bool else f.to(torch.float64) for f in prompt)))
+    assert numbered().double().point_mask is None
+
+
+@pytest.mark.parametrize("with_w", [True, False])
+@pytest.mark.parametrize("cuts", [(0, 4), (0, 1, 4), (0, 1, 2, 3, 4)])
+def test_concatenated_undoes_rows(cuts, with_w):
+    for prompt in (numbered(with_w=with_w), numbered(with_w=with_w).padded_after(2)):
+        parts = [prompt.rows(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        assert_same(concatenated(parts), prompt)
+
+
+@pytest.mark.parametrize("padded_first", [True, False])
+def test_concatenated_with_unpadded_prompts_keeps_padding_masked(padded_first):
+    parts = sorted([numbered(2).padded_after(1), numbered(1)], key=lambda p: p.point_mask is None, reverse=not padded_first)
+    real = [[True, False, False]] * 2
+    expected = [*real, [True] * 3] if padded_first else [[True] * 3, *real]
+    joined = concatenated(parts)
+    assert joined.point_mask is not None
+    assert joined.point_mask.tolist() == expected
+
+
+@pytest.mark.parametrize("n_points", [0, 1, 2, 3, 7])
+def test_padded_after_blanks_and_masks_the_rest(n_points):
+    prompt = numbered(points=3)
+    padded = prompt.padded_after(n_points)
+    assert padded.point_mask.tolist() == [[i < n_points for i in range(3)]] * 4
+    assert not padded.x[:, n_points:].any()
+    assert not padded.y[:, n_points:].any()
+    assert_same(
+        padded._replace(x=padded.x[:, :n_points], y=padded.y[:, :n_points], point_mask=None),
+        prompt._replace(x=prompt.x[:, :n_points], y=prompt.y[:, :n_points]),
+    )
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (2, 2)])
+def test_padding_twice_keeps_the_shorter(first, second):
+    prompt = numbered(points=3)
+    assert_same(prompt.padded_after(first).padded_after(second), prompt.padded_after(min(first, second)))

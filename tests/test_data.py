@@ -1,0 +1,201 @@
+"""The stream: what a batch depends on, and what it does not."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import run_command, small_data, small_module, small_trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from recorder import Recorder
+
+from lightning_icl.data import MAX_BLOCKS, MAX_STEPS, STREAMS, StreamToken, block_seed, stream_generator
+from lightning_icl.functional.errors import InputError
+
+
+def test_no_two_blocks_of_any_stream_share_a_seed():
+    steps = [*range(500), *range(MAX_STEPS - 500, MAX_STEPS)]
+    seeds = {block_seed(7, stream, step, block) for stream in STREAMS for step in steps for block in range(MAX_BLOCKS)}
+    assert len(seeds) == len(STREAMS) * len(steps) * MAX_BLOCKS
+    assert 0 <= min(seeds) <= max(seeds) < 2**32  # all that torch's CPU generator looks at
+
+
+def test_generators_look_only_at_the_low_32_bits_of_a_seed():
+    """The reason for block_seed; should torch change, 64-bit hashes would do."""
+    low, high = (torch.rand(3, generator=torch.Generator().manual_seed(s)) for s in (5, 5 + 2**32))
+    torch.testing.assert_close(low, high, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch_size", [8, 96, 600, 1000, 4096])
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_parts_of_a_batch_make_up_the_whole(batch_size, parts):
+    data = small_data(batch_size=batch_size, n_points=(2, 5))
+    whole = data.sample("train", 11)
+    shares = [data.sample("train", 11, part, parts) for part in range(parts)]
+    assert whole.x.shape[0] == batch_size
+    for name in whole._fields:
+        together = torch.cat([getattr(share, name) for share in shares])
+        torch.testing.assert_close(together, getattr(whole, name), rtol=0, atol=0)
+
+
+def test_batches_differ_by_step_stream_and_seed_and_repeat_by_all_three():
+    first = small_data().sample("train", 0).x
+    torch.testing.assert_close(small_data().sample("train", 0).x, first, rtol=0, atol=0)
+    others = [small_data().sample("train", 1), small_data().sample("validate", 0), small_data(seed=4).sample("train", 0)]
+    others += [small_data().held_out(name, 8) for name in ("a", "b")]
+    features = [first, *(other.x for other in others)]
+    for i, one in enumerate(features):
+        assert not any(torch.isin(one, other).any() for other in features[:i])
+
+
+def test_number_of_examples_is_uniform_over_steps_and_even_over_evaluation():
+    data = small_data(n_points=(2, 5), eval_prompts=32)
+    drawn = torch.stack([data.sample("train", step).point_mask[0].sum() for step in range(400)])
+    counts = torch.bincount(drawn, minlength=6)[2:].double()
+    assert counts.sum() == 400
+    assert ((counts - 100).abs() < 4 * (400 * 0.25 * 0.75) ** 0.5).all()  # 4 binomial standard deviations
+    assert [data.sample("validate", step).x.shape[1] for step in range(4)] == [2, 3, 4, 5]
+    assert data.held_out("a", 8).x.shape[1] == 5
+
+
+def test_sampling_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    small_data(n_points=(2, 5)).sample("train", 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_generators_are_on_the_device_that_samples():
+    assert stream_generator(0, "train", 0, 0, "cpu").device == torch.device("cpu")
+    token = small_data().transfer_batch_to_device(StreamToken("test", 1), torch.device("cpu"), 0)
+    torch.testing.assert_close(token.x, small_data().sample("test", 1).x, rtol=0, atol=0)
+
+
+def recorded(folder, data, steps=6, ckpt_path=None, callbacks=(), **trainer_options):
+    recorder = Recorder()
+    trainer = small_trainer(folder, [recorder, *callbacks], max_steps=steps, **trainer_options)
+    module = small_module()
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+    by_step = {}
+    for (step, _), x in sorted(recorder.batches.items()):
+        by_step[step] = torch.cat([by_step[step], x]) if step in by_step else x
+    return by_step, module
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_the_global_batch_ignores_accumulation(tmp_path, accumulate):
+    data = small_data(n_points=(2, 5))
+    batches, _ = recorded(tmp_path, data, accumulate_grad_batches=accumulate, val_check_interval=0.5)
+    assert list(batches) == list(range(6))
+    for step, x in batches.items():
+        torch.testing.assert_close(x, data.sample("train", step).x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resume_in_mid_epoch_goes_on_bit_for_bit(tmp_path, accumulate, optimizer):
+    data = small_data()
+    options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, "val_check_interval": 0.5}
+
+    def run(ckpt_path=None):
+        keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+        recorder = Recorder()
+        trainer = small_trainer(tmp_path, [recorder, keep], max_steps=10, **options)
+        module = small_module(optimizer=optimizer)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        return recorder.batches, module.state_dict()
+
+    batches, weights = run()
+    resumed_batches, resumed_weights = run(tmp_path / "step=4.ckpt")
+    assert min(resumed_batches)[0] == 4
+    for place, x in resumed_batches.items():
+        torch.testing.assert_close(x, batches[place], rtol=0, atol=0)
+    for name, value in weights.items():
+        torch.testing.assert_close(resumed_weights[name], value, rtol=0, atol=0)
+
+
+def test_a_resume_from_a_validation_checkpoint_goes_on_bit_for_bit(tmp_path):
+    def run(ckpt_path=None):
+        keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1)
+        trainer = small_trainer(tmp_path, [keep], max_steps=10, val_check_interval=0.3, enable_checkpointing=True)
+        trainer.fit(module := small_module(), datamodule=small_data(), ckpt_path=ckpt_path)
+        return module.state_dict()
+
+    weights, resumed = run(), run(tmp_path / "step=6.ckpt")
+    for name, value in weights.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_validation_replays_its_prompts(tmp_path):
+    seen = []
+
+    class Watch(Recorder):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            seen.append(batch.x)
+
+    trainer = small_trainer(tmp_path, [Watch()], val_check_interval=0.5, num_sanity_val_steps=0)
+    trainer.fit(small_module(), datamodule=small_data())
+    assert len(seen) == 4
+    torch.testing.assert_close(seen[0], seen[2], rtol=0, atol=0)
+    torch.testing.assert_close(seen[1], seen[3], rtol=0, atol=0)
+    assert not torch.isin(seen[0], seen[1]).any()
+
+
+CONFIG = """
+seed_everything: 3
+data:
+  task: {class_path: SparseLinearRegression, init_args: {n_dims: 4, sparsity: 2}}
+  n_points: [2, 5]
+  batch_size: 16
+  eval_prompts: 16
+  eval_batch_size: 8
+model: {d_model: 16, heads: [4, 2]}
+trainer: {max_steps: 5, accelerator: cpu, enable_progress_bar: false}
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_share_the_batch_of_one(tmp_path, accumulate):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    callback = '[{"class_path": "recorder.Recorder", "init_args": {"folder": "batches"}}]'
+    ddp = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", accumulate]
+    run_command("fit", "--config", "config.yaml", "--trainer.callbacks", callback, *ddp, cwd=tmp_path)
+    data = small_data(n_points=(2, 5), batch_size=16, n_queries=16)
+    for step in range(5):
+        parts = [torch.load(tmp_path / "batches" / f"{step}-{part}.pt") for part in range(2 * accumulate)]
+        torch.testing.assert_close(torch.cat(parts), data.sample("train", step).x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_points": 0}, "n_points is [0, 0]"),
+        ({"n_points": (5, 2)}, "n_points is [5, 2]"),
+        ({"n_queries": 0}, "n_queries is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"eval_batch_size": 5}, "eval_batch_size is 5, but it must divide eval_prompts, 16"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(InputError) as error:
+        small_data(**options)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        ({"world_size": 3}, "eval_batch_size is 8, but the 3 processes"),
+        ({"accumulate_grad_batches": 3}, "batch_size is 8, but 1 processes times 3 accumulated batches"),
+        ({"max_steps": -1}, "trainer.max_steps is -1"),
+        ({"val_check_interval": 50}, "val_check_interval is 50 batches, but the run has only 6"),
+        ({"max_steps": MAX_STEPS + 1}, "but a stream has"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused_before_training(trainer, words):
+    data = small_data()
+    fine = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 6, "max_time": None, "val_check_interval": 1.0}
+    data.trainer = SimpleNamespace(**(fine | trainer))
+    with pytest.raises(InputError) as error:
+        data.setup("fit")
+    assert words in str(error.value)

@@ -1,0 +1,234 @@
+"""The transformer against its defining properties and a written-out loop."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.heads import full_mask
+from lightning_icl.functional.prompts import pair_tokens
+from lightning_icl.functional.tasks import SparseLinearRegression
+from lightning_icl.transformer import Transformer
+
+SWITCHES = list(
+    itertools.product(("softmax", "linear", "relu"), ("context", "full", "causal"), (True, False), ("none", "pre", "post"))
+)
+N_QUERIES = 3
+
+
+def model(heads=(4, 2, 4), **options):
+    torch.manual_seed(0)
+    return Transformer(3, d_model=8, heads=list(heads), **options).double()
+
+
+def tokens(batch=5, n_points=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return pair_tokens(SparseLinearRegression(3, 2, 0.1).sample(batch, n_points, N_QUERIES, generator)).double()
+
+
+def predict(transformer, these, **options):
+    return transformer(these, n_queries=N_QUERIES, **options).prediction
+
+
+@pytest.mark.parametrize(("attention", "mask", "mlp", "norm"), SWITCHES)
+def test_equals_a_loop_over_prompts_tokens_and_heads(attention, mask, mlp, norm):
+    transformer = model(attention=attention, mask=mask, mlp=mlp, norm=norm)
+    these = tokens(batch=2)
+    output = transformer(these, n_queries=N_QUERIES)
+    for prompt, prediction, last in zip(these, output.prediction, output.query_states[-1], strict=True):
+        states = loop_over_layers(transformer, prompt.numpy(), attention, mask, norm)
+        np.testing.assert_allclose(last.detach(), states[-N_QUERIES:], atol=1e-10)
+        final = normalised(states, transformer.final_norm) if norm == "pre" else states
+        expected = final[-N_QUERIES:] @ array(transformer.read_out.weight)[0] + transformer.read_out.bias.item()
+        np.testing.assert_allclose(prediction.detach(), expected, atol=1e-10)
+
+
+def array(tensor):
+    return tensor.detach().numpy()
+
+
+def normalised(states, norm):
+    centred = states - states.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps) * array(norm.weight) + array(norm.bias)
+
+
+def loop_over_layers(transformer, prompt, attention, mask, norm):
+    """A second derivation of the forward pass for one prompt: numpy, one token and one head at a time."""
+    states = prompt @ array(transformer.read_in.weight).T + array(transformer.read_in.bias)
+    for layer in transformer.layers:
+        inputs = normalised(states, layer.attention_norm) if norm == "pre" else states
+        states = states + loop_over_heads(layer.attention, inputs, attention, mask)
+        states = normalised(states, layer.attention_norm) if norm == "post" else states
+        if layer.mlp is not None:
+            inputs = normalised(states, layer.mlp_norm) if norm == "pre" else states
+            states = states + array(layer.mlp(torch.from_numpy(inputs)))
+            states = normalised(states, layer.mlp_norm) if norm == "post" else states
+    return states
+
+
+def loop_over_heads(block, inputs, attention, mask):
+    n_points = len(inputs) - N_QUERIES
+    output = np.zeros_like(inputs)
+    for head in range(block.n_heads):
+        rows = slice(head * block.head_dim, (head + 1) * block.head_dim)
+        q, k, v = (inputs @ array(part.weight)[rows].T for part in (block.query, block.key, block.value))
+        for i in range(len(inputs)):
+            seen = keys_seen(i, n_points, mask)
+            scores = np.array([q[i] @ k[j] for j in seen]) / np.sqrt(block.head_dim)
+            if attention == "softmax":
+                weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+            else:
+                weights = (scores if attention == "linear" else np.maximum(scores, 0)) / len(seen)
+            mixed = sum(weight * v[j] for weight, j in zip(weights, seen, strict=True))
+            output[i] += array(block.output.weight)[:, rows] @ mixed
+    return output
+
+
+def keys_seen(i, n_points, mask):
+    if mask == "context":
+        return list(range(n_points))
+    if i >= n_points:
+        return [*range(n_points), i]
+    return list(range(n_points)) if mask == "full" else list(range(i + 1))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("attention", ["softmax", "linear", "relu"])
+def test_masking_a_head_equals_zeroing_its_value_rows(attention, layer):
+    transformer, these = model(attention=attention), tokens()
+    for head in range(transformer.heads[layer]):
+        mask = full_mask(transformer.heads).double()
+        mask[layer, head] = 0
+        masked = predict(transformer, these, head_mask=mask)
+        zeroed = model(attention=attention)
+        block = zeroed.layers[layer].attention
+        with torch.no_grad():
+            block.value.weight[head * block.head_dim : (head + 1) * block.head_dim] = 0
+        torch.testing.assert_close(masked, predict(zeroed, these), rtol=0, atol=1e-12)
+        assert not torch.allclose(masked, predict(transformer, these), atol=1e-6)
+
+
+def test_masking_every_head_leaves_the_read_in():
+    transformer, these = model(mlp=False), tokens()
+    output = transformer(these, torch.zeros(3, 4).double(), n_queries=N_QUERIES)
+    for states in output.query_states:
+        torch.testing.assert_close(states, output.query_states[0])
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear", "relu"])
+def test_permuting_heads_with_their_weights_changes_nothing(attention):
+    transformer, these = model(attention=attention), tokens()
+    expected = predict(transformer, these)
+    order = torch.tensor([2, 0, 3, 1])
+    block = transformer.layers[0].attention
+    rows = (order[:, None] * block.head_dim + torch.arange(block.head_dim)).flatten()
+    with torch.no_grad():
+        for part in (block.query, block.key, block.value):
+            part.weight.copy_(part.weight[rows])
+    assert not torch.allclose(predict(transformer, these), expected, atol=1e-6)  # heads are separate things
+    with torch.no_grad():
+        block.output.weight.copy_(block.output.weight[:, rows])
+    torch.testing.assert_close(predict(transformer, these), expected, rtol=0, atol=1e-12)
+
+
+def test_a_mask_per_prompt_equals_the_loop_over_prompts():
+    transformer, these = model(), tokens()
+    masks = torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(1)).double()
+    together = predict(transformer, these, head_mask=masks)
+    alone = torch.cat([predict(transformer, these[i : i + 1], head_mask=masks[i]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", ["context", "full", "causal"])
+@pytest.mark.parametrize("attention", ["softmax", "linear", "relu"])
+def test_no_query_influences_another_or_the_context(attention, mask):
+    transformer, these = model(attention=attention, mask=mask), tokens()
+    changed = these.clone()
+    changed[:, -1] += 10  # the last query
+    before, after = (transformer(t, n_queries=N_QUERIES) for t in (these, changed))
+    torch.testing.assert_close(before.prediction[:, :-1], after.prediction[:, :-1], rtol=0, atol=0)
+    for states, same in zip(before.context_states, after.context_states, strict=True):
+        torch.testing.assert_close(states, same, rtol=0, atol=0)
+    assert not torch.allclose(before.prediction[:, -1], after.prediction[:, -1], atol=1e-6)
+    alone = transformer(torch.cat([these[:, :6], these[:, -1:]], dim=1)).prediction
+    torch.testing.assert_close(alone[:, 0], before.prediction[:, -1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", ["context", "full"])
+def test_a_context_permutation_changes_nothing_without_a_positional_code(mask):
+    these = tokens()
+    permuted = torch.cat([these[:, [3, 0, 5, 1, 4, 2]], these[:, 6:]], dim=1)
+    plain = model(mask=mask)
+    torch.testing.assert_close(predict(plain, these), predict(plain, permuted), rtol=0, atol=1e-12)
+    coded = model(mask=mask, position="learned", max_points=6)
+    assert not torch.allclose(predict(coded, these), predict(coded, permuted), atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "learned", "max_points": 6}])
+@pytest.mark.parametrize("mask", ["context", "full", "causal"])
+@pytest.mark.parametrize("attention", ["softmax", "linear", "relu"])
+def test_a_padded_prompt_predicts_what_the_short_one_does(attention, mask, options):
+    transformer = model(attention=attention, mask=mask, **options)
+    prompt = SparseLinearRegression(3, 2, 0.1).sample(5, 6, N_QUERIES, torch.Generator().manual_seed(0)).double()
+    padded = prompt.padded_after(4)
+    short = prompt._replace(x=prompt.x[:, :4], y=prompt.y[:, :4])
+    torch.testing.assert_close(
+        predict(transformer, pair_tokens(padded), point_mask=padded.point_mask),
+        predict(transformer, pair_tokens(short)),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_head_size_is_split_or_fixed():
+    split, fixed = Transformer(3, 8, [4, 1]), Transformer(3, 8, [4, 1], head_dim=2)
+    assert [layer.attention.head_dim for layer in split.layers] == [2, 8]
+    assert [layer.attention.head_dim for layer in fixed.layers] == [2, 2]
+    sizes = [sum(p.numel() for p in layer.attention.parameters()) for layer in split.layers]
+    assert sizes[0] == sizes[1] == 4 * 8 * 8
+
+
+def test_output_names_every_layer_s_states():
+    output = model()(tokens(), n_queries=N_QUERIES)
+    assert output.prediction.shape == (5, 3)
+    assert [s.shape for s in output.query_states] == [(5, 3, 8)] * 4
+    assert [s.shape for s in output.context_states] == [(5, 6, 8)] * 4
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6)])
+def test_batch_of_one_and_one_point(shape):
+    batch, n_points = shape
+    assert predict(model(), tokens(batch, n_points)).shape == (batch, N_QUERIES)
+
+
+def test_read_out_and_stream_stay_in_float32_under_autocast():
+    transformer = model().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = transformer(tokens().float(), n_queries=N_QUERIES)
+    assert output.prediction.dtype == output.query_states[-1].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"d_model": 10, "heads": [4]}, "does not divide d_model, 10"),
+        ({"heads": []}, "heads is []"),
+        ({"heads": [4, 0]}, r"heads is [4, 0]"),
+        ({"d_model": 0}, "d_model is 0"),
+        ({"head_dim": 0}, "head_dim is 0"),
+        ({"attention": "flash"}, "attention is 'flash'"),
+        ({"norm": "rms"}, "norm is 'rms'"),
+        ({"position": "learned"}, "max_points is None"),
+    ],
+)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(InputError) as error:
+        Transformer(3, **options)
+    assert words in str(error.value)
+
+
+def test_a_head_mask_of_another_shape_is_named():
+    with pytest.raises(InputError, match=r"\(2, 4\), but this model needs \(3, 4\)"):
+        predict(model(), tokens(), head_mask=torch.ones(2, 4).double())
