@@ -36,5 +36,5 @@ lint: .venv/installed ## ruff and mypy
 		(3, 11) <= sys.version_info < (3, 14) or sys.exit("lightning_icl needs Python 3.11 to 3.13: make PYTHON=python3.12")' \
 		&& $(PYTHON) -m venv .venv; }
 	@echo "Installing what is missing in .venv; the first time that takes minutes, most of them for torch."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

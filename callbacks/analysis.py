@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
+from lightning_icl.module import ICLModule
 
 
 class Analysis(Callback):
@@ -29,7 +30,7 @@ class Analysis(Callback):
         self.every_n_validations = every_n_validations
         self.validations = 0
 
-    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         """Measure, log, draw."""
         raise NotImplementedError
 
@@ -38,6 +39,7 @@ class Analysis(Callback):
         return []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        icl_module(pl_module)
         datamodule(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +49,7 @@ class Analysis(Callback):
         if self.due(trainer):
             # The trained model computes in the trainer's precision; so does the analysed one.
             with trainer.precision_plugin.forward_context(), torch.no_grad():
-                self.analyse(trainer, pl_module)
+                self.analyse(trainer, icl_module(pl_module))
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation is one of every n, the last of a fit, or a standalone one."""
@@ -73,15 +75,24 @@ def datamodule(trainer: Trainer) -> PromptDataModule:
     return found
 
 
+def icl_module(module: LightningModule) -> ICLModule:
+    """The module as what the analyses need: a transformer with a head mask."""
+    if not isinstance(module, ICLModule):
+        raise InputError(f"the module is {type(module).__name__}, but the analyses need an ICLModule.")
+    return module
+
+
 def check_at_least(name: str, value: int, smallest: int) -> None:
     """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts)."""
     if value < smallest:
         raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
 
 
-def model_heads(module: LightningModule) -> list[int]:
-    """Number of heads of each layer."""
-    return list(module.transformer.heads)
+def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
+    """The batches of every rank as one, in rank order."""
+    gathered = module.all_gather(values)
+    assert isinstance(gathered, Tensor)
+    return gathered.flatten(0, 1) if gathered.dim() > values.dim() else gathered
 
 
 def chunks(prompt: Prompt, size: int) -> list[Prompt]:

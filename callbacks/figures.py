@@ -86,7 +86,7 @@ def importance_map(importance: HeadImportance) -> Figure:
         dark = abs(raw[layer, head]) > 0.6 * limit
         text = f"{raw[layer, head]:.3g}\n±{error[layer, head]:.1g}"
         axes.text(head, layer, text, ha="center", va="center", size=8, color="white" if dark else "black")
-    axes.set_xticks(range(n_heads), range(1, n_heads + 1))
+    axes.set_xticks(range(n_heads), [str(head + 1) for head in range(n_heads)])
     axes.set_yticks(range(n_layers), [_layer_label(importance, layer) for layer in range(n_layers)])
     axes.set_xlabel("head")
     axes.set_title("Rise of the excess risk when one head is ablated (± standard error)")
@@ -125,8 +125,8 @@ def probe_curves(
     left.set_ylabel(RISK)
     left.set_title("Linear probe of the query's state for f(x_q), 95 % intervals")
     names = {"f_query": "f(x_q)", "w": "w", "preprocessed_query": "R̂ x_q"}
-    for (name, values), colour in zip(r2.items(), COLOURS, strict=False):
-        right.plot(range(len(values)), values, marker="o", label=names.get(name, name), color=colour)
+    for (name, explained), colour in zip(r2.items(), COLOURS, strict=False):
+        right.plot(range(len(explained)), explained, marker="o", label=names.get(name, name), color=colour)
     right.set_ylabel("R² on fresh prompts")
     right.set_ylim(min(-0.05, *(min(v) for v in r2.values())), 1.05)
     right.set_title("What the query's state knows linearly")

@@ -11,11 +11,11 @@ from lightning_icl.callbacks.analysis import (
     chunks,
     datamodule,
     log_scalars,
-    model_heads,
     save_figure,
 )
 from lightning_icl.functional import heads as head_functions
 from lightning_icl.functional.prompts import Prompt
+from lightning_icl.module import ICLModule
 
 
 class HeadImportance(Analysis):
@@ -44,10 +44,10 @@ class HeadImportance(Analysis):
         super().setup(trainer, pl_module, stage)
         self.result = None
 
-    def measure(self, trainer: Trainer, module: LightningModule) -> head_functions.HeadImportance:
+    def measure(self, trainer: Trainer, module: ICLModule) -> head_functions.HeadImportance:
         """Importance now; computed once per training step, however many callbacks ask, in each run."""
         if self.result is None or self.measured_at != trainer.global_step:
-            heads = model_heads(module)
+            heads = module.transformer.heads
             prompt = datamodule(trainer).held_out("head_importance", self.n_prompts, module.device)
             masks = torch.cat([head_functions.full_mask(heads)[None], head_functions.leave_one_out_masks(heads)])
             errors = errors_under_masks(module, prompt, masks, self.chunk_size)
@@ -55,10 +55,10 @@ class HeadImportance(Analysis):
             self.measured_at = trainer.global_step
         return self.result
 
-    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         result = self.measure(trainer, module)
         scalars = {}
-        for layer, n_heads in enumerate(model_heads(module)):
+        for layer, n_heads in enumerate(module.transformer.heads):
             scalars[f"heads/effective/layer{layer + 1}"] = result.effective_heads[layer]
             scalars[f"heads/top_share/layer{layer + 1}"] = result.top_share[layer]
             for head in range(n_heads):
@@ -80,13 +80,11 @@ class HeadImportance(Analysis):
         return lines
 
 
-def errors_under_masks(module: LightningModule, prompt: Prompt, masks: Tensor, chunk_size: int) -> Tensor:
+def errors_under_masks(module: ICLModule, prompt: Prompt, masks: Tensor, chunk_size: int) -> Tensor:
     """(masks, prompts) squared errors of the module's predictions under each head mask, chunk by chunk."""
     masks = masks.to(module.device)
-    return torch.cat(
-        [
-            head_functions.masked_errors(lambda mask, part=part: module(part, mask), part.f_query, masks)
-            for part in chunks(prompt, chunk_size)
-        ],
-        dim=1,
-    )
+
+    def errors(part: Prompt) -> Tensor:
+        return head_functions.masked_errors(lambda mask: module(part, mask), part.f_query, masks)
+
+    return torch.cat([errors(part) for part in chunks(prompt, chunk_size)], dim=1)

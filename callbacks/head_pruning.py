@@ -1,13 +1,14 @@
 """What is lost when only the heads the paper points to are kept."""
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, log_scalars, model_heads, save_figure
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, log_scalars, save_figure
 from lightning_icl.callbacks.head_importance import HeadImportance, errors_under_masks
 from lightning_icl.functional.heads import pruning_masks
 from lightning_icl.functional.risk import mean_and_standard_error
+from lightning_icl.module import ICLModule
 
 LABELS = {
     "full": "full model",
@@ -43,9 +44,9 @@ class HeadPruning(Analysis):
         self.n_prompts, self.n_random, self.chunk_size = n_prompts, n_random, chunk_size
         self.risks: dict[str, tuple[float, float]] = {}
 
-    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         importance = self._importance(trainer).measure(trainer, module).raw
-        masks = pruning_masks(importance, model_heads(module), self.n_random, torch.Generator().manual_seed(0))
+        masks = pruning_masks(importance, module.transformer.heads, self.n_random, torch.Generator().manual_seed(0))
         prompt = datamodule(trainer).held_out("head_pruning", self.n_prompts, module.device)
         errors = errors_under_masks(module, prompt, torch.cat(list(masks.values())), self.chunk_size)
         self.risks = {}

@@ -1,7 +1,7 @@
 """What each layer's state knows, read out linearly."""
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_icl.callbacks import figures
@@ -11,7 +11,6 @@ from lightning_icl.callbacks.analysis import (
     chunks,
     datamodule,
     log_scalars,
-    model_heads,
     save_figure,
 )
 from lightning_icl.functional import estimators, probes
@@ -19,6 +18,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import gd_path
 from lightning_icl.functional.risk import excess_risk, mean_and_standard_error
+from lightning_icl.module import ICLModule
 
 
 class LinearProbe(Analysis):
@@ -49,17 +49,17 @@ class LinearProbe(Analysis):
         self.risks: dict[str, list[tuple[float, float]]] = {}
         self.r2: dict[str, list[float]] = {}
 
-    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         data = datamodule(trainer)
         fit, score = (data.held_out(f"probe_{name}", self.n_prompts, module.device) for name in ("fit", "score"))
         fit_states, score_states = (self._query_states(module, prompt) for prompt in (fit, score))
         with torch.autocast(module.device.type, enabled=False):
             self._probe(fit, fit_states, score, score_states)
-            self._curves = _gd_curves(score, len(model_heads(module)))
+            self._curves = _gd_curves(score, len(module.transformer.heads))
         log_scalars(module, self._scalars())
         save_figure(trainer, "linear_probe", figures.probe_curves(self.risks, self.r2, self._curves))
 
-    def _query_states(self, module: LightningModule, prompt: Prompt) -> list[Tensor]:
+    def _query_states(self, module: ICLModule, prompt: Prompt) -> list[Tensor]:
         by_chunk = [module.output(part).query_states for part in chunks(prompt, self.chunk_size)]
         return [torch.cat(layer) for layer in zip(*by_chunk, strict=True)]
 
@@ -86,7 +86,10 @@ class LinearProbe(Analysis):
         if not self.risks:
             return []
         risks = ", ".join(f"{i}: {risk:.3f}" for i, (risk, _) in enumerate(self.risks["f_query"]))
-        return ["Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is the read-in):", f"  {risks}"]
+        return [
+            "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is the read-in):",
+            f"  {risks}",
+        ]
 
 
 def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[float]]:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lightning_icl.callbacks.analysis import all_ranks, icl_module
 from lightning_icl.callbacks.reference_risk import ReferenceRisk
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import reference_predictions
@@ -37,27 +38,23 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
-        settings = self._references.settings(trainer, pl_module, batch.x.shape[1])
+        settings = self._references.settings(trainer, icl_module(pl_module), batch.x.shape[1])
         with torch.autocast(pl_module.device.type, enabled=False):
             predictions = {"transformer": outputs} | reference_predictions(batch, settings)
         n_points = torch.full((batch.x.shape[0],), batch.x.shape[1], device=pl_module.device)
         prompt = {name: field for name, field in batch._asdict().items() if field is not None}
         mine = {**prompt, "n_points": n_points, **predictions}
-        everyone = {name: pl_module.all_gather(values) for name, values in mine.items()}
-        if trainer.world_size > 1:
-            everyone = {name: values.flatten(0, 1) for name, values in everyone.items()}
-        self._batches.append({name: values.cpu() for name, values in everyone.items()})
+        self._batches.append({name: all_ranks(pl_module, values).cpu() for name, values in mine.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective: every rank asks
         if not trainer.is_global_zero:
             return
         largest_n = max(batch["x"].shape[1] for batch in self._batches)
-        columns = {
-            name: torch.cat([_padded(name, batch[name], largest_n) for batch in self._batches]).float().numpy()
+        columns: dict[str, Any] = {
+            name: torch.cat([_padded(name, batch[name], largest_n) for batch in self._batches]).numpy()
             for name in self._batches[0]
         }
-        columns["n_points"] = columns["n_points"].astype(np.int64)
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / self.filename, **columns)
         rank_zero_info(f"Predictions of {len(columns['transformer'])} prompts are in {folder / self.filename}")

@@ -9,10 +9,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, log_scalars, model_heads, save_figure
+from lightning_icl.callbacks.analysis import (
+    Analysis,
+    all_ranks,
+    check_at_least,
+    datamodule,
+    icl_module,
+    log_scalars,
+    save_figure,
+)
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import ReferenceSettings, reference_errors, tuned_settings
 from lightning_icl.functional.risk import mean_and_standard_error, squared_errors
+from lightning_icl.module import ICLModule
 
 
 class ReferenceRisk(Analysis):
@@ -56,15 +65,15 @@ class ReferenceRisk(Analysis):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
         if not trainer.sanity_checking:
-            self._score(trainer, pl_module, "val", outputs, batch, batch_idx)
+            self._score(trainer, icl_module(pl_module), "val", outputs, batch, batch_idx)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
-        self._score(trainer, pl_module, "test", outputs, batch, batch_idx)
+        self._score(trainer, icl_module(pl_module), "test", outputs, batch, batch_idx)
 
     def _score(
-        self, trainer: Trainer, module: LightningModule, stage: str, prediction: Tensor, prompt: Prompt, batch_idx: int
+        self, trainer: Trainer, module: ICLModule, stage: str, prediction: Tensor, prompt: Prompt, batch_idx: int
     ) -> None:
         n_points = prompt.x.shape[1]
         with torch.autocast(module.device.type, enabled=False):
@@ -74,12 +83,12 @@ class ReferenceRisk(Analysis):
             errors = {"transformer": squared_errors(prediction, prompt.f_query)}
         self._errors[n_points].append(errors | self._references[stage, batch_idx])
 
-    def settings(self, trainer: Trainer, module: LightningModule, n_points: int) -> ReferenceSettings:
+    def settings(self, trainer: Trainer, module: ICLModule, n_points: int) -> ReferenceSettings:
         """The references' settings for prompts with ``n_points`` examples."""
         if n_points not in self._settings:
             data = datamodule(trainer)
             tuning = data.held_out("reference_tuning", self.tuning_prompts, module.device, n_points)
-            self._settings[n_points] = tuned_settings(tuning, len(model_heads(module)), data.task.ridge_alpha)
+            self._settings[n_points] = tuned_settings(tuning, len(module.transformer.heads), data.task.ridge_alpha)
         return self._settings[n_points]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,18 +96,16 @@ class ReferenceRisk(Analysis):
         self._errors.clear()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, pl_module, "test")
+        self._report(trainer, icl_module(pl_module), "test")
         self._errors.clear()
 
-    def analyse(self, trainer: Trainer, module: LightningModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         self._report(trainer, module, "val")
 
-    def _report(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    def _report(self, trainer: Trainer, module: ICLModule, stage: str) -> None:
         by_n = {n: _joined(batches, module) for n, batches in sorted(self._errors.items())}
         everywhere = _joined(list(by_n.values()))
-        log_scalars(
-            module, {f"{stage}/excess_risk/{k}": e.mean() for k, e in everywhere.items() if k != "transformer"}
-        )
+        log_scalars(module, {f"{stage}/excess_risk/{k}": e.mean() for k, e in everywhere.items() if k != "transformer"})
         self.risks = {n: {name: _risk(e) for name, e in errors.items()} for n, errors in by_n.items()}
         self.overall = {name: _risk(e) for name, e in everywhere.items()}
         figure = (
@@ -139,10 +146,10 @@ class ReferenceRisk(Analysis):
         return lines
 
 
-def _joined(batches: list[dict[str, Tensor]], module: LightningModule | None = None) -> dict[str, Tensor]:
+def _joined(batches: list[dict[str, Tensor]], module: ICLModule | None = None) -> dict[str, Tensor]:
     """Per-prompt errors of all batches, and of all ranks where ``module`` is given."""
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    return joined if module is None else {name: module.all_gather(e).flatten() for name, e in joined.items()}
+    return joined if module is None else {name: all_ranks(module, errors) for name, errors in joined.items()}
 
 
 def _risk(errors: Tensor) -> tuple[float, float]:

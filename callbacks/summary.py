@@ -26,4 +26,5 @@ class Summary(Callback):
         sections = [c.summary() for c in callbacks if isinstance(c, Analysis)]
         for lines in filter(None, sections):
             print("\n" + "\n".join(lines))
-        print(f"\nThis run's figures and numbers are in {folder}; look at all runs with: make tensorboard\n")
+        if folder is not None:
+            print(f"\nThis run's figures and numbers are in {folder}; look at all runs with: make tensorboard\n")

@@ -28,8 +28,10 @@ SHIPPED_CONFIGS = Path(__file__).parent / "configs"
 class Parser(LightningArgumentParser):
     """A parser whose errors are one sentence instead of a page of usage."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        fail(sentence(message, self))
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser nested in another, which collects the messages
+            super().error(message, ex)
+        fail(sentence(message, getattr(ex, "subcommand_parser", None) or self))
 
 
 class ICLCommandLine(LightningCLI):
@@ -48,7 +50,7 @@ class ICLCommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.task.init_args.n_dims", "model.n_dims")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=_stream_seed)
+        parser.link_arguments("seed_everything", "data.seed")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
@@ -68,6 +70,12 @@ class ICLCommandLine(LightningCLI):
             config = self.config[self.subcommand]
             check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # by convention, a constructor's word for a bad argument
+            raise InputError(sentence(str(error), self.parser)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         if config["logger"] in (None, True):
@@ -75,12 +83,6 @@ class ICLCommandLine(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(folder, name="lightning_logs", default_hp_metric=False)
         kwargs["callbacks"] = [*(config["callbacks"] or []), Summary()]
         return super().instantiate_trainer(**kwargs)
-
-
-def _stream_seed(seed: bool | int) -> int:
-    if isinstance(seed, bool):
-        raise InputError(f"seed_everything is {seed}, but the streams need a number, such as 0.")
-    return seed
 
 
 def fail(message: str) -> NoReturn:
@@ -119,7 +121,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def lightning_main() -> None:
-    """The lightning command: ours for our subcommands; the rest is lightning-sdk's, which owns a script of that name."""
+    """The lightning command: our subcommands; any other is lightning-sdk's, which owns a script of that name."""
     command = next((arg for arg in sys.argv[1:] if not arg.startswith("-")), None)
     if command is None or command in LightningCLI.subcommands():
         return main()

@@ -4,20 +4,26 @@ import inspect
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
 from lightning_icl.functional.tasks import Task
 
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-LISTS = r"(?:collections\.abc\.)?Sequence|list"
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a list, such as [8, 16]",
+    "list": "a list, such as [8, 8]",
+    "collections.abc.Sequence": "a list, such as [8, 8]",
+}
 
 
 def sentence(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser's message; what no rule knows keeps its first and last line."""
-    rules = (_unknown_class_option, _unknown_class, _unknown_key, _wrong_type, _missing_file)
+    rules = (_unknown_class_option, _wrong_type, _unknown_class, _unknown_key, _none_of_several, _missing, _bad_yaml)
     for rule in rules:
         if found := rule(message, parser):
             return found
@@ -33,13 +39,14 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def _key(message: str) -> str:
+    """The option a message is about, with a colon."""
     found = re.search(r'Parser key "([^"]+)"', message)
     return f"{found[1]}: " if found else ""
 
 
 def _unknown_class_option(message: str, parser: ArgumentParser) -> str | None:
     """An option in init_args that the named class does not have."""
-    found = re.search(r"class_path '([\w.]+)':\s+(?:.*\n\s*)*?Option '([\w.]+)' is not accepted", message)
+    found = re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
     if not found:
         return None
     class_path, option = found.groups()
@@ -56,7 +63,7 @@ def _options(class_path: str) -> list[str]:
 def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
     """A class_path that names no class."""
     found = re.search(r"Expected a dot import path string: (\S+)", message) or re.search(
-        r"(?:No module named|Unable to import|Problem with given class_path) '([\w.]+)'", message
+        r"(?:No module named|Unable to import) '([\w.]+)'", message
     )
     if not found:
         return None
@@ -65,7 +72,8 @@ def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [c for direct in base.__subclasses__() for c in (direct, *_subclasses(direct))]
+    direct: list[type] = base.__subclasses__()
+    return [found for c in direct for found in (c, *_subclasses(c))]
 
 
 def _unknown_key(message: str, parser: ArgumentParser) -> str | None:
@@ -83,29 +91,59 @@ def _unknown_key(message: str, parser: ArgumentParser) -> str | None:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
-    """The parser's options, level by level: trainer.max_steps, trainer, ..."""
-    dests: list[str] = [action.dest for action in parser._actions]
-    return [key for key in dests if key not in ("help", "print_config")]
+    """The options of the parser and of its subcommands, as dotted keys."""
+    keys: list[str] = []
+    for action in parser._actions:
+        keys.append(action.dest)
+        for subparser in getattr(action, "_name_parser_map", {}).values():
+            keys.extend(_keys(subparser))
+    return [key for key in keys if key not in ("help", "print_config", "print_shtab", "subcommand")]
 
 
 def _wrong_type(message: str, parser: ArgumentParser) -> str | None:
-    """A value of the wrong type."""
+    """A value of the wrong type, where one type is right."""
     found = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
-    key = re.search(r'Parser key "([^"]+)"', message)
-    if not found or not key:
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    if not found or not keys:
         return None
-    return f"{key[1]} is {found[2]!r}, but it must be {_type_in_words(found[1])}."
+    return f"{': '.join(keys)} is {found[2]!r}, but it must be {_type_in_words(found[1])}."
 
 
 def _type_in_words(annotation: str) -> str:
     if options := re.search(r"Literal\[(.+)\]", annotation):
         return "one of " + options[1].replace("'", "")
-    name: Any = re.sub(r"<class '(.+)'>", r"\1", annotation)
-    if re.fullmatch(LISTS, name):
-        return "a list, such as [8, 8]"
+    name = re.sub(r"<class '(.+)'>", r"\1", annotation)
     return TYPES.get(name, name)
 
 
-def _missing_file(message: str, parser: ArgumentParser) -> str | None:
-    found = re.search(r"File does not exist: '?([^'\n]+)'?", message)
-    return f"the config file {found[1]} does not exist." if found else None
+def _none_of_several(message: str, parser: ArgumentParser) -> str | None:
+    """A value that fits none of several types, or a class among them that refused its arguments."""
+    if "Union subtypes" not in message:
+        return None
+    bullets = re.findall(r"^\s*- (.+)$", message.partition("Errors:")[2], flags=re.MULTILINE)
+    refusals = [b for b in bullets if not re.match(r"Expected|Not a valid subclass|Problem with|a (class|dict) ", b)]
+    if refusals:
+        return f"{_key(message)}{refusals[0]}"
+    expected = [found[1] for b in bullets if (found := re.match(r"Expected an? (.+)", b)) and "NoneType" not in b]
+    value = message.rpartition("Given value: ")[2].strip()
+    return f"{_key(message)[:-2]} is {value!r}, but it must be {' or '.join(map(_type_in_words, expected))}."
+
+
+def _missing(message: str, parser: ArgumentParser) -> str | None:
+    """A file, a required option or a subcommand that is not there."""
+    if found := re.search(r"File does not exist: '?([^'\n]+)'?", message):
+        return f"the config file {found[1]} does not exist."
+    if found := re.search(r"arguments? (?:is|are) required: (?:\w+\.)?(data\.task)", message):
+        return "data.task is missing: name a task, or a --config that does, such as configs/quickstart.yaml."
+    if found := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
+        return f"there is no command {found[1]!r}; {did_you_mean(found[1], re.findall(r'[a-z]+', found[2]))}"
+    if "subcommand" in message and "not provided" in message:
+        return "a command is missing: fit, validate, test or predict, such as fit --config configs/quickstart.yaml."
+    return None
+
+
+def _bad_yaml(message: str, parser: ArgumentParser) -> str | None:
+    if not message.startswith("Problems parsing config"):
+        return None
+    line = re.findall(r"line (\d+)", message)
+    return f"a config file is not valid YAML near line {line[-1] if line else '?'}: {message.splitlines()[-2].strip()}."

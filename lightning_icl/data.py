@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import Timer
 from torch import Generator
 
 from lightning_icl.functional.errors import InputError
@@ -124,8 +125,8 @@ class PromptDataModule(LightningDataModule):
             raise InputError(
                 f"eval_batch_size is {self.eval_batch_size}, but it must divide eval_prompts, {self.eval_prompts}."
             )
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}, but it must lie between 0 and 2^32 - 1.")
+        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}, but it must be a whole number between 0 and 2^32 - 1.")
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot be shared out among ranks and accumulation, before anything runs."""
@@ -147,7 +148,7 @@ class PromptDataModule(LightningDataModule):
         if trainer.max_steps > MAX_STEPS:
             raise InputError(f"trainer.max_steps is {trainer.max_steps}, but a stream has {MAX_STEPS} steps.")
         n_batches, interval = self._train_batches(), trainer.val_check_interval
-        if n_batches is None and trainer.max_time is None:  # type: ignore[attr-defined]
+        if n_batches is None and not any(isinstance(c, Timer) for c in trainer.callbacks):  # type: ignore[attr-defined]
             raise InputError("trainer.max_steps is -1, but the stream is endless: set max_steps or max_time.")
         if n_batches and isinstance(interval, int) and interval > n_batches:
             raise InputError(

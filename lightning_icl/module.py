@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -65,7 +66,9 @@ class ICLModule(LightningModule):
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}, but it must be a finite number above 0.")
         if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay is {self.weight_decay}, but it must be a finite number that is 0 or larger.")
+            raise InputError(
+                f"weight_decay is {self.weight_decay}, but it must be a finite number that is 0 or larger."
+            )
         if self.warmup_steps < 0:
             raise InputError(f"warmup_steps is {self.warmup_steps}, but it must be 0 or larger.")
 
@@ -106,12 +109,12 @@ class ICLModule(LightningModule):
         risk = self.val_risk.compute()
         if not torch.isfinite(risk):
             raise InputError(
-                f"val/excess_risk/transformer is {risk.item()} at step {self.global_step}: training has diverged; lower "
-                f"learning_rate (now {self.learning_rate}) or set trainer.gradient_clip_val. "
+                f"val/excess_risk/transformer is {risk.item()} at step {self.global_step}: training has diverged; "
+                f"lower learning_rate (now {self.learning_rate}) or set trainer.gradient_clip_val. "
                 "Checkpoints of earlier validations are kept."
             )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # A plain function: LambdaLR pickles the attributes of any other callable into every checkpoint.
         schedule = LambdaLR(optimizer := self._optimizer(), lambda step: self._learning_rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

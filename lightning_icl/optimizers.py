@@ -27,7 +27,7 @@ class MuonWithAdamW(Optimizer):
         for part, groups in ((self.muon, self.param_groups[:1]), (self.adamw, self.param_groups[1:])):
             part.param_groups, part.state = groups, self.state
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step both parts on the gradients that ``closure``, if given, computes once."""
         loss = None
         if closure is not None:

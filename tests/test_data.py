@@ -40,7 +40,11 @@ def test_parts_of_a_batch_make_up_the_whole(batch_size, parts):
 def test_batches_differ_by_step_stream_and_seed_and_repeat_by_all_three():
     first = small_data().sample("train", 0).x
     torch.testing.assert_close(small_data().sample("train", 0).x, first, rtol=0, atol=0)
-    others = [small_data().sample("train", 1), small_data().sample("validate", 0), small_data(seed=4).sample("train", 0)]
+    others = [
+        small_data().sample("train", 1),
+        small_data().sample("validate", 0),
+        small_data(seed=4).sample("train", 0),
+    ]
     others += [small_data().held_out(name, 8) for name in ("a", "b")]
     features = [first, *(other.x for other in others)]
     for i, one in enumerate(features):
@@ -194,7 +198,7 @@ def test_bad_options_are_named(options, words):
 )
 def test_what_cannot_be_shared_out_is_refused_before_training(trainer, words):
     data = small_data()
-    fine = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 6, "max_time": None, "val_check_interval": 1.0}
+    fine = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 6, "callbacks": [], "val_check_interval": 1.0}
     data.trainer = SimpleNamespace(**(fine | trainer))
     with pytest.raises(InputError) as error:
         data.setup("fit")

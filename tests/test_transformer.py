@@ -1,10 +1,12 @@
 """The transformer against its defining properties and a written-out loop."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_command
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
@@ -12,9 +14,8 @@ from lightning_icl.functional.prompts import pair_tokens
 from lightning_icl.functional.tasks import SparseLinearRegression
 from lightning_icl.transformer import Transformer
 
-SWITCHES = list(
-    itertools.product(("softmax", "linear", "relu"), ("context", "full", "causal"), (True, False), ("none", "pre", "post"))
-)
+ATTENTIONS, MASKS, NORMS = ("softmax", "linear", "relu"), ("context", "full", "causal"), ("none", "pre", "post")
+SWITCHES = list(itertools.product(ATTENTIONS, MASKS, (True, False), NORMS))
 N_QUERIES = 3
 
 
@@ -218,8 +219,6 @@ def test_read_out_and_stream_stay_in_float32_under_autocast():
         ({"heads": [4, 0]}, r"heads is [4, 0]"),
         ({"d_model": 0}, "d_model is 0"),
         ({"head_dim": 0}, "head_dim is 0"),
-        ({"attention": "flash"}, "attention is 'flash'"),
-        ({"norm": "rms"}, "norm is 'rms'"),
         ({"position": "learned"}, "max_points is None"),
     ],
 )
@@ -232,3 +231,29 @@ def test_bad_options_are_named(options, words):
 def test_a_head_mask_of_another_shape_is_named():
     with pytest.raises(InputError, match=r"\(2, 4\), but this model needs \(3, 4\)"):
         predict(model(), tokens(), head_mask=torch.ones(2, 4).double())
+
+
+def test_bad_choices_are_named_from_python(tmp_path):
+    """In a process of its own, since beartype would refuse them first here."""
+    lines = ["from lightning_icl import ICLModule, InputError, SparseLinearRegression, Transformer"]
+    for call in (
+        "Transformer(3, attention='flash')",
+        "Transformer(3, mask='none')",
+        "Transformer(3, norm='rms')",
+        "Transformer(3, position='sine')",
+        "SparseLinearRegression(3, 2, weight_law='laplace')",
+        "ICLModule(3, optimizer='sgd')",
+        "ICLModule(3, target='clean')",
+    ):
+        lines += ["try:", f"    {call}", "except InputError as error:", "    print(error)"]
+    said = run_command("-c", "\n".join(lines), cwd=tmp_path, command=(sys.executable,)).stdout
+    for words in (
+        "attention is 'flash', but it must be one of softmax, linear, relu.",
+        "mask is 'none', but it must be one of context, full, causal.",
+        "norm is 'rms', but it must be one of none, pre, post.",
+        "position is 'sine', but it must be one of none, learned.",
+        "weight_law is 'laplace', but it must be one of gaussian, sign, unit_norm, scaled.",
+        "optimizer is 'sgd', but it must be one of adamw, muon.",
+        "target is 'clean', but it must be one of noise_free, noisy.",
+    ):
+        assert words in said

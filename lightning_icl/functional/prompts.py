@@ -26,25 +26,21 @@ class Prompt(NamedTuple):
 
     def rows(self, start: int, stop: int) -> "Prompt":
         """The prompts ``start`` to ``stop`` of the batch."""
-        return Prompt(*(None if field is None else field[start:stop] for field in self))
+        return Prompt._make(None if field is None else field[start:stop] for field in self)
 
     def double(self) -> "Prompt":
         """The same prompts in float64, for estimators that are solved rather than trained."""
-        return Prompt(
-            *(field.double() if field is not None and field.is_floating_point() else field for field in self)
-        )
+        return Prompt._make(f.double() if f is not None and f.is_floating_point() else f for f in self)
 
     def padded_after(self, n_points: int) -> "Prompt":
         """The same prompts with every example after the first ``n_points`` blanked and masked."""
         kept = torch.arange(self.x.shape[1], device=self.x.device) < n_points
-        return self._replace(
-            x=self.x * kept[:, None], y=self.y * kept, point_mask=kept.expand(self.x.shape[0], -1)
-        )
+        return self._replace(x=self.x * kept[:, None], y=self.y * kept, point_mask=kept.expand(self.x.shape[0], -1))
 
 
 def concatenated(prompts: Sequence[Prompt]) -> Prompt:
     """One batch from several with equal numbers of points and queries."""
-    return Prompt(*(None if fields[0] is None else torch.cat(fields) for fields in zip(*prompts, strict=True)))
+    return Prompt._make(None if fields[0] is None else torch.cat(fields) for fields in zip(*prompts, strict=True))
 
 
 def pair_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:

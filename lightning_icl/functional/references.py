@@ -10,7 +10,6 @@ from lightning_icl.functional import estimators
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import excess_risk, squared_errors
 
-
 Setting = TypeVar("Setting")
 
 
@@ -43,7 +42,7 @@ def tuned_settings(
     grid = [float(largest) * 10 ** (-k / 4) for k in range(17)]
     if ridge_alpha is None:
         ridge_alpha = _best(grid, [estimators.ridge(x, y, alpha * x.shape[1]) for alpha in grid], tuning) * x.shape[1]
-    lasso_fits = [estimators.lasso(x, y, alpha, relative_gap=1e-6) for alpha in grid]
+    lasso_fits = [estimators.lasso(x, y, alpha, relative_gap=1e-4) for alpha in grid]
     steps = list(range(max_steps + 1))
     return ReferenceSettings(
         ridge_alpha=ridge_alpha,

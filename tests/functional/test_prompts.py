@@ -1,5 +1,7 @@
 """Prompts and token layouts against arrays spelled out by hand."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -71,18 +73,17 @@ def test_double_changes_the_type_of_numbers_alone(with_w):
 @pytest.mark.parametrize("cuts", [(0, 4), (0, 1, 4), (0, 1, 2, 3, 4)])
 def test_concatenated_undoes_rows(cuts, with_w):
     for prompt in (numbered(with_w=with_w), numbered(with_w=with_w).padded_after(2)):
-        parts = [prompt.rows(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [prompt.rows(a, b) for a, b in itertools.pairwise(cuts)]
         assert_same(concatenated(parts), prompt)
 
 
 @pytest.mark.parametrize("padded_first", [True, False])
 def test_concatenated_with_unpadded_prompts_keeps_padding_masked(padded_first):
-    parts = sorted([numbered(2).padded_after(1), numbered(1)], key=lambda p: p.point_mask is None, reverse=not padded_first)
-    real = [[True, False, False]] * 2
-    expected = [*real, [True] * 3] if padded_first else [[True] * 3, *real]
-    joined = concatenated(parts)
+    parts, masks = [numbered(2).padded_after(1), numbered(1)], [[[True, False, False]] * 2, [[True] * 3]]
+    order = [0, 1] if padded_first else [1, 0]
+    joined = concatenated([parts[i] for i in order])
     assert joined.point_mask is not None
-    assert joined.point_mask.tolist() == expected
+    assert joined.point_mask.tolist() == masks[order[0]] + masks[order[1]]
 
 
 @pytest.mark.parametrize("n_points", [0, 1, 2, 3, 7])

@@ -16,8 +16,9 @@ def drawn(*shape, seed=0):
 @pytest.mark.parametrize("shape", [(4, 3), (1, 1), (1, 5), (6, 1)])
 def test_squared_errors_and_excess_risk_equal_a_loop(shape):
     prediction, f_query = drawn(*shape), drawn(*shape, seed=1)
-    errors = [sum((p - f) ** 2 for p, f in zip(*rows, strict=True)) / shape[1] for rows in zip(prediction, f_query)]
-    torch.testing.assert_close(squared_errors(prediction, f_query), torch.stack(errors), rtol=0, atol=1e-12)
+    gaps = (prediction - f_query).tolist()
+    errors = torch.tensor([sum(gap**2 for gap in row) / shape[1] for row in gaps], dtype=torch.float64)
+    torch.testing.assert_close(squared_errors(prediction, f_query), errors, rtol=0, atol=1e-12)
     risk = sum(errors) / shape[0]
     torch.testing.assert_close(excess_risk(prediction, f_query), risk, rtol=0, atol=1e-12)
 

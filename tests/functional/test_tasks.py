@@ -2,11 +2,11 @@
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
-import jaxtyping
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import predictions, ridge
 from lightning_icl.functional.risk import squared_errors
@@ -114,10 +114,12 @@ def test_label_noise_has_its_variance_everywhere(float64, noise_std):
 
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
-@pytest.mark.parametrize(("batch", "points", "queries", "dims"), [(5, 4, 3, 6), (1, 1, 1, 1), (1, 2, 1, 9), (3, 9, 2, 2)])
+@pytest.mark.parametrize(
+    ("batch", "points", "queries", "dims"), [(5, 4, 3, 6), (1, 1, 1, 1), (1, 2, 1, 9), (3, 9, 2, 2)]
+)
 def test_targets_are_the_weights_times_the_features(float64, batch, points, queries, dims, correlation, law):
     task = SparseLinearRegression(dims, (dims + 1) // 2, 0.3, correlation, law)
-    prompt, noiseless = task.sample(batch, points, queries, generator()), None
+    prompt = task.sample(batch, points, queries, generator())
     task.noise_std = 0.0
     noiseless = task.sample(batch, points, queries, generator())
     assert prompt.x.shape == (batch, points, dims)
@@ -196,7 +198,9 @@ def test_ridge_alpha_is_the_best_ridge_strength(float64, task):
         assert worse.mean() > 4 * worse.std(ddof=1) / math.sqrt(len(worse))
 
 
-@pytest.mark.parametrize("task", [LinearRegression, lambda n_dims, **options: SparseLinearRegression(n_dims, 1, **options)])
+@pytest.mark.parametrize(
+    "task", [LinearRegression, lambda n_dims, **options: SparseLinearRegression(n_dims, 1, **options)]
+)
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,0 +1,132 @@
+"""ReferenceRisk, PredictionWriter and Summary on a small run."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_data, small_module, small_trainer
+from sklearn.linear_model import Lasso, Ridge
+
+from lightning_icl import PromptDataModule
+from lightning_icl.callbacks import PredictionWriter, ReferenceRisk, Summary
+from lightning_icl.functional.errors import InputError
+
+
+def validated(tmp_path, data, **options):
+    reference = ReferenceRisk(tuning_prompts=32)
+    trainer = small_trainer(tmp_path, [reference], **options)
+    trainer.validate(module := small_module(), datamodule=data, verbose=False)
+    return reference, {k: float(v) for k, v in trainer.callback_metrics.items()}, module
+
+
+def validation_prompts(data):
+    return [data.sample("validate", step).double() for step in range(2)]
+
+
+def scored(prompts, fit):
+    """Mean squared error of a scikit-learn-like fit, one prompt at a time."""
+    errors = []
+    for prompt in prompts:
+        for x, y, x_query, f in zip(prompt.x, prompt.y, prompt.x_query, prompt.f_query, strict=True):
+            errors.append(np.mean((x_query.numpy() @ fit(x.numpy(), y.numpy()) - f.numpy()) ** 2))
+    return np.mean(errors)
+
+
+def test_references_are_scored_on_the_model_s_own_prompts(tmp_path):
+    data = small_data()
+    reference, logged, module = validated(tmp_path, data)
+    settings, prompts = reference._settings[5], validation_prompts(data)
+
+    def ridge(x, y):
+        return Ridge(alpha=data.task.ridge_alpha, fit_intercept=False).fit(x, y).coef_
+
+    def lasso(x, y):
+        return Lasso(alpha=settings.lasso_alpha, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns where its gap is just above 1e-12
+        assert logged["val/excess_risk/lasso"] == pytest.approx(scored(prompts, lasso), rel=1e-5)
+    assert logged["val/excess_risk/ridge"] == pytest.approx(scored(prompts, ridge), rel=1e-5)
+    assert logged["val/excess_risk/zero"] == pytest.approx(scored(prompts, lambda x, y: np.zeros(4)), rel=1e-5)
+    least_squares = scored(prompts, lambda x, y: np.linalg.lstsq(x, y)[0])
+    assert logged["val/excess_risk/least_squares"] == pytest.approx(least_squares, rel=1e-5)
+    model = [(module(data.sample("validate", i)) - data.sample("validate", i).f_query).square().mean() for i in (0, 1)]
+    assert logged["val/excess_risk/transformer"] == pytest.approx(float(sum(model) / 2), rel=1e-5)
+    assert reference.overall["transformer"][0] == pytest.approx(float(sum(model) / 2), rel=1e-5)
+
+
+def test_free_settings_are_never_tuned_on_the_evaluated_prompts():
+    data = small_data()
+    tuning = data.held_out("reference_tuning", 32, n_points=5)
+    for prompt in validation_prompts(data):
+        assert not torch.isin(tuning.x.double(), prompt.x).any()
+
+
+def test_a_range_of_examples_gives_a_risk_for_each(tmp_path):
+    data = small_data(n_points=(2, 5), eval_prompts=32)
+    reference, logged, _ = validated(tmp_path, data)
+    assert sorted(reference.risks) == [2, 3, 4, 5]
+    means = [reference.risks[n]["ridge"][0] for n in (2, 3, 4, 5)]
+    assert logged["val/excess_risk/ridge"] == pytest.approx(np.mean(means), rel=1e-5)
+
+
+def test_references_stay_the_same_through_training_and_test_logs_its_own(tmp_path):
+    reference = ReferenceRisk(tuning_prompts=32)
+    trainer = small_trainer(tmp_path, [reference], val_check_interval=0.5)
+    module, data = small_module(), small_data()
+    trainer.fit(module, datamodule=data)
+    fitted = float(trainer.callback_metrics["val/excess_risk/ridge"])
+    trainer.validate(module, datamodule=data, verbose=False)
+    assert float(trainer.callback_metrics["val/excess_risk/ridge"]) == pytest.approx(fitted, rel=1e-6)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert {"test/excess_risk/ridge", "test/excess_risk/transformer"} <= set(trainer.callback_metrics)
+    assert float(trainer.callback_metrics["test/excess_risk/ridge"]) != pytest.approx(fitted, rel=1e-3)
+
+
+@pytest.mark.parametrize("n_points", [4, (2, 5)])
+def test_predictions_and_references_are_written(tmp_path, n_points):
+    data, module = small_data(n_points=n_points, eval_prompts=32), small_module()
+    small_trainer(tmp_path, [PredictionWriter("out.npz")]).predict(module, datamodule=data)
+    with np.load(tmp_path / "out.npz") as file:
+        arrays = dict(file)
+    assert arrays["transformer"].shape == arrays["ridge"].shape == (32, 3)
+    assert arrays["n_points"].tolist() == ([4] * 32 if n_points == 4 else [2] * 8 + [3] * 8 + [4] * 8 + [5] * 8)
+    first = data.sample("predict", 0)
+    n = first.x.shape[1]
+    np.testing.assert_allclose(arrays["transformer"][:8], module(first).detach(), atol=1e-6)
+    np.testing.assert_array_equal(arrays["x"][:8, :n], first.x)
+    assert np.isnan(arrays["x"][:8, n:]).all()
+    np.testing.assert_array_equal(arrays["w"][:8], first.w)
+    fit = Ridge(alpha=data.task.ridge_alpha, fit_intercept=False).fit(first.x[0], first.y[0])
+    np.testing.assert_allclose(arrays["ridge"][0], fit.predict(first.x_query[0]), atol=1e-5)
+
+
+def test_the_summary_says_where_the_model_stands(tmp_path, capsys):
+    trainer = small_trainer(tmp_path, [ReferenceRisk(32), Summary()])
+    trainer.validate(small_module(), datamodule=small_data(), verbose=False)
+    printed = capsys.readouterr().out
+    assert "<- the model" in printed
+    assert "ridge" in printed
+    assert "make tensorboard" in printed
+    assert (tmp_path / "figures" / "excess_risk.png").stat().st_size > 10_000
+
+
+def test_callbacks_leave_the_global_generator_alone(tmp_path):
+    from lightning_icl.callbacks import HeadImportance, HeadPruning, LinearProbe
+
+    callbacks = [ReferenceRisk(32), HeadImportance(16), HeadPruning(16), LinearProbe(16)]
+    module = small_module()
+    trainer = small_trainer(tmp_path, callbacks)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    trainer.validate(module, datamodule=small_data(), verbose=False)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_another_datamodule_is_refused(tmp_path):
+    data = small_data()
+    loader = [data.sample("validate", 0)]
+    with pytest.raises(InputError, match="PromptDataModule"):
+        small_trainer(tmp_path, [ReferenceRisk()]).validate(small_module(), dataloaders=loader)
+    assert isinstance(data, PromptDataModule)

@@ -1,0 +1,244 @@
+"""Head masks spelled out by hand, importance against plain loops and planted cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_icl.functional.heads import (
+    full_mask,
+    head_importance,
+    keep_least,
+    keep_random,
+    keep_top,
+    leave_one_out_masks,
+    masked_errors,
+    pruning_masks,
+)
+
+NAN = math.nan
+RAGGED = torch.tensor([[0.2, 0.5, -0.1], [-0.3, NAN, NAN], [0.1, 0.7, NAN]])  # raw importance of heads [3, 1, 2]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        ([3, 1, 2], [[1, 1, 1], [1, 0, 0], [1, 1, 0]]),
+        ([1, 2], [[1, 0], [1, 1]]),
+        ([2], [[1, 1]]),
+        ([1, 1], [[1], [1]]),
+    ],
+)
+def test_full_mask_by_hand(heads, expected):
+    assert full_mask(heads).tolist() == expected
+
+
+def test_leave_one_out_masks_by_hand():
+    assert leave_one_out_masks([3, 1, 2]).tolist() == [
+        [[0, 1, 1], [1, 0, 0], [1, 1, 0]],
+        [[1, 0, 1], [1, 0, 0], [1, 1, 0]],
+        [[1, 1, 0], [1, 0, 0], [1, 1, 0]],
+        [[1, 1, 1], [0, 0, 0], [1, 1, 0]],
+        [[1, 1, 1], [1, 0, 0], [0, 1, 0]],
+        [[1, 1, 1], [1, 0, 0], [1, 0, 0]],
+    ]
+    assert leave_one_out_masks([1]).tolist() == [[[0]]]
+
+
+@pytest.mark.parametrize("heads", [[3, 1, 2], [1], [2, 2]])
+def test_masked_errors_equal_a_loop(heads):
+    outputs = torch.randn(len(heads), max(heads), 5, 2, generator=generator(), dtype=torch.float64)
+    f_query = torch.randn(5, 2, generator=generator(1), dtype=torch.float64)
+    masks = leave_one_out_masks(heads).double()
+    errors = masked_errors(lambda mask: torch.einsum("lh,lhbq->bq", mask, outputs), f_query, masks)
+    for i, mask in enumerate(masks.tolist()):
+        kept = sum(mask[layer][h] * outputs[layer, h] for layer in range(len(heads)) for h in range(max(heads)))
+        expected = [sum((kept[b, q] - f_query[b, q]).item() ** 2 for q in range(2)) / 2 for b in range(5)]
+        np.testing.assert_allclose(errors[i], expected, atol=1e-12)
+
+
+# Importance
+
+
+def importance_by_hand(full, ablated, heads):
+    """PAPER.md section 4 in plain loops; by layer: raw, standard errors, shares, effective heads, top share."""
+    n, costs, rows = len(full), iter(ablated.tolist()), []
+    for n_heads in heads:
+        cost = [[a - f for a, f in zip(next(costs), full.tolist(), strict=True)] for _ in range(n_heads)]
+        total, total_error = mean_and_error([sum(c[b] for c in cost) for b in range(n)])
+        raw, error = zip(*map(mean_and_error, cost), strict=True)
+        positive = [max(r, 0.0) for r in raw]
+        if total > 1.96 * total_error and sum(positive) > 0:
+            share = [p / sum(positive) for p in positive]
+            effective, top = math.exp(-sum(s * math.log(s) for s in share if s > 0)), max(share)
+        else:
+            share, effective, top = [NAN] * n_heads, NAN, NAN
+        rows.append((raw, error, share, effective, top))
+    return rows
+
+
+def mean_and_error(values):
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+
+
+def planted(heads, costs, n=40, seed=0):
+    """Errors of the full model and of each ablation, whose mean costs are ``costs``."""
+    full = torch.rand(n, generator=generator(seed), dtype=torch.float64)
+    noise = torch.randn(sum(heads), n, generator=generator(seed + 1), dtype=torch.float64)
+    return full, full + torch.tensor(costs, dtype=torch.float64)[:, None] + noise - noise.mean(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("n", [2, 40])
+@pytest.mark.parametrize(
+    ("heads", "costs"),
+    [
+        ([3, 1, 2], [2.0, 1.0, 3.0, 4.0, -1.0, 9.0]),
+        ([3, 1, 2], [5.0, -0.1, 0.0, -4.0, 0.01, 0.01]),  # one head; harmful; within noise
+        ([2, 2], [30.0, 20.0, -9.0, 1.0]),
+        ([1], [3.0]),
+        ([4], [8.0, 8.0, 8.0, 8.0]),
+    ],
+)
+def test_head_importance_equals_plain_loops(heads, costs, n):
+    full, ablated = planted(heads, costs, n)
+    ours = head_importance(full, ablated, heads)
+    for layer, by_hand in enumerate(importance_by_hand(full, ablated, heads)):
+        for table, expected in zip((ours.raw, ours.standard_error, ours.share), by_hand, strict=False):
+            padded = [*expected, *[NAN] * (max(heads) - len(expected))]
+            np.testing.assert_allclose(table[layer], padded, rtol=0, atol=1e-10)  # NaN equals NaN here
+        np.testing.assert_allclose(ours.effective_heads[layer], by_hand[3], atol=1e-10)
+        np.testing.assert_allclose(ours.top_share[layer], by_hand[4], atol=1e-10)
+
+
+def test_a_dead_head_scores_exactly_zero():
+    full, ablated = planted([2, 2], [1.0, 1.0, 5.0, 5.0])
+    ablated[1] = full
+    ours = head_importance(full, ablated, [2, 2])
+    assert ours.raw[0, 1] == ours.standard_error[0, 1] == ours.share[0, 1] == 0
+    assert ours.share[0, 0] == ours.top_share[0] == 1
+    assert ours.effective_heads[0] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 8])
+def test_equal_heads_are_all_effective(n_heads):
+    full = torch.rand(6, generator=generator(), dtype=torch.float64)
+    ours = head_importance(full, full + torch.full((n_heads, 6), 0.25, dtype=torch.float64), [n_heads])
+    assert ours.effective_heads.item() == pytest.approx(n_heads, abs=1e-9)
+    assert ours.top_share.item() == pytest.approx(1 / n_heads, abs=1e-9)
+
+
+@pytest.mark.parametrize("costs", [[0.0, 0.0], [0.01, 0.01], [-3.0, -2.0], [-3.0, 1.0]])
+def test_a_layer_within_noise_or_harmful_has_no_shares(costs):
+    full, ablated = planted([2, 1], [*costs, 5.0])
+    ours = head_importance(full, ablated, [2, 1])
+    assert ours.share[0].isnan().all()
+    assert ours.effective_heads.isnan().tolist() == ours.top_share.isnan().tolist() == [True, False]
+    torch.testing.assert_close(ours.raw[0], torch.tensor(costs).double(), rtol=0, atol=1e-6)
+
+
+def test_a_model_of_dead_heads_has_importance_zero_and_no_shares():
+    full = torch.rand(5, generator=generator(), dtype=torch.float64)
+    ours = head_importance(full, full.expand(3, -1), [1, 2])
+    assert ours.raw[full_mask([1, 2]).bool()].tolist() == [0, 0, 0]
+    assert ours.share.isnan().all()
+    assert ours.top_share.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_one_prompt_gives_importance_but_no_shares():
+    ours = head_importance(torch.tensor([1.0]), torch.tensor([[3.0], [1.5]]), [2])
+    assert ours.raw.tolist() == [[2.0, 0.5]]
+    assert ours.standard_error.isnan().all()
+    assert ours.share.isnan().all()
+
+
+def test_shares_of_noise_are_reported_at_the_rate_of_the_interval():
+    """Heads without any effect pass the one-sided 1.96 test in 2.5 % of layers."""
+    layers, n = 4000, 200
+    full = torch.zeros(n, dtype=torch.float64)
+    noise = torch.randn(2 * layers, n, generator=generator(), dtype=torch.float64)
+    rate = 1 - head_importance(full, noise, [2] * layers).top_share.isnan().double().mean().item()
+    expected = 0.0257  # P(t > 1.96) with 199 degrees of freedom
+    assert rate == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / layers))
+
+
+# Which heads to keep
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (1, [[0, 1, 0], [1, 0, 0], [0, 1, 0]]),
+        (2, [[1, 1, 0], [1, 0, 0], [1, 1, 0]]),
+        (3, [[1, 1, 1], [1, 0, 0], [1, 1, 0]]),
+        (9, [[1, 1, 1], [1, 0, 0], [1, 1, 0]]),
+    ],
+)
+def test_keep_top_by_hand(n, expected):
+    assert keep_top(RAGGED, n).int().tolist() == expected
+
+
+def test_keep_least_by_hand():
+    assert keep_least(RAGGED).int().tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0]]
+
+
+def test_ties_keep_one_head():
+    tied = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, NAN]])
+    for kept in (keep_top(tied), keep_least(tied)):
+        assert kept.sum(dim=1).tolist() == [1, 1]
+        assert not kept[1, 2]
+
+
+def test_keep_random_is_uniform_over_the_heads_a_layer_has():
+    heads, draws, shared = [3, 1, 2], 4000, generator()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    kept = torch.stack([keep_random(heads, shared) for _ in range(draws)]).double()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (kept.sum(dim=2) == 1).all()
+    for layer, h in enumerate(heads):
+        margin = 4 * math.sqrt(1 / h * (1 - 1 / h) / draws)
+        expected = [1 / h] * h + [0] * (3 - h)
+        assert (kept[:, layer].mean(dim=0) - torch.tensor(expected).double()).abs().max() <= margin
+    assert torch.equal(keep_random([9, 9], generator(5)), keep_random([9, 9], generator(5)))
+
+
+def test_pruning_masks_by_hand():
+    masks = pruning_masks(RAGGED, [3, 1, 2], 5, generator())
+    everything, later = [[1, 1, 1], [1, 0, 0], [1, 1, 0]], ([1, 0, 0], [0, 1, 0])
+    assert list(masks) == ["full", "pruned", "prune_layer1_instead", "random_head", "least_important"]
+    assert masks["full"].tolist() == [everything]
+    assert masks["pruned"].tolist() == [[[1, 1, 1], [1, 0, 0], [0, 1, 0]]]
+    assert masks["prune_layer1_instead"].tolist() == [[[0, 1, 0], [1, 0, 0], [1, 1, 0]]]
+    assert masks["least_important"].tolist() == [[[1, 1, 1], [1, 0, 0], [1, 0, 0]]]
+    assert masks["random_head"].shape == (5, 3, 3)
+    for draw in masks["random_head"].tolist():
+        assert draw[:2] == everything[:2]
+        assert draw[2] in later
+
+
+def test_pruning_masks_draw_as_many_random_heads_as_asked_from_the_generator():
+    raw = torch.zeros(3, 16)
+    first, second = (pruning_masks(raw, [16] * 3, 6, generator(1))["random_head"] for _ in range(2))
+    other = pruning_masks(raw, [16] * 3, 6, generator(2))["random_head"]
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert len({str(draw.tolist()) for draw in first}) > 1
+    assert (first[:, 0] == 1).all()
+    assert (first[:, 1:].sum(dim=2) == 1).all()
+
+
+def test_a_single_layer_is_pruned_only_by_the_layer_1_control():
+    masks = pruning_masks(torch.tensor([[0.1, 0.9]]), [2], 2, generator())
+    kept = {name: mask.unique(dim=0).tolist() for name, mask in masks.items()}
+    assert kept.pop("prune_layer1_instead") == [[[0, 1]]]
+    assert all(mask == [[[1, 1]]] for mask in kept.values())

@@ -1,0 +1,111 @@
+"""Imports go one way: functional <- transformer <- data, module <- callbacks, and the command line on top."""
+
+import ast
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command
+
+PACKAGE = "lightning_icl"
+MODEL_SIDE = {"functional", "transformer", "data", "metrics", "optimizers", "module"}
+# Part of the package -> the parts it may import. A new file directly in lightning_icl/ needs its line here.
+MAY_IMPORT = {
+    "functional": {"functional"},
+    "transformer": {"functional"},
+    "metrics": {"functional"},
+    "optimizers": {"functional"},
+    "data": {"functional", "transformer"},
+    "module": {"functional", "transformer", "metrics", "optimizers"},
+    "callbacks": MODEL_SIDE | {"callbacks"},
+    "config_errors": {"functional"},
+    "checkpoint": {"functional"},
+    "cli": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint"},
+    "__main__": {"cli"},
+    "__init__": MODEL_SIDE,
+}
+FUNCTIONAL_MAY_IMPORT = {"torch", "jaxtyping", PACKAGE} | sys.stdlib_module_names
+
+
+def imported_names(path, source):
+    """Full dotted names of all that a file imports, at any depth; ``path`` is relative to the folder of the package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parts[: len(path.parts) - node.level] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def forbidden_imports(path, source):
+    """The imports of one file that go the wrong way."""
+    part = Path(path.parts[1]).stem
+    allowed = MAY_IMPORT.get(part, set())
+    for name in imported_names(path, source):
+        top, *below = name.split(".")
+        if (
+            (top == PACKAGE and (not below or below[0] not in allowed))
+            or (part == "functional" and top not in FUNCTIONAL_MAY_IMPORT)
+            or top in ("callbacks", "configs")
+        ):
+            yield f"{path} imports {name}"
+
+
+def package_files():
+    folders = os.walk(ROOT / PACKAGE, followlinks=True)
+    files = (Path(folder, name) for folder, _, names in folders for name in names if name.endswith(".py"))
+    return {path.relative_to(ROOT): path.read_text() for path in files}
+
+
+def test_imports_go_one_way():
+    files = package_files()
+    assert {Path(path.parts[1]).stem for path in files} == set(MAY_IMPORT)
+    assert [line for path, source in files.items() for line in forbidden_imports(path, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("functional/risk.py", "import numpy as np"),
+        ("functional/risk.py", "from lightning.pytorch import Callback"),
+        ("functional/tasks/linear.py", "from lightning_icl.transformer import Transformer"),
+        ("functional/tasks/linear.py", "from ...transformer import Transformer"),
+        ("functional/__init__.py", "from .. import data"),
+        ("transformer.py", "import lightning_icl.module"),
+        ("transformer.py", "from lightning_icl import Task"),
+        ("optimizers.py", "from lightning_icl.module import ICLModule"),
+        ("data.py", "from lightning_icl import callbacks"),
+        ("module.py", "def f():\n    from lightning_icl.callbacks import Summary"),
+        ("module.py", "import callbacks"),
+        ("callbacks/summary.py", "from lightning_icl.cli import main"),
+        ("callbacks/summary.py", "from callbacks.analysis import Analysis"),
+        ("callbacks/summary.py", "from ..checkpoint import check_checkpoint"),
+        ("config_errors.py", "from lightning_icl.callbacks import Summary"),
+        ("__init__.py", "from lightning_icl.callbacks import Summary"),
+        ("new_part.py", "from lightning_icl.functional.risk import excess_risk"),
+    ],
+)
+def test_a_forbidden_import_is_found(path, source):
+    assert len(list(forbidden_imports(Path(PACKAGE, path), source))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("functional/tasks/linear.py", "import math, torch\nfrom jaxtyping import Float\nfrom .task import Task"),
+        ("data.py", "from .functional.prompts import Prompt\nimport numpy"),
+        ("callbacks/summary.py", "from .analysis import Analysis\nfrom lightning_icl.callbacks import figures"),
+        ("callbacks/summary.py", "from lightning.pytorch import callbacks"),
+        ("cli.py", "from lightning_icl.callbacks import Summary"),
+    ],
+)
+def test_an_allowed_import_passes(path, source):
+    assert list(forbidden_imports(Path(PACKAGE, path), source)) == []
+
+
+def test_the_folder_callbacks_refuses_to_be_imported_by_its_own_name():
+    done = run_command(command=(sys.executable, "-c", "import callbacks"), cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ImportError: import lightning_icl.callbacks, not callbacks" in done.stderr

@@ -1,0 +1,158 @@
+"""Training: loss, schedule, optimizers, precision, metrics."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_data, small_module, small_trainer
+from lightning.pytorch import Callback
+from torch.optim import AdamW, Muon
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.metrics import ExcessRisk
+from lightning_icl.optimizers import MuonWithAdamW
+
+
+class History(Callback):
+    """Losses and learning rates of every step, as logged."""
+
+    def __init__(self):
+        self.losses, self.rates = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        self.rates.append(float(trainer.callback_metrics["train/learning_rate"]))
+
+
+def fitted(tmp_path, module=None, data=None, **options):
+    history, module = History(), module or small_module()
+    trainer = small_trainer(tmp_path, [history], **options)
+    trainer.fit(module, datamodule=data or small_data())
+    return history, module, trainer
+
+
+@pytest.mark.parametrize(("target", "field"), [("noise_free", "f_query"), ("noisy", "y_query")])
+def test_loss_is_the_mean_squared_error_at_the_queries(tmp_path, target, field):
+    module = small_module(target=target)
+    prompt = small_data().sample("train", 0)
+    prediction = module(prompt).detach().numpy().astype(np.float64)
+    expected = np.mean((prediction - getattr(prompt, field).numpy()) ** 2)
+    history, _, _ = fitted(tmp_path, module, max_steps=1)
+    assert history.losses == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_both_targets_have_the_same_mean_gradient_and_the_noise_free_one_a_lower_variance():
+    module, data = small_module(), small_data(batch_size=64)
+    gradients = {"f_query": [], "y_query": []}
+    for step in range(300):
+        prompt = data.sample("train", step)
+        for field, found in gradients.items():
+            loss = (module(prompt) - getattr(prompt, field)).square().mean()
+            found.append(torch.autograd.grad(loss, module.transformer.read_out.bias)[0].item())
+    clean, noisy = (np.array(g) for g in gradients.values())
+    difference = noisy - clean
+    assert abs(difference.mean()) < 4 * difference.std() / len(difference) ** 0.5
+    assert difference.std() > 0
+    # Uncorrelated, so the variances add.
+    assert abs(np.cov(clean, difference)[0, 1]) < 4 * clean.std() * difference.std() / len(clean) ** 0.5
+
+
+def test_learning_rate_warms_up_linearly_and_decays_as_a_cosine(tmp_path):
+    history, _, _ = fitted(tmp_path, small_module(warmup_steps=4, learning_rate=0.5), max_steps=12)
+    warm = [0.5 * (step + 1) / 4 for step in range(4)]
+    cosine = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert history.rates == pytest.approx(warm + cosine, rel=1e-5)
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    module = small_module(optimizer="muon", mlp=True)
+    optimizer = module._optimizer()
+    names = {id(p): name for name, p in module.named_parameters()}
+    matrices, others = ([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
+    assert all("layers" in name and name.endswith("weight") and "norm" not in name for name in matrices)
+    assert len(matrices) == 2 * 6
+    assert {"transformer.read_in.weight", "transformer.read_out.weight"} <= set(others)
+    assert len(matrices) + len(others) == len(names)
+
+
+def test_the_pair_steps_like_muon_and_adamw_apart_and_after_reloading():
+    torch.manual_seed(0)
+    weight, bias = torch.nn.Parameter(torch.randn(4, 6)), torch.nn.Parameter(torch.randn(4))
+    apart = [torch.nn.Parameter(p.detach().clone()) for p in (weight, bias)]
+    pair = MuonWithAdamW([weight], [bias], lr=0.1, weight_decay=0.01)
+    separate = [
+        Muon([apart[0]], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        AdamW([apart[1]], lr=0.1, weight_decay=0.01),
+    ]
+    for step in range(6):
+        if step == 3:
+            state = copy.deepcopy(pair.state_dict())
+            pair = MuonWithAdamW([weight], [bias], lr=9.0, weight_decay=0.0)
+            pair.load_state_dict(state)
+        for params in ((weight, bias), apart):
+            generator = torch.Generator().manual_seed(step)
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator)
+        pair.step()
+        for optimizer in separate:
+            optimizer.step()
+        torch.testing.assert_close([weight, bias], apart, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_precision_trains_and_measures_in_float64(tmp_path, precision, optimizer):
+    module = small_module(optimizer=optimizer, learning_rate=1e-2)
+    before = copy.deepcopy(module.state_dict())
+    history, module, trainer = fitted(tmp_path, module, precision=precision, max_steps=8, val_check_interval=0.5)
+    assert np.isfinite(history.losses).all()
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+    assert any(not torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert module.val_risk.total.dtype == torch.float64
+    assert float(trainer.callback_metrics["val/excess_risk/transformer"]) > 0
+
+
+def test_training_learns(tmp_path):
+    """In 300 steps the model must beat the zero predictor by far more than the noise of the comparison."""
+    data = small_data(batch_size=64, eval_prompts=512, eval_batch_size=512, n_queries=16)
+    module = small_module(optimizer="muon", learning_rate=1e-2, mlp=False)
+    fitted(tmp_path, module, data, max_steps=300)
+    prompt = data.sample("validate", 0)
+    gain = (prompt.f_query.square() - (module(prompt) - prompt.f_query).square()).mean(dim=1)
+    assert gain.mean() > 10 * gain.std() / 512**0.5
+    assert gain.mean() > 0.5 * prompt.f_query.square().mean()
+
+
+def test_divergence_stops_with_a_sentence(tmp_path):
+    module = small_module()
+    with torch.no_grad():
+        module.transformer.read_out.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="training has diverged"):
+        fitted(tmp_path, module, num_sanity_val_steps=0)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 1, 5)])
+def test_excess_risk_metric_is_the_mean_over_everything_it_saw(sizes):
+    generator = torch.Generator().manual_seed(0)
+    metric, errors = ExcessRisk(), []
+    for size in sizes:
+        prediction, f = torch.randn(2, size, 4, generator=generator)
+        metric.update(prediction, f)
+        errors.append(((prediction.double() - f.double()) ** 2).numpy())
+    assert float(metric.compute()) == pytest.approx(np.concatenate(errors).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+    ],
+)
+def test_bad_options_are_named(options, words):
+    with pytest.raises(InputError, match=words):
+        small_module(**options)

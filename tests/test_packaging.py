@@ -1,0 +1,85 @@
+"""What users install: a wheel built straight from the checkout, and one built by way of the sdist."""
+
+import stat
+import sys
+import sysconfig
+import tarfile
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from conftest import ROOT, run_command
+
+ROUTES = ["checkout", "sdist"]
+
+
+def shipped_files():
+    """Path in a wheel -> the bytes it must have there, for what only symlinks bring into the package."""
+    package = ROOT / "lightning_icl"
+    paths = [*package.glob("callbacks/*.py"), *package.glob("configs/*.yaml"), package / "py.typed"]
+    return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory):
+    """Folder per route; with nothing said, ``python -m build`` makes an sdist and then a wheel from that."""
+    folders = {route: tmp_path_factory.mktemp(route) for route in ROUTES}
+    for route, options in (("checkout", ["--wheel"]), ("sdist", [])):
+        build = (sys.executable, "-m", "build", "--no-isolation", *options, "--outdir", folders[route], ROOT)
+        run_command(command=build, cwd=folders[route], timeout=120)
+    return folders
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_wheel_has_the_callbacks_and_configs_in_the_package_as_real_files(builds, route):
+    with ZipFile(only(builds[route], "*.whl")) as wheel:
+        names = wheel.namelist()
+        found = {name: wheel.read(name) for name in names if name in shipped_files()}
+        links = [entry.filename for entry in wheel.infolist() if stat.S_ISLNK(entry.external_attr >> 16)]
+    assert found == shipped_files()
+    assert not links
+    top_level = {Path(name).parts[0] for name in names}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"lightning_icl"}
+
+
+def test_both_wheels_have_the_same_files(builds):
+    contents = []
+    for route in ROUTES:
+        with ZipFile(only(builds[route], "*.whl")) as wheel:
+            contents.append({name: wheel.read(name) for name in wheel.namelist()})
+    assert contents[0] == contents[1]
+
+
+def test_the_sdist_has_what_make_test_needs(builds):
+    with tarfile.open(only(builds["sdist"], "*.tar.gz")) as sdist:
+        names = {"/".join(Path(name).parts[1:]) for name in sdist.getnames()}
+    assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "tests/test_packaging.py"} <= names
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_installed_wheel_validates_a_shipped_config_in_an_empty_folder(builds, route, tmp_path):
+    environment, empty = tmp_path / "environment", tmp_path / "empty"
+    empty.mkdir()
+    venv.create(environment, symlinks=True)
+    python = environment / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index")
+    run_command(only(builds[route], "*.whl"), command=pip, cwd=empty, timeout=120)
+    # The dependencies come from the environment of this test. A folder named in a .pth file has its own .pth files
+    # left unread, so the one that leads to the checkout has no say.
+    packages = only(environment, "lib/python*/site-packages")
+    here = sysconfig.get_paths()
+    (packages / "dependencies.pth").write_text(f"{here['purelib']}\n{here['platlib']}\n")
+
+    # What lightning_icl.__file__ will be, without the seconds that importing it takes.
+    where = "from importlib.util import find_spec; print(find_spec('lightning_icl').origin)"
+    found = run_command("-c", where, command=(python,), cwd=empty, timeout=60).stdout.strip()
+    assert Path(found) == packages / "lightning_icl" / "__init__.py"
+
+    script = environment / "bin" / "lightning-icl"
+    run_command("validate", "--config", "configs/debug.yaml", command=(script,), cwd=empty)
