@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 
 from lightning_icl.data import PromptDataModule
@@ -114,9 +117,13 @@ def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
     if not trainer.is_global_zero:
         return
+    figure.set_dpi(130)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once for both, since drawing takes longer than most analyses
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, trainer.global_step, close=False)
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
     folder = Path(run_folder or trainer.default_root_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=150)
+    imsave(folder / f"{name}.png", pixels)

@@ -81,6 +81,8 @@ class ICLCommandLine(LightningCLI):
         if config["logger"] in (None, True):
             folder = config["default_root_dir"] or os.getcwd()
             kwargs["logger"] = TensorBoardLogger(folder, name="lightning_logs", default_hp_metric=False)
+        if config["enable_checkpointing"] is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
         kwargs["callbacks"] = [*(config["callbacks"] or []), Summary()]
         return super().instantiate_trainer(**kwargs)
 
@@ -124,10 +126,12 @@ def lightning_main() -> None:
     """The lightning command: our subcommands; any other is lightning-sdk's, which owns a script of that name."""
     command = next((arg for arg in sys.argv[1:] if not arg.startswith("-")), None)
     if command is None or command in LightningCLI.subcommands():
-        return main()
+        main()
+        return
     for script in entry_points(group="console_scripts", name="lightning"):
         if script.dist is not None and script.dist.name.replace("_", "-").lower() == "lightning-sdk":
-            return script.load()()
+            script.load()()
+            return
     fail(
         f"{command!r} is not one of {', '.join(LightningCLI.subcommands())}, "
         "and lightning-sdk, which has further commands, is not installed."

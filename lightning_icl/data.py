@@ -135,15 +135,16 @@ class PromptDataModule(LightningDataModule):
             return
         if self.eval_batch_size % trainer.world_size:
             raise InputError(
-                f"eval_batch_size is {self.eval_batch_size}, but the {trainer.world_size} processes must divide it."
+                f"eval_batch_size is {self.eval_batch_size}, but it must divide into {trainer.world_size} equal parts, "
+                "one for each process."
             )
         if stage != "fit":
             return
         parts = trainer.world_size * trainer.accumulate_grad_batches
         if self.batch_size % parts:
             raise InputError(
-                f"batch_size is {self.batch_size}, but {trainer.world_size} processes times "
-                f"{trainer.accumulate_grad_batches} accumulated batches must divide it; try {self._divisible(parts)}."
+                f"batch_size is {self.batch_size}, but it must divide into processes x accumulated batches = "
+                f"{trainer.world_size} x {trainer.accumulate_grad_batches} equal parts; try {self._divisible(parts)}."
             )
         if trainer.max_steps > MAX_STEPS:
             raise InputError(f"trainer.max_steps is {trainer.max_steps}, but a stream has {MAX_STEPS} steps.")

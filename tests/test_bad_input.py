@@ -1,0 +1,141 @@
+"""A wrong config gets one clear sentence that names the value and what would be right, and no work is done."""
+
+import pytest
+import torch
+from conftest import small_module, small_trainer
+
+from lightning_icl.cli import main
+
+CONFIG = """
+data:
+  task: {class_path: SparseLinearRegression, init_args: {n_dims: 8, sparsity: 2}}
+  n_points: 8
+model: {d_model: 16, heads: [4, 4]}
+trainer: {max_steps: 4, accelerator: cpu, logger: false, enable_checkpointing: false}
+"""
+CALLBACK = '[{{"class_path": "{}", "init_args": {}}}]'
+
+
+def callbacks(class_path, init_args="{}"):
+    return ["--trainer.callbacks", CALLBACK.format(class_path, init_args)]
+
+
+TABLE = [
+    # an option that does not exist
+    (["--model.headz", "4"], "there is no option 'model.headz'; did you mean 'model.heads'?"),
+    (["--modle.d_model", "3"], "there is no option 'modle.d_model'; did you mean 'model.d_model'?"),
+    (["--data.task.sparsty", "2"], "SparseLinearRegression has no option 'sparsty'; did you mean 'sparsity'?"),
+    ("model: {head: [4]}", "there is no option 'model.head'; did you mean 'model.heads'?"),
+    ("trianer: {max_steps: 3}", "there is no option 'trianer.max_steps'; did you mean 'trainer.max_steps'?"),
+    ("trainer: {max_step: 3}", "there is no option 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
+    (
+        "data: {task: {class_path: SparseLinearRegression, init_args: {n_dims: 8, sparsity: 2, noise: 1}}}",
+        "data.task: SparseLinearRegression has no option 'noise'; did you mean 'noise_std'?",
+    ),
+    (
+        callbacks("HeadImportance", '{"n_prompt": 9}'),
+        "trainer.callbacks: HeadImportance has no option 'n_prompt'; did you mean 'n_prompts'?",
+    ),
+    # a class that does not exist
+    (["--data.task", "SparseRegresion"], "no class 'SparseRegresion'; did you mean 'SparseLinearRegression'?"),
+    (callbacks("HeadImportence"), "there is no class 'HeadImportence'; did you mean 'HeadImportance'?"),
+    # a value of the wrong kind
+    (["--model.d_model", "wide"], "model.d_model is 'wide', but it must be a whole number."),
+    (["--model.heads", "4"], "model.heads is '4', but it must be a list, such as [8, 8]."),
+    (["--model.attention", "softmx"], "model.attention is 'softmx', but it must be one of softmax, linear, relu."),
+    (["--model.mlp", "maybe"], "model.mlp is 'maybe', but it must be true or false."),
+    (["--data.n_points", "many"], "data.n_points is 'many', but it must be a whole number or a list, such as [8, 16]."),
+    (["--seed_everything", "1.5"], "seed_everything is '1.5', but it must be true or false or a whole number."),
+    (callbacks("HeadImportance", '{"n_prompts": "x"}'), "n_prompts is 'x', but it must be a whole number."),
+    # a value that cannot work
+    (["--model.heads", "[3]"], "heads is 3 in layer 1, which does not divide d_model, 16; choose a divisor of 16"),
+    (["--model.heads", "[]"], "heads is [], but it must list at least one layer"),
+    (["--model.learning_rate", ".nan"], "learning_rate is nan, but it must be a finite number above 0."),
+    (["--model.position", "learned"], "max_points is None, but position='learned' needs the largest number of points."),
+    (["--data.task.sparsity", "9"], "sparsity is 9, but it must lie between 1 and n_dims, which is 8."),
+    (["--data.task.n_dims", "0"], "n_dims is 0, but a task needs at least 1 dimension."),
+    (["--data.task.noise_std", "-1"], "noise_std is -1.0, but it must be a finite number that is 0 or larger."),
+    (["--data.task.noise_std", ".nan"], "noise_std is nan, but it must be a finite number that is 0 or larger."),
+    (["--data.task.correlation", "1"], "correlation is 1.0, but it must lie strictly between -1 and 1."),
+    (["--data.n_points", "[9, 2]"], "n_points is [9, 2], but it must be a number from 1 up, or [smallest, largest]"),
+    (["--data.eval_batch_size", "500"], "eval_batch_size is 500, but it must divide eval_prompts, 2048."),
+    (["--data.batch_size", "0"], "batch_size is 0, but it must be at least 1."),
+    (callbacks("HeadImportance", '{"n_prompts": 1}'), "n_prompts is 1, but it must be at least 2."),
+    (callbacks("LinearProbe", '{"alpha": 0}'), "alpha is 0.0, but the probe's ridge strength must be a finite number"),
+    (["--seed_everything", "true"], "data.seed is 'True', but it must be a whole number."),
+    # a trainer that cannot run this stream
+    (["--trainer.accumulate_grad_batches", "3"], "batch_size is 64, but it must divide into processes x"),
+    (["--trainer.val_check_interval", "9"], "trainer.val_check_interval is 9 batches, but the run has only 4"),
+    (["--trainer.max_steps", "-1"], "trainer.max_steps is -1, but the stream is endless: set max_steps or max_time."),
+    (["--trainer.accelerator", "gpu"], "No supported gpu backend found!"),
+    (["--trainer.strategy", "dpp"], "You selected an invalid strategy name: `strategy='dpp'`."),
+    # files
+    (["--config", "nowhere.yaml"], "nowhere.yaml does not exist."),
+    ("model: {heads: [4", "a config file is not valid YAML near line 2: did not find expected ',' or ']'."),
+    (["--ckpt_path", "nowhere.ckpt"], "ckpt_path is nowhere.ckpt, but there is no such file."),
+    (["--ckpt_path", "config.yaml"], "ckpt_path is config.yaml, but that file is not a readable checkpoint."),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), TABLE, ids=[words[:40] for _, words in TABLE])
+def test_a_wrong_config_gets_one_sentence(tmp_path, monkeypatch, capsys, wrong, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    if isinstance(wrong, str):
+        (tmp_path / "wrong.yaml").write_text(wrong + "\n")
+        wrong = ["--config", "wrong.yaml"]
+    said = refused(["fit", "--config", "config.yaml", *wrong], capsys)
+    assert words in said
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".yaml") == []
+
+
+def refused(args, capsys):
+    """The one line the command line says before it exits with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lightning-icl: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "a command is missing: fit, validate, test or predict"),
+        (["fitt"], "there is no command 'fitt'; did you mean 'fit'?"),
+        (["fit"], "data.task is missing: name a task, or a --config that does"),
+    ],
+)
+def test_a_command_line_that_says_too_little(args, words, capsys):
+    assert words in refused(args, capsys)
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [
+        ({"heads": [8, 8]}, "was trained with model.heads = [8, 8], but the config asks for [4, 4]"),
+        ({"n_dims": 4}, "was trained with model.n_dims = 4, but the config asks for 8"),
+        ({"attention": "linear"}, "was trained with model.attention = linear, but the config asks for softmax"),
+        ({"learning_rate": 0.5}, "was trained with model.learning_rate = 0.5, but the config asks for 0.001"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch, capsys, trained, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    trainer = small_trainer(tmp_path, max_steps=1)
+    options = {"n_dims": 8, "heads": [4, 4], "warmup_steps": 100} | trained
+    trainer.strategy.connect(small_module(**options))
+    trainer.save_checkpoint(tmp_path / "other.ckpt")
+    command = ["--config", "config.yaml", "--ckpt_path", "other.ckpt"]
+    assert words in refused(["fit", *command], capsys)
+    if "learning_rate" not in trained:
+        assert words in refused(["validate", *command], capsys)
+
+
+def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    torch.save({"weights": torch.ones(2)}, tmp_path / "foreign.ckpt")
+    said = refused(["validate", "--config", "config.yaml", "--ckpt_path", "foreign.ckpt"], capsys)
+    assert "ckpt_path is foreign.ckpt, but that file is not a checkpoint of lightning_icl." in said

@@ -1,0 +1,171 @@
+"""The command line as people use it: in processes of their own, from other folders."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, run_command
+from PIL import Image, ImageChops
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_icl import cli
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SCRIPTS = Path(sys.executable).parent
+TINY = """
+data:
+  n_queries: 2
+  batch_size: 4
+  eval_prompts: 8
+  eval_batch_size: 4
+trainer:
+  max_steps: 2
+  val_check_interval: 1.0
+  accelerator: cpu
+  devices: 1
+  enable_progress_bar: false
+  callbacks:
+    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
+    - {class_path: HeadImportance, init_args: {n_prompts: 8}}
+    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
+    - {class_path: LinearProbe, init_args: {n_prompts: 8}}
+"""
+
+
+def scalars(run_folder):
+    """Every scalar of a run's last validation (a layer within noise gets no shares, so some tags end earlier)."""
+    events = EventAccumulator(str(run_folder)).Reload()
+    last = {tag: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"]}
+    step = last["val/excess_risk/transformer"].step
+    return {tag: event.value for tag, event in last.items() if event.step == step}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (SCRIPTS / "lightning-icl",),
+        (SCRIPTS / "lightning",),
+        (sys.executable, "-m", "lightning_icl"),
+    ],
+    ids=["lightning-icl", "lightning", "python -m lightning_icl"],
+)
+def test_every_command_fits_from_an_empty_folder(tmp_path, command):
+    done = run_command("fit", "--config", "configs/debug.yaml", cwd=tmp_path, command=command)
+    assert "configs/debug.yaml is not in this folder; using the one shipped with lightning_icl." in done.stderr
+    assert "<- the model" in done.stdout
+    run = tmp_path / "lightning_logs" / "version_0"
+    assert {p.name for p in run.glob("figures/*.png")} == {
+        "excess_risk.png",
+        "head_importance.png",
+        "head_pruning.png",
+        "linear_probe.png",
+    }
+    assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_shipped_config_builds_and_takes_steps(tmp_path, config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    cli.main(["fit", "--config", str(config), "--config", "tiny.yaml"])
+    logged = scalars(tmp_path / "lightning_logs" / "version_0")
+    heads = yaml.safe_load(config.read_text())["model"]["heads"]
+    assert "prune/ratio" in logged
+    assert f"heads/importance/layer{len(heads)}/head{heads[-1]}" in logged
+    assert f"probe/f_query/layer{len(heads)}" in logged
+    assert {"val/excess_risk/ridge", "val/excess_risk/lasso", "val/excess_risk/transformer"} <= set(logged)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder where debug.yaml was fitted."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_command("fit", "--config", ROOT / "configs/debug.yaml", cwd=folder)
+    return folder
+
+
+def last_checkpoint(folder, version=0):
+    return folder / "lightning_logs" / f"version_{version}" / "checkpoints" / "last.ckpt"
+
+
+def test_validate_reproduces_the_last_numbers_and_figures_of_the_fit(trained):
+    run_command("validate", "--config", "configs/debug.yaml", "--ckpt_path", last_checkpoint(trained), cwd=trained)
+    fitted, validated = trained / "lightning_logs" / "version_0", trained / "lightning_logs" / "version_1"
+    before, after = scalars(fitted), scalars(validated)
+    compared = [tag for tag in before if not tag.startswith(("train/", "epoch"))]
+    assert len(compared) > 40
+    assert {tag: after[tag] for tag in compared} == pytest.approx({tag: before[tag] for tag in compared}, rel=1e-5)
+    for figure in fitted.glob("figures/*.png"):
+        with Image.open(figure) as one, Image.open(validated / "figures" / figure.name) as other:
+            assert ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getbbox() is None
+
+
+def test_two_processes_find_the_same_numbers_as_one(trained, tmp_path):
+    found = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        options = ["--ckpt_path", last_checkpoint(trained), "--trainer.devices", devices]
+        options += ["--trainer.strategy", "ddp" if devices == 2 else "auto", "--trainer.logger", "CSVLogger"]
+        options += ["--trainer.logger.save_dir", "."]
+        run_command("validate", "--config", "configs/debug.yaml", *options, cwd=folder)
+        with (folder / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+            found.append({tag: float(value) for tag, value in next(csv.DictReader(file)).items()})
+    assert len(found[0]) > 40
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5)
+
+
+def test_two_processes_predict_the_same_file_as_one(trained, tmp_path):
+    import numpy as np
+
+    files = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        options = ["--ckpt_path", last_checkpoint(trained), "--trainer.devices", devices]
+        options += ["--trainer.strategy", "ddp" if devices == 2 else "auto"]
+        run_command("predict", "--config", "configs/debug.yaml", *options, cwd=folder)
+        files.append(dict(np.load(folder / "lightning_logs" / "version_0" / "predictions.npz")))
+    assert files[0].keys() == files[1].keys()
+    for name, values in files[0].items():
+        np.testing.assert_allclose(files[1][name], values, atol=1e-5)
+
+
+def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path):
+    options = ["--config", "configs/debug.yaml", "--trainer.enable_progress_bar", "false"]
+    options += ["--checkpoint.every_n_train_steps", 5, "--trainer.callbacks", "[]"]
+    run_command("fit", *options, cwd=tmp_path)
+    killer = '{"class_path": "recorder.Killer", "init_args": {"step": 28}}'
+    killed = run_command("fit", *options, "--trainer.callbacks+", killer, cwd=tmp_path, check=False)
+    assert killed.returncode == -9
+    assert torch.load(last_checkpoint(tmp_path, 1))["global_step"] == 25
+    run_command("fit", *options, "--ckpt_path", last_checkpoint(tmp_path, 1), cwd=tmp_path)
+    whole, resumed = (torch.load(last_checkpoint(tmp_path, version)) for version in (0, 2))
+    assert whole["global_step"] == resumed["global_step"] == 40
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name])
+
+
+def test_the_lightning_script_passes_other_commands_on(tmp_path):
+    done = run_command("run", "studio", cwd=tmp_path, command=(SCRIPTS / "lightning",), check=False)
+    assert done.returncode == 2
+    assert "'run' is not one of fit, validate, test, predict, and lightning-sdk" in done.stderr
+
+
+def test_the_lightning_script_hands_over_to_lightning_sdk(monkeypatch):
+    class Script:
+        class dist:  # noqa: N801
+            name = "lightning_sdk"
+
+        @staticmethod
+        def load():
+            return lambda: called.append("login")
+
+    called = []
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [Script])
+    monkeypatch.setattr(sys, "argv", ["lightning", "login"])
+    cli.lightning_main()
+    assert called == ["login"]
