@@ -1,5 +1,6 @@
 """What every analysis shares: when it runs, on which prompts, and where its figures go."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.module import ICLModule
 
 
-class Analysis(Callback):
+class Analysis(Callback, ABC):
     """A callback that measures something at validation epochs.
 
-    A subclass says what in ``analyse``, which returns nothing and may call ``log``, ``held_out``, ``predict`` and
-    ``save_figure``, and in ``summary``, what the closing table says of it. It runs at every ``every_n_validations``-th
-    validation of ``fit`` (counted across resumes), at the last one, and at each standalone ``validate``. Every process
-    computes the same numbers on the same held-out prompts, so nothing depends on their number; rank 0 writes files.
+    A subclass says what in ``analyse``, and in ``summary`` what the closing table tells of it. It runs at every
+    ``every_n_validations``-th validation of ``fit`` (counted across resumes), at the last one, and at each standalone
+    ``validate``. Every process computes the same numbers on the same held-out prompts (``datamodule.held_out``), so
+    nothing depends on how many there are; rank 0 writes files.
     """
 
     def __init__(self, every_n_validations: int = 1) -> None:
@@ -33,9 +34,9 @@ class Analysis(Callback):
         self.every_n_validations = every_n_validations
         self.validations = 0
 
+    @abstractmethod
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         """Measure, log, draw."""
-        raise NotImplementedError
 
     def summary(self) -> list[str]:
         """Lines for the table at the end of a run; none before the first analysis."""

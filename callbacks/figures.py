@@ -48,7 +48,7 @@ def _kind(name: str) -> str:
 def risk_by_estimator(risks: Mapping[str, RiskAndError], labels: Mapping[str, str]) -> Figure:
     """The model among the reference estimators, for one number of examples."""
     figure = _dots(risks, labels, {name: _kind(name) for name in risks})
-    figure.axes[0].set_title("Excess risk on validation prompts")
+    figure.axes[0].set_title("Excess risk on the evaluated prompts")
     return figure
 
 
@@ -68,7 +68,7 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("number of in-context examples n")
     axes.set_ylabel(RISK + INTERVAL)
-    axes.set_title("Excess risk on validation prompts")
+    axes.set_title("Excess risk on the evaluated prompts")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure

@@ -103,6 +103,7 @@ class ReferenceRisk(Analysis):
         self._report(trainer, module, "val")
 
     def _report(self, trainer: Trainer, module: ICLModule, stage: str) -> None:
+        self.stage = {"val": "validation", "test": "test"}[stage]
         by_n = {n: _joined(batches, module) for n, batches in sorted(self._errors.items())}
         everywhere = _joined(list(by_n.values()))
         log_scalars(module, {f"{stage}/excess_risk/{k}": e.mean() for k, e in everywhere.items() if k != "transformer"})
@@ -139,7 +140,7 @@ class ReferenceRisk(Analysis):
         labels = self.labels()
         width = max(len(labels[name]) for name in self.overall)
         rows = sorted(self.overall.items(), key=lambda item: item[1][0])
-        lines = [f"Excess risk on validation prompts ({_numbers(set(self.risks))} examples each), lowest first:"]
+        lines = [f"Excess risk on {self.stage} prompts ({_numbers(set(self.risks))} examples each), lowest first:"]
         for name, (risk, error) in rows:
             mark = "  <- the model" if name == "transformer" else ""
             lines.append(f"  {labels[name]:<{width}}  {risk:9.4f} +- {error:.4f}{mark}")

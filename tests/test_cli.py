@@ -92,7 +92,8 @@ def last_checkpoint(folder, version=0):
 
 
 def test_validate_reproduces_the_last_numbers_and_figures_of_the_fit(trained):
-    run_command("validate", "--config", "configs/debug.yaml", "--ckpt_path", last_checkpoint(trained), cwd=trained)
+    config = trained / "lightning_logs" / "version_0" / "config.yaml"
+    run_command("validate", "--config", config, "--ckpt_path", last_checkpoint(trained), cwd=trained)
     fitted, validated = trained / "lightning_logs" / "version_0", trained / "lightning_logs" / "version_1"
     before, after = scalars(fitted), scalars(validated)
     compared = [tag for tag in before if not tag.startswith(("train/", "epoch"))]

@@ -1,7 +1,7 @@
 """Reference estimators of linear weights: (x, y, ...) -> w_hat, batched over prompts.
 
-Every one takes x (batch, points, dims) and y (batch, points) and returns w_hat (batch, dims); those that iterate
-return the whole path. The prediction is ``predictions(w_hat, x_query)``.
+Every one takes x (batch, points, dims) and y (batch, points) and returns w_hat (batch, dims); gradient descent returns
+the whole path. The prediction is ``predictions(w_hat, x_query)``. n counts every row of x, so pass unpadded prompts.
 """
 
 import warnings
@@ -52,21 +52,30 @@ def oracle_least_squares(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> Wei
     return least_squares(x * support[:, None], y)
 
 
-def lasso(x: X, y: Y, alpha: float, relative_gap: float = 1e-8, max_iterations: int = 200_000) -> Weights:
+def lasso(
+    x: X,
+    y: Y,
+    alpha: float,
+    relative_gap: float = 1e-8,
+    max_iterations: int = 200_000,
+    start: Weights | None = None,
+) -> Weights:
     """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1 (scikit-learn's scaling, no intercept).
 
     FISTA (Beck & Teboulle 2009) with the gradient restart of O'Donoghue & Candes 2015, until every problem's
     duality gap is at most ``relative_gap`` times (1/2n) ||y||^2. A ``RuntimeWarning`` says how many are above it
-    if ``max_iterations`` pass first. Computed in float64, whose rounding lies below such gaps; returned in y's dtype.
+    if ``max_iterations`` (in rounds of 50) pass first. ``start`` is where to begin, such as the solution of a nearby
+    alpha; zero if left out. Computed in float64, whose rounding lies below such gaps; returned in y's dtype.
     """
     if not alpha > 0:
         raise InputError(f"alpha is {alpha}, but the lasso needs a strength above 0; use least_squares for 0.")
     dtype, x, y = y.dtype, x.double(), y.double()
     tolerance = relative_gap * (y.square().sum(-1) / (2 * y.shape[1]))
-    w = torch.zeros_like(x[:, 0])
+    w = torch.zeros_like(x[:, 0]) if start is None else start.double()
     # Conditioning varies over orders of magnitude between prompts: go on with the unfinished ones alone.
     unfinished = torch.arange(len(w), device=w.device)
     state = FistaState(w, w, torch.ones_like(w[:, :1]))
+    w = w.clone()
     for _ in range(0, max_iterations, FISTA_ROUND):
         state = _fista(x[unfinished], y[unfinished], alpha, state)
         w[unfinished] = state.w
@@ -166,9 +175,9 @@ def preprocessed(
 
 
 def inverse_curvature(x: X) -> Float[Tensor, " batch"]:
-    """1 / lambda_max(X^T X / n) of each prompt: the largest step size at which every gradient step descends.
+    """1 / lambda_max(X^T X / n) of each prompt: the largest step size at which no mode of the error changes sign.
 
-    0 where x is 0 (then the gradient is 0 too).
+    Gradient descent converges below twice that. 0 where x is 0 (then the gradient is 0 too).
     """
     largest = torch.linalg.matrix_norm(x, ord=2).square() / x.shape[1]
     return torch.where(largest > 0, 1 / largest, 0.0)

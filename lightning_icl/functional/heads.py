@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.risk import mean_and_standard_error, squared_errors
 
 HeadMask = Float[Tensor, "layers heads"]
@@ -67,7 +68,7 @@ def head_importance(
     )
     raw, standard_error = _by_layer(mean, heads), _by_layer(error, heads)
     positive = raw.nan_to_num().clamp(min=0)
-    measurable = (total_mean > 1.96 * total_error) & (positive.sum(dim=1) > 0)
+    measurable = total_mean > 1.96 * total_error
     share = (positive / positive.sum(dim=1, keepdim=True)).masked_fill(raw.isnan() | ~measurable[:, None], torch.nan)
     entropy = -torch.special.xlogy(share, share).nansum(dim=1)
     return HeadImportance(
@@ -115,6 +116,8 @@ def pruning_masks(
     layer 1, all later heads. random_head: all of layer 1, a random head of each later layer (``n_random`` draws).
     least_important: all of layer 1, the least important head of each later layer. One mask each but for random_head.
     """
+    if n_random < 1:
+        raise InputError(f"n_random is {n_random}, but the random-head control needs at least 1 draw.")
     full = full_mask(heads).to(raw.device)
 
     def later_layers_keep(kept: Tensor) -> Tensor:

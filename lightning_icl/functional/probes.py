@@ -42,7 +42,8 @@ def ridge_probe(
 def probe_targets(prompt: Prompt) -> dict[str, Float[Tensor, "batch queries outputs"]]:
     """What a query's state may know: f(x_q), and for tasks with weights w itself; and R_hat x_q.
 
-    f_query is <w, x_q> where the task is linear. R_hat = diag(X^T y / n), PAPER.md section 7 (here with its sign).
+    f_query is <w, x_q> where the task is linear. R_hat = diag(X^T y / n), PAPER.md section 7 (here with its sign);
+    n counts padded examples too, so use unpadded prompts.
     """
     n_queries = prompt.x_query.shape[1]
     correlation = torch.einsum("bpd,bp->bd", prompt.x, prompt.y) / prompt.x.shape[1]
@@ -74,6 +75,8 @@ def explained_share(errors: Float[Tensor, " batch"], targets: Float[Tensor, "bat
 def shuffled_prompts(
     targets: Float[Tensor, "batch queries outputs"], generator: Generator
 ) -> Float[Tensor, "batch queries outputs"]:
-    """The shuffled-label control: each prompt's targets given to another (CPU generator)."""
-    order = torch.randperm(targets.shape[0], generator=generator)
+    """The shuffled-label control: each prompt's targets given to another, along a random cycle (CPU generator)."""
+    cycle = torch.randperm(targets.shape[0], generator=generator)
+    order = torch.empty_like(cycle)
+    order[cycle] = cycle.roll(1)
     return targets[order.to(targets.device)]

@@ -34,12 +34,16 @@ class Prompt(NamedTuple):
 
     def padded_after(self, n_points: int) -> "Prompt":
         """The same prompts with every example after the first ``n_points`` blanked and masked."""
-        kept = torch.arange(self.x.shape[1], device=self.x.device) < n_points
-        return self._replace(x=self.x * kept[:, None], y=self.y * kept, point_mask=kept.expand(self.x.shape[0], -1))
+        kept = (torch.arange(self.x.shape[1], device=self.x.device) < n_points).expand(self.y.shape)
+        if self.point_mask is not None:
+            kept = kept & self.point_mask
+        return self._replace(x=self.x * kept[..., None], y=self.y * kept, point_mask=kept)
 
 
 def concatenated(prompts: Sequence[Prompt]) -> Prompt:
-    """One batch from several with equal numbers of points and queries."""
+    """One batch from several with equal numbers of points and queries, padded or not."""
+    if any(prompt.point_mask is not None for prompt in prompts):
+        prompts = [prompt.padded_after(prompt.x.shape[1]) for prompt in prompts]
     return Prompt._make(None if fields[0] is None else torch.cat(fields) for fields in zip(*prompts, strict=True))
 
 

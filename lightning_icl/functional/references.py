@@ -42,11 +42,13 @@ def tuned_settings(
     grid = [float(largest) * 10 ** (-k / 4) for k in range(17)]
     if ridge_alpha is None:
         ridge_alpha = _best(grid, [estimators.ridge(x, y, alpha * x.shape[1]) for alpha in grid], tuning) * x.shape[1]
-    lasso_fits = [estimators.lasso(x, y, alpha, relative_gap=1e-4) for alpha in grid]
+    lasso_fits = [torch.zeros_like(x[:, 0])]
+    for alpha in grid:  # from strong to weak, each from the last solution
+        lasso_fits.append(estimators.lasso(x, y, alpha, relative_gap=1e-6, start=lasso_fits[-1]))
     steps = list(range(max_steps + 1))
     return ReferenceSettings(
         ridge_alpha=ridge_alpha,
-        lasso_alpha=_best(grid, lasso_fits, tuning),
+        lasso_alpha=_best(grid, lasso_fits[1:], tuning),
         depth=depth,
         gd_steps=_best(steps, list(gd_path(tuning, max_steps, power=0.0)), tuning),
         preprocess_then_gd_steps=_best(steps, list(gd_path(tuning, max_steps, power=1.0)), tuning),

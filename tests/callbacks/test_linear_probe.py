@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge
 
 from lightning_icl.callbacks import LinearProbe
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.probes import shuffled_prompts
 from lightning_icl.functional.prompts import pair_tokens
 from lightning_icl.functional.tasks import Task
 
@@ -40,7 +41,8 @@ def test_probes_equal_scikit_learn(tmp_path):
     trainer.validate(module, datamodule=data, verbose=False)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     fit, score = data.held_out("probe_fit", 60), data.held_out("probe_score", 60)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).numpy()
+    index = torch.arange(60.0)[:, None, None]
+    order = shuffled_prompts(index, torch.Generator().manual_seed(0)).flatten().long().numpy()
     for layer, (seen, fresh) in enumerate(zip(hooked_states(module, fit), hooked_states(module, score), strict=True)):
         for name, labels in targets(fit).items():
             truth = targets(score)[name]

@@ -66,9 +66,9 @@ class SparseLinearRegression(Task):
         values = torch.randn(shape, generator=generator, device=device)
         if self.weight_law == "sign":
             values = torch.where(values < 0, -1.0, 1.0)
-        # The ranks of i.i.d. uniforms are a uniform permutation, so the `sparsity` lowest are a uniform support.
-        ranks = torch.rand(shape, generator=generator, device=device).argsort(dim=-1).argsort(dim=-1)
-        w = torch.where(ranks < self.sparsity, values, 0.0)
+        # Sorting i.i.d. uniforms gives a uniform permutation, and where it falls below `sparsity` a uniform support.
+        permutation = torch.rand(shape, generator=generator, device=device).argsort(dim=-1)
+        w = torch.where(permutation < self.sparsity, values, 0.0)
         if self.weight_law == "unit_norm":
             w = w / torch.linalg.vector_norm(w, dim=-1, keepdim=True)
         return w / self.sparsity**0.5 if self.weight_law == "scaled" else w

@@ -64,12 +64,14 @@ class Task(ABC):
     ) -> Float[Tensor, "batch points dims"]:
         """Draw x ~ N(0, Sigma)."""
         x = torch.randn(batch_size, n_points, self.n_dims, generator=generator, device=generator.device)
-        return x if self.correlation == 0 else x @ ar1_factor(self.n_dims, self.correlation).to(x).T
+        return x if self.correlation == 0 else x @ ar1_factor(self.n_dims, self.correlation, x.device).to(x.dtype).T
 
 
-def ar1_factor(n_dims: int, correlation: float) -> Float[Tensor, "dims dims"]:
+def ar1_factor(n_dims: int, correlation: float, device: torch.device | str = "cpu") -> Float[Tensor, "dims dims"]:
     """Cholesky factor L of Sigma_ij = rho^|i - j|: L_i0 = rho^i, L_ij = rho^(i - j) sqrt(1 - rho^2) for 0 < j <= i."""
-    lag = torch.arange(n_dims)[:, None] - torch.arange(n_dims)
-    factor = (torch.tensor(correlation, dtype=torch.float64) ** lag.clamp(min=0)).tril()
+    index = torch.arange(n_dims, device=device)
+    factor = (
+        torch.full((), correlation, dtype=torch.float64, device=device) ** (index[:, None] - index).clamp(min=0)
+    ).tril()
     factor[:, 1:] *= (1 - correlation**2) ** 0.5
     return factor

@@ -1,0 +1,77 @@
+"""Every command and every piece of Python the README shows is run."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, run_command
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
+# The shipped configs with everything made small; the README's own options come after, and win.
+TINY = """
+data: {n_queries: 2, batch_size: 4, eval_prompts: 8, eval_batch_size: 4}
+model: {d_model: 8}
+trainer:
+  max_steps: 2
+  val_check_interval: 1.0
+  enable_progress_bar: false
+  accelerator: cpu
+  precision: 32
+  callbacks:
+    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
+    - {class_path: HeadImportance, init_args: {n_prompts: 8}}
+    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
+    - {class_path: LinearProbe, init_args: {n_prompts: 8}}
+"""
+
+
+@pytest.mark.timeout(600)
+def test_every_lightning_icl_command_runs_in_order(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    for language, block in BLOCKS:
+        if language == "python" and block.startswith("# my_"):
+            (tmp_path / block.splitlines()[0][2:]).write_text(block)
+    commands = [shlex.split(line) for line in COMMANDS if line.startswith("lightning-icl ")]
+    assert len(commands) >= 8
+    for _, *args in commands:
+        config = args.index("--config") + 2 if "--config" in args else len(args)
+        tiny = ["--config", "tiny.yaml"] if "--config" in args else []
+        run_command(*args[:config], *tiny, *args[config:], cwd=tmp_path)
+    assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists()
+    assert list(tmp_path.glob("lightning_logs/*/predictions.npz"))
+
+
+def test_the_make_targets_exist():
+    targets = [line.split()[1] for line in COMMANDS if line.startswith("make ")]
+    targets += re.findall(r"`make ([\w-]+)`", README)
+    assert {"quickstart", "tensorboard", "test"} <= set(targets)
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_bash_line_is_covered():
+    assert all(line.startswith(("lightning-icl ", "make ")) for line in COMMANDS)
+
+
+def test_the_notebook_piece_runs(tmp_path):
+    piece = next(block for language, block in BLOCKS if language == "python" and not block.startswith("# my_"))
+    done = run_command("-c", piece, cwd=tmp_path, command=(sys.executable,))
+    assert 0 < float(re.search(r"tensor\(([\d.]+)", done.stdout)[1]) < 1
+
+
+def test_the_extensions_take_15_lines_or_fewer():
+    for language, block in BLOCKS:
+        if language == "python" and block.startswith("# my_"):
+            code = block.split("\n\n\n", 1)[1]
+            assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+def test_the_figures_the_readme_shows_are_there():
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert figures
+    assert all((ROOT / figure).stat().st_size > 10_000 for figure in figures)
