@@ -93,7 +93,8 @@ class ICLCommandLine(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(folder, name="lightning_logs", default_hp_metric=False)
         if config["enable_checkpointing"] is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
-        kwargs["callbacks"] = [*(config["callbacks"] or []), Summary()]
+        callbacks = config["callbacks"] or []
+        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Summary()]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -109,7 +110,7 @@ def with_shipped_configs(args: list[str]) -> list[str]:
     for previous, argument in zip(["", *args], args, strict=False):
         flag, _, value = argument.rpartition("=")
         if previous in ("-c", "--config") or flag in ("-c", "--config"):
-            shipped = SHIPPED_CONFIGS / Path(value or argument).name
+            shipped = SHIPPED_CONFIGS / Path(value).name
             if not Path(value).exists() and Path(value).parent.name in ("", "configs") and shipped.exists():
                 rank_zero_info(f"{value} is not in this folder; using the one shipped with lightning_icl.")
                 argument = f"{flag}={shipped}" if flag else str(shipped)

@@ -53,7 +53,8 @@ def scalars(run_folder):
     ids=["lightning-icl", "lightning", "python -m lightning_icl"],
 )
 def test_every_command_fits_from_an_empty_folder(tmp_path, command):
-    done = run_command("fit", "--config", "configs/debug.yaml", cwd=tmp_path, command=command)
+    shorter = ["--trainer.max_steps", 10, "--trainer.val_check_interval", 1.0]
+    done = run_command("fit", "--config", "configs/debug.yaml", *shorter, cwd=tmp_path, command=command)
     assert "configs/debug.yaml is not in this folder; using the one shipped with lightning_icl." in done.stderr
     assert "<- the model" in done.stdout
     run = tmp_path / "lightning_logs" / "version_0"
