@@ -1,5 +1,6 @@
 """What every analysis shares: when it runs, on which prompts, and where its figures go."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,15 +25,16 @@ class Analysis(Callback, ABC):
     """A callback that measures something at validation epochs.
 
     A subclass says what in ``analyse``, and in ``summary`` what the closing table tells of it. It runs at every
-    ``every_n_validations``-th validation of ``fit`` (counted across resumes), at the last one, and at each standalone
-    ``validate``. Every process computes the same numbers on the same held-out prompts (``datamodule.held_out``), so
-    nothing depends on how many there are; rank 0 writes files.
+    ``every_n_validations``-th validation of ``fit`` (counted across resumes), at one that ends it at max_steps, and at
+    each standalone ``validate``. Every process computes the same numbers on the same held-out prompts
+    (``datamodule.held_out``), so nothing depends on how many there are; rank 0 writes files.
     """
 
     def __init__(self, every_n_validations: int = 1) -> None:
         check_at_least("every_n_validations", every_n_validations, 1)
         self.every_n_validations = every_n_validations
         self.validations = 0
+        self.measured_at = -1
 
     @abstractmethod
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:
@@ -54,9 +56,10 @@ class Analysis(Callback, ABC):
             # The trained model computes in the trainer's precision; so does the analysed one.
             with trainer.precision_plugin.forward_context(), torch.no_grad():
                 self.analyse(trainer, icl_module(pl_module))
+            self.measured_at = trainer.global_step
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether this validation is one of every n, the last of a fit, or a standalone one."""
+        """Whether this validation is one of every n, at the end of a fit's max_steps, or a standalone one."""
         standalone = trainer.state.fn != "fit"
         last = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
         return standalone or last or self.validations % self.every_n_validations == 0
@@ -106,11 +109,11 @@ def chunks(prompt: Prompt, size: int) -> list[Prompt]:
 
 def log_scalars(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
     """Log finite values; a NaN here means "not measurable" and leaves a gap in the chart."""
-    for key, value in values.items():
-        number = torch.as_tensor(value, dtype=torch.float32, device=module.device)
-        if torch.isfinite(number):
-            # Every rank has the same number already; sync_dist only keeps Lightning from asking for it.
-            module.log(key, number, sync_dist=True, batch_size=1)
+    # Every rank computed the same but for rounding; rank 0's word keeps them from differing about what is finite, as
+    # each logged key is a collective.
+    for key, value in module.trainer.strategy.broadcast({k: float(v) for k, v in values.items()}).items():
+        if math.isfinite(value):
+            module.log(key, value, sync_dist=True, batch_size=1)
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:

@@ -1,11 +1,12 @@
 """The figures of the analyses: plain results in, a matplotlib figure out."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_icl.functional.heads import HeadImportance
+from lightning_icl.functional.heads import ImportanceScores
 
 RiskAndError = tuple[float, float]
 MODEL, REFERENCE, ORACLE = "tab:red", "tab:blue", "tab:gray"
@@ -38,7 +39,7 @@ def _dots(risks: Mapping[str, RiskAndError], labels: Mapping[str, str], colours:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _kind(name: str) -> str:
@@ -57,7 +58,7 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
     n_points = sorted(risks)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    colours = iter(COLOURS)
+    colours = itertools.cycle(COLOURS)
     for name in risks[n_points[0]]:
         values = np.array([risks[n][name] for n in n_points])
         colour = _kind(name) if _kind(name) != REFERENCE else next(colours)
@@ -74,7 +75,7 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
     return figure
 
 
-def importance_map(importance: HeadImportance) -> Figure:
+def importance_map(importance: ImportanceScores) -> Figure:
     """Layer by head heat map of leave-one-out importance, annotated with its standard error."""
     raw, error = importance.raw.cpu().numpy(), importance.standard_error.cpu().numpy()
     n_layers, n_heads = raw.shape
@@ -94,7 +95,7 @@ def importance_map(importance: HeadImportance) -> Figure:
     return figure
 
 
-def _layer_label(importance: HeadImportance, layer: int) -> str:
+def _layer_label(importance: ImportanceScores, layer: int) -> str:
     effective = float(importance.effective_heads[layer])
     return f"layer {layer + 1}\n" + ("within noise" if np.isnan(effective) else f"{effective:.1f} effective")
 

@@ -22,9 +22,10 @@ class HeadImportance(Analysis):
     """Leave-one-out importance of every head (zero ablation), on fixed held-out prompts, paired.
 
     Logs, counting layers and heads from 1: heads/importance/layer{l}/head{h} (rise of the excess risk without the
-    head), heads/standard_error/layer{l}/head{h}, heads/share/layer{l}/head{h}, heads/effective/layer{l} (exp of the
-    shares' entropy) and heads/top_share/layer{l}. A layer whose total is within noise of zero gets no shares.
-    Figure: head_importance. Formulas: lightning_icl.functional.heads.HeadImportance.
+    head) with heads/standard_error/layer{l}/head{h}, heads/share/layer{l}/head{h}, heads/effective/layer{l} (exp of the
+    shares' entropy) and heads/top_share/layer{l}, each with its standard error under heads/share_error,
+    heads/effective_error and heads/top_share_error. A layer whose total is within noise of zero gets no shares.
+    Figure: head_importance. Formulas: lightning_icl.functional.heads.ImportanceScores.
 
     Args:
         n_prompts: number of held-out prompts.
@@ -37,22 +38,23 @@ class HeadImportance(Analysis):
         check_at_least("n_prompts", n_prompts, 2)
         check_at_least("chunk_size", chunk_size, 1)
         self.n_prompts, self.chunk_size = n_prompts, chunk_size
-        self.result: head_functions.HeadImportance | None = None
-        self.measured_at = -1
+        self.result: head_functions.ImportanceScores | None = None
+        self.result_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.result = None
 
-    def measure(self, trainer: Trainer, module: ICLModule) -> head_functions.HeadImportance:
+    def measure(self, trainer: Trainer, module: ICLModule) -> head_functions.ImportanceScores:
         """Importance now; computed once per training step, however many callbacks ask, in each run."""
-        if self.result is None or self.measured_at != trainer.global_step:
+        if self.result is None or self.result_at != trainer.global_step:
             heads = module.transformer.heads
             prompt = datamodule(trainer).held_out("head_importance", self.n_prompts, module.device)
             masks = torch.cat([head_functions.full_mask(heads)[None], head_functions.leave_one_out_masks(heads)])
             errors = errors_under_masks(module, prompt, masks, self.chunk_size)
-            self.result = head_functions.head_importance(errors[0], errors[1:], heads)
-            self.measured_at = trainer.global_step
+            # Rank 0's, so that no rank keeps other heads than the rest.
+            self.result = trainer.strategy.broadcast(head_functions.head_importance(errors[0], errors[1:], heads))
+            self.result_at = trainer.global_step
         return self.result
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:
@@ -60,22 +62,31 @@ class HeadImportance(Analysis):
         scalars = {}
         for layer, n_heads in enumerate(module.transformer.heads):
             scalars[f"heads/effective/layer{layer + 1}"] = result.effective_heads[layer]
+            scalars[f"heads/effective_error/layer{layer + 1}"] = result.effective_error[layer]
             scalars[f"heads/top_share/layer{layer + 1}"] = result.top_share[layer]
+            scalars[f"heads/top_share_error/layer{layer + 1}"] = result.top_error[layer]
             for head in range(n_heads):
                 place = f"layer{layer + 1}/head{head + 1}"
                 scalars[f"heads/importance/{place}"] = result.raw[layer, head]
                 scalars[f"heads/standard_error/{place}"] = result.standard_error[layer, head]
                 scalars[f"heads/share/{place}"] = result.share[layer, head]
+                scalars[f"heads/share_error/{place}"] = result.share_error[layer, head]
         log_scalars(module, scalars)
         save_figure(trainer, "head_importance", figures.importance_map(result))
 
     def summary(self) -> list[str]:
         if self.result is None:
             return []
-        lines = ["Heads that matter, by leaving each out (effective number, share of the top head):"]
-        for layer, (effective, top) in enumerate(zip(self.result.effective_heads, self.result.top_share, strict=True)):
-            n_heads = int((~self.result.raw[layer].isnan()).sum())
-            said = "no head matters beyond noise" if effective.isnan() else f"{effective:.1f} effective, top {top:.0%}"
+        scores = self.result
+        lines = ["Heads that matter, by leaving each out (effective number; share of the top head):"]
+        for layer, n_heads in enumerate((~scores.raw.isnan()).sum(dim=1).tolist()):
+            effective, top = scores.effective_heads[layer], scores.top_share[layer]
+            said = (
+                "no head matters beyond noise"
+                if effective.isnan()
+                else f"{effective:.1f} +- {scores.effective_error[layer]:.1f} effective; "
+                f"top {top:.0%} +- {scores.top_error[layer]:.0%}"
+            )
             lines.append(f"  layer {layer + 1}: {said}, of {n_heads} {'head' if n_heads == 1 else 'heads'}")
         return lines
 

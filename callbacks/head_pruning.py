@@ -1,13 +1,16 @@
 """What is lost when only the heads the paper points to are kept."""
 
+from collections.abc import Iterable
+
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lightning_icl.callbacks import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, log_scalars, save_figure
 from lightning_icl.callbacks.head_importance import HeadImportance, errors_under_masks
 from lightning_icl.functional.heads import pruning_masks
-from lightning_icl.functional.risk import mean_and_standard_error
+from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error
 from lightning_icl.module import ICLModule
 
 LABELS = {
@@ -24,7 +27,8 @@ class HeadPruning(Analysis):
 
     Which heads are kept is decided by HeadImportance on its own prompts; the risk is measured on others, so the choice
     is not rewarded for noise. Logs prune/excess_risk/<variant> for full, pruned, prune_layer1_instead, random_head
-    (mean of ``n_random`` draws, the same at every validation) and least_important, and prune/ratio, pruned over full.
+    (mean of ``n_random`` draws, the same at every validation) and least_important; and prune/ratio, pruned over full,
+    with prune/ratio_error, its standard error by the jackknife over prompts (paired).
     Figure: head_pruning.
 
     Args:
@@ -49,12 +53,13 @@ class HeadPruning(Analysis):
         masks = pruning_masks(importance, module.transformer.heads, self.n_random, torch.Generator().manual_seed(0))
         prompt = datamodule(trainer).held_out("head_pruning", self.n_prompts, module.device)
         errors = errors_under_masks(module, prompt, torch.cat(list(masks.values())), self.chunk_size)
-        self.risks = {}
-        for name, variant in zip(masks, errors.split([len(m) for m in masks.values()]), strict=True):
-            mean, error = mean_and_standard_error(variant.mean(dim=0))
-            self.risks[name] = float(mean), float(error)
+        by_variant = torch.stack([e.mean(dim=0) for e in errors.split([len(m) for m in masks.values()])], dim=1)
+        means, standard_errors = mean_and_standard_error(by_variant)
+        (ratio_errors,) = jackknife_errors(by_variant, lambda means: (means / means[:, :1],))
+        self.risks = _pairs(masks, means, standard_errors)
+        self.ratios = _pairs(masks, means / means[0], ratio_errors)
         log_scalars(module, {f"prune/excess_risk/{name}": risk for name, (risk, _) in self.risks.items()})
-        log_scalars(module, {"prune/ratio": self.risks["pruned"][0] / self.risks["full"][0]})
+        log_scalars(module, dict(zip(("prune/ratio", "prune/ratio_error"), self.ratios["pruned"], strict=True)))
         save_figure(trainer, "head_pruning", figures.pruning_risks(self.risks, LABELS))
 
     def _importance(self, trainer: Trainer) -> HeadImportance:
@@ -66,8 +71,13 @@ class HeadPruning(Analysis):
         if not self.risks:
             return []
         width = max(map(len, LABELS.values()))
-        full = self.risks["full"][0]
-        lines = ["Excess risk with heads masked (times the full model's):"]
+        lines = ["Excess risk with heads masked (times the full model's, paired):"]
         for name, (risk, error) in self.risks.items():
-            lines.append(f"  {LABELS[name]:<{width}}  {risk:9.4f} +- {error:.4f}  (x{risk / full:.2f})")
+            ratio, ratio_error = self.ratios[name]
+            times = f"(x{ratio:.2f} +- {ratio_error:.2f})"
+            lines.append(f"  {LABELS[name]:<{width}}  {risk:10.4g} +- {error:.2g}  {times}")
         return lines
+
+
+def _pairs(names: Iterable[str], values: Tensor, errors: Tensor) -> dict[str, tuple[float, float]]:
+    return dict(zip(names, zip(values.tolist(), errors.tolist(), strict=True), strict=True))

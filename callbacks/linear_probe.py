@@ -85,7 +85,7 @@ class LinearProbe(Analysis):
     def summary(self) -> list[str]:
         if not self.risks:
             return []
-        risks = ", ".join(f"{i}: {risk:.3f}" for i, (risk, _) in enumerate(self.risks["f_query"]))
+        risks = ", ".join(f"{i}: {risk:.3g}" for i, (risk, _) in enumerate(self.risks["f_query"]))
         return [
             "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is the read-in):",
             f"  {risks}",

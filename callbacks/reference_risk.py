@@ -19,7 +19,7 @@ from lightning_icl.callbacks.analysis import (
     save_figure,
 )
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import ReferenceSettings, reference_errors, tuned_settings
+from lightning_icl.functional.references import MAX_STEPS, ReferenceSettings, reference_errors, tuned_settings
 from lightning_icl.functional.risk import mean_and_standard_error, squared_errors
 from lightning_icl.module import ICLModule
 
@@ -128,9 +128,9 @@ class ReferenceRisk(Analysis):
             "ridge": "ridge",
             "lasso": "lasso",
             "gd_at_depth": f"GD, {_numbers(depths)} steps (= layers)",
-            "gd_best": f"GD, {gd} steps (best)",
+            "gd_best": f"GD, {gd} steps (best up to {MAX_STEPS})",
             "preprocess_then_gd_at_depth": f"preprocess + GD, {_numbers(depths)} steps (= layers)",
-            "preprocess_then_gd_best": f"preprocess + GD, {preprocessed} steps (best)",
+            "preprocess_then_gd_best": f"preprocess + GD, {preprocessed} steps (best up to {MAX_STEPS})",
             "oracle_support": "least squares on the true support (oracle)",
         }
 
@@ -143,7 +143,7 @@ class ReferenceRisk(Analysis):
         lines = [f"Excess risk on {self.stage} prompts ({_numbers(set(self.risks))} examples each), lowest first:"]
         for name, (risk, error) in rows:
             mark = "  <- the model" if name == "transformer" else ""
-            lines.append(f"  {labels[name]:<{width}}  {risk:9.4f} +- {error:.4f}{mark}")
+            lines.append(f"  {labels[name]:<{width}}  {risk:10.4g} +- {error:.2g}{mark}")
         return lines
 
 

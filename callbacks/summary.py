@@ -1,5 +1,7 @@
 """The short table at the end of a run."""
 
+from pathlib import Path
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_icl.callbacks.analysis import Analysis
@@ -23,8 +25,9 @@ class Summary(Callback):
         if not trainer.is_global_zero:
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        sections = [c.summary() for c in callbacks if isinstance(c, Analysis)]
-        for lines in filter(None, sections):
-            print("\n" + "\n".join(lines))
+        for analysis in (c for c in callbacks if isinstance(c, Analysis) and c.summary()):
+            old = analysis.measured_at not in (-1, trainer.global_step)
+            print("", *analysis.summary(), *([f"  (as of step {analysis.measured_at})"] if old else []), sep="\n")
         if folder is not None:
-            print(f"\nThis run's figures and numbers are in {folder}; look at all runs with: make tensorboard\n")
+            print(f"\nThis run's figures and numbers are in {folder}")
+            print(f"Look at all runs with: make tensorboard (or tensorboard --logdir {Path(folder).parent})\n")

@@ -1,7 +1,7 @@
 """Does a checkpoint fit the model a config describes?"""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ def check_checkpoint(path: str | Path | None, model: Mapping[str, Any], resuming
         return
     saved = _saved_options(Path(path))
     for key in saved.keys() & model.keys():
-        if saved[key] != model[key] and (resuming or key not in TRAINING_OPTIONS):
+        if _plain(saved[key]) != _plain(model[key]) and (resuming or key not in TRAINING_OPTIONS):
             raise InputError(
                 f"the checkpoint {path} was trained with model.{key} = {saved[key]}, but the config asks for "
                 f"{model[key]}; use the config it was trained with (config.yaml in its run's folder)."
             )
+
+
+def _plain(value: Any) -> Any:
+    """Sequences as lists: YAML gives lists where Python's defaults are tuples."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _saved_options(path: Path) -> Mapping[str, Any]:

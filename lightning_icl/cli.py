@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -84,6 +84,8 @@ class ICLCommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # by convention, a constructor's word for a bad argument
+            if "JSONARGPARSE_DEBUG" in os.environ:
+                raise
             raise InputError(sentence(str(error), self.parser)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -94,7 +96,10 @@ class ICLCommandLine(LightningCLI):
         if config["enable_checkpointing"] is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         callbacks = config["callbacks"] or []
-        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Summary()]
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Summary()]
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
+        kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
 
@@ -136,7 +141,7 @@ def main(args: list[str] | None = None) -> None:
 def lightning_main() -> None:
     """The lightning command: our subcommands; any other is lightning-sdk's, which owns a script of that name."""
     command = next((arg for arg in sys.argv[1:] if not arg.startswith("-")), None)
-    if command is None or command in LightningCLI.subcommands():
+    if command is None or set(sys.argv[1:]) & set(LightningCLI.subcommands()):
         main()
         return
     for script in entry_points(group="console_scripts", name="lightning"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Generator
 
@@ -13,6 +13,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.tasks import Task
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 STREAMS = ("train", "validate", "test", "predict", "n_points", "held_out")
 MAX_STEPS = 2**25  # of a stream: a 32-bit seed holds 16 streams x 2^25 steps x 8 blocks
 MAX_BLOCKS = 8
@@ -27,13 +28,19 @@ def block_seed(seed: int, stream: str, step: int, block: int) -> int:
     murmur3 finaliser) so that neighbouring steps get distant seeds.
     """
     packed = (STREAMS.index(stream) * MAX_STEPS + step) * MAX_BLOCKS + block
-    return _mixed(packed ^ _mixed(seed))
+    # The seed enters twice: once alone would make the streams of two seeds translates of each other.
+    return _mixed(_mixed(packed ^ _mixed(seed)) ^ _mixed(~seed & 0xFFFFFFFF))
 
 
 def _mixed(x: int) -> int:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
     return x ^ (x >> 16)
+
+
+def _batches_ready(trainer: Trainer) -> int:
+    """Batches of this epoch so far, by the counter from which Lightning decides when to step (not public)."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
 def stream_generator(seed: int, stream: str, step: int, block: int, device: torch.device | str) -> Generator:
@@ -138,17 +145,29 @@ class PromptDataModule(LightningDataModule):
                 f"eval_batch_size is {self.eval_batch_size}, but it must divide into {trainer.world_size} equal parts, "
                 "one for each process."
             )
-        if stage != "fit":
-            return
-        parts = trainer.world_size * trainer.accumulate_grad_batches
+        if trainer.precision not in PRECISIONS:
+            raise InputError(
+                f"trainer.precision is {trainer.precision}, but prompts are sampled in float32: "
+                f"use one of {', '.join(PRECISIONS)}."
+            )
+        if trainer.strategy.root_device.type == "mps":
+            raise InputError("trainer.accelerator is mps, but risks are computed in float64: use cpu or gpu (CUDA).")
+        if stage == "fit":
+            self._check_fit(trainer)
+
+    def _check_fit(self, trainer: Trainer) -> None:
+        accumulate = trainer.accumulate_grad_batches
+        parts = trainer.world_size * accumulate
         if self.batch_size % parts:
             raise InputError(
                 f"batch_size is {self.batch_size}, but it must divide into processes x accumulated batches = "
-                f"{trainer.world_size} x {trainer.accumulate_grad_batches} equal parts; try {self._divisible(parts)}."
+                f"{trainer.world_size} x {accumulate} equal parts; try {self._divisible(parts)}."
             )
         if trainer.max_steps > MAX_STEPS:
             raise InputError(f"trainer.max_steps is {trainer.max_steps}, but a stream has {MAX_STEPS} steps.")
         n_batches, interval = self._train_batches(), trainer.val_check_interval
+        if isinstance(interval, float) and n_batches:
+            interval = max(1, int(n_batches * interval))
         if n_batches is None and not any(isinstance(c, Timer) for c in trainer.callbacks):  # type: ignore[attr-defined]
             raise InputError("trainer.max_steps is -1, but the stream is endless: set max_steps or max_time.")
         if n_batches and isinstance(interval, int) and interval > n_batches:
@@ -156,6 +175,34 @@ class PromptDataModule(LightningDataModule):
                 f"trainer.val_check_interval is {interval} batches, but the run has only {n_batches}; "
                 "a fraction such as 0.1 validates ten times whatever the length."
             )
+        limit = trainer.limit_train_batches
+        for name, batches in (("val_check_interval", interval), ("limit_train_batches", limit)):
+            if isinstance(batches, int) and batches % accumulate:
+                raise InputError(
+                    f"trainer.{name} comes to {batches} batches, but it must be a multiple of "
+                    f"accumulate_grad_batches, {accumulate}: a checkpoint between two steps would lose gradients."
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the training stream depends on; a resume must agree with it."""
+        return {
+            "task": repr(self.task),
+            "n_points": [self.smallest_n, self.largest_n],
+            "n_queries": self.n_queries,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to resume on another stream than the checkpoint's, or between two optimizer steps."""
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        for name, value in self.state_dict().items():
+            if state_dict.get(name, value) != value:
+                raise InputError(
+                    f"the checkpoint was trained with data.{name} = {state_dict[name]}, but the config asks for "
+                    f"{value}; resume with the same, or start a new run."
+                )
 
     def _divisible(self, parts: int) -> int:
         return -(-self.batch_size // parts) * parts
@@ -185,12 +232,11 @@ class PromptDataModule(LightningDataModule):
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if batch.stream != "train" or trainer is None:
             return self.sample(batch.stream, batch.step, rank, ranks, device)
-        # The loader runs one token ahead of training and starts from 0 at a resume, so only the trainer's count of
-        # batches, which checkpoints keep, says which batch this is.
-        batches_done = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        step, accumulated = divmod(batches_done, trainer.accumulate_grad_batches)
+        # The loader runs one token ahead of training and starts from 0 at a resume, so only the trainer's own counts,
+        # which checkpoints keep, say which batch this is: its optimizer steps, and its batches since the last one.
+        accumulated = _batches_ready(trainer) % trainer.accumulate_grad_batches
         parts = ranks * trainer.accumulate_grad_batches
-        return self.sample("train", step, accumulated * ranks + rank, parts, device)
+        return self.sample("train", trainer.global_step, accumulated * ranks + rank, parts, device)
 
     def sample(
         self, stream: str, step: int, part: int = 0, parts: int = 1, device: torch.device | str = "cpu"

@@ -25,8 +25,9 @@ class ExcessRisk(Metric):
 
     def update(self, prediction: Tensor, f_query: Tensor) -> None:
         """Add a batch of predictions and noise-free targets, both (batch, queries)."""
-        self.total += squared_errors(prediction, f_query).sum()
-        self.n_prompts += prediction.shape[0]
+        # Not in place: after a standalone validate these are inference tensors, which training may not write to.
+        self.total = self.total + squared_errors(prediction, f_query).sum()
+        self.n_prompts = self.n_prompts + prediction.shape[0]
 
     def compute(self) -> Tensor:
         return self.total / self.n_prompts

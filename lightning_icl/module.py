@@ -82,6 +82,16 @@ class ICLModule(LightningModule):
             pair_tokens(prompt), head_mask, n_queries=prompt.x_query.shape[1], point_mask=prompt.point_mask
         )
 
+    def on_train_start(self) -> None:
+        """Refuse to go on from the middle of an accumulated step, whose gradients no checkpoint holds."""
+        loop = self.trainer.fit_loop.epoch_loop
+        done, accumulate = loop.batch_progress.current.ready, self.trainer.accumulate_grad_batches
+        if done % accumulate:
+            raise InputError(
+                f"the checkpoint was saved after {done} batches, which trainer.accumulate_grad_batches, {accumulate}, "
+                "does not divide: resume with one that does."
+            )
+
     def training_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
         target = prompt.f_query if self.target == "noise_free" else prompt.y_query
         loss = torch.nn.functional.mse_loss(self(prompt), target)
@@ -111,7 +121,7 @@ class ICLModule(LightningModule):
             raise InputError(
                 f"val/excess_risk/transformer is {risk.item()} at step {self.global_step}: training has diverged; "
                 f"lower learning_rate (now {self.learning_rate}) or set trainer.gradient_clip_val. "
-                "Checkpoints of earlier validations are kept."
+                "The last checkpoint is kept."
             )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

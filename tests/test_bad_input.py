@@ -1,9 +1,13 @@
 """A wrong config gets one clear sentence that names the value and what would be right, and no work is done."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
 from conftest import small_module, small_trainer
 
+from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.cli import main
 
 CONFIG = """
@@ -67,6 +71,7 @@ TABLE = [
     (["--trainer.accumulate_grad_batches", "3"], "batch_size is 64, but it must divide into processes x"),
     (["--trainer.val_check_interval", "9"], "trainer.val_check_interval is 9 batches, but the run has only 4"),
     (["--trainer.max_steps", "-1"], "trainer.max_steps is -1, but the stream is endless: set max_steps or max_time."),
+    (["--trainer.precision", "bf16-true"], "trainer.precision is bf16-true, but prompts are sampled in float32"),
     (["--trainer.accelerator", "gpu"], "No supported gpu backend found!"),
     (["--trainer.strategy", "dpp"], "You selected an invalid strategy name: `strategy='dpp'`."),
     # files
@@ -131,6 +136,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch, capsys,
     assert words in refused(["fit", *command], capsys)
     if "learning_rate" not in trained:
         assert words in refused(["validate", *command], capsys)
+
+
+def test_a_model_with_default_heads_fits_its_own_checkpoint():
+    """Saved as a list, a tuple by default."""
+    check_options({"heads": [8, 8, 8, 8], "mlp": True}, {"heads": (8, 8, 8, 8), "mlp": True}, resuming=True)
+
+
+def check_options(saved, asked, resuming):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "some.ckpt"
+        torch.save({"hyper_parameters": saved}, path)
+        check_checkpoint(path, asked, resuming)
 
 
 def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path, monkeypatch, capsys):

@@ -120,6 +120,22 @@ def test_two_processes_find_the_same_numbers_as_one(trained, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5)
 
 
+def test_two_processes_train_and_analyse_like_one(tmp_path):
+    """All callbacks inside fit under DDP. Gradients are summed in another order, so weights agree to rounding only."""
+    found = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        options = ["--trainer.devices", devices, "--trainer.strategy", "ddp" if devices == 2 else "auto"]
+        options += ["--trainer.max_steps", 10, "--data.n_points", 5]
+        run_command("fit", "--config", "configs/debug.yaml", *options, cwd=folder)
+        found.append(scalars(folder / "lightning_logs" / "version_0"))
+    assert len(found[0]) > 40
+    assert found[0].keys() == found[1].keys()
+    for tag, value in found[0].items():
+        assert found[1][tag] == pytest.approx(value, rel=1e-3, abs=1e-4), tag
+
+
 def test_two_processes_predict_the_same_file_as_one(trained, tmp_path):
     import numpy as np
 
@@ -155,6 +171,11 @@ def test_the_lightning_script_passes_other_commands_on(tmp_path):
     done = run_command("run", "studio", cwd=tmp_path, command=(SCRIPTS / "lightning",), check=False)
     assert done.returncode == 2
     assert "'run' is not one of fit, validate, test, predict, and lightning-sdk" in done.stderr
+
+
+def test_the_lightning_script_knows_its_commands_after_options(tmp_path):
+    done = run_command("--config", "x.yaml", "fit", cwd=tmp_path, command=(SCRIPTS / "lightning",), check=False)
+    assert "lightning-sdk" not in done.stderr
 
 
 def test_the_lightning_script_hands_over_to_lightning_sdk(monkeypatch):

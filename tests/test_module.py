@@ -125,6 +125,13 @@ def test_training_learns(tmp_path):
     assert gain.mean() > 0.5 * prompt.f_query.square().mean()
 
 
+def test_training_goes_on_after_a_standalone_validation(tmp_path):
+    module, data = small_module(), small_data()
+    small_trainer(tmp_path).validate(module, datamodule=data, verbose=False)
+    history, _, _ = fitted(tmp_path, module, data, val_check_interval=0.5)
+    assert len(history.losses) == 6
+
+
 def test_divergence_stops_with_a_sentence(tmp_path):
     module = small_module()
     with torch.no_grad():

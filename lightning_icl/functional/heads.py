@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.risk import mean_and_standard_error, squared_errors
+from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, squared_errors
 
 HeadMask = Float[Tensor, "layers heads"]
 
@@ -38,7 +38,7 @@ def masked_errors(
     return torch.stack([squared_errors(predict(mask), f_query) for mask in masks])
 
 
-class HeadImportance(NamedTuple):
+class ImportanceScores(NamedTuple):
     """What ablating each head costs, on one set of prompts; NaN where a layer has no such head.
 
     Attributes:
@@ -48,6 +48,7 @@ class HeadImportance(NamedTuple):
             own standard errors: such a layer's shares would be shares of noise.
         effective_heads: exp(entropy of the shares), from 1 (one head does it all) to the number of heads.
         top_share: the largest share of each layer.
+        share_error, effective_error, top_error: standard errors of these three, by the jackknife over prompts.
     """
 
     raw: Float[Tensor, "layers heads"]
@@ -55,34 +56,45 @@ class HeadImportance(NamedTuple):
     share: Float[Tensor, "layers heads"]
     effective_heads: Float[Tensor, " layers"]
     top_share: Float[Tensor, " layers"]
+    share_error: Float[Tensor, "layers heads"]
+    effective_error: Float[Tensor, " layers"]
+    top_error: Float[Tensor, " layers"]
 
 
 def head_importance(
     full_errors: Float[Tensor, " batch"], ablated_errors: Float[Tensor, "ablations batch"], heads: Sequence[int]
-) -> HeadImportance:
+) -> ImportanceScores:
     """Leave-one-out importance from the per-prompt errors of the full model and of each ablation in layer order."""
-    cost = ablated_errors - full_errors
-    mean, error = mean_and_standard_error(cost.T)
+    cost = (ablated_errors - full_errors).T
+    mean, error = mean_and_standard_error(cost)
     total_mean, total_error = mean_and_standard_error(
-        torch.stack([layer.sum(dim=0) for layer in cost.split(list(heads))], dim=1)
+        torch.stack([layer.sum(dim=1) for layer in cost.split(list(heads), dim=1)], dim=1)
     )
-    raw, standard_error = _by_layer(mean, heads), _by_layer(error, heads)
-    positive = raw.nan_to_num().clamp(min=0)
-    measurable = total_mean > 1.96 * total_error
-    share = (positive / positive.sum(dim=1, keepdim=True)).masked_fill(raw.isnan() | ~measurable[:, None], torch.nan)
-    entropy = -torch.special.xlogy(share, share).nansum(dim=1)
-    return HeadImportance(
+    raw = _by_layer(mean, heads)
+    shares, errors = _shares(raw), jackknife_errors(cost, lambda means: _shares(_by_layer(means, heads)))
+    within_noise = ~(total_mean > 1.96 * total_error)
+    no_share = raw.isnan() | within_noise[:, None]
+    masks = (no_share, within_noise, within_noise)
+    return ImportanceScores(
         raw,
-        standard_error,
-        share,
-        effective_heads=entropy.exp().masked_fill(~measurable, torch.nan),
-        top_share=share.nan_to_num().amax(dim=1).masked_fill(~measurable, torch.nan),
+        _by_layer(error, heads),
+        *(value.masked_fill(mask, torch.nan) for value, mask in zip((*shares, *errors), (*masks, *masks), strict=True)),
     )
 
 
-def _by_layer(values: Float[Tensor, " ablations"], heads: Sequence[int]) -> Float[Tensor, "layers heads"]:
-    table = torch.full((len(heads), max(heads)), torch.nan, dtype=values.dtype, device=values.device)
-    table[full_mask(heads).bool().to(values.device)] = values
+def _shares(
+    raw: Float[Tensor, "*batch layers heads"],
+) -> tuple[Float[Tensor, "*batch layers heads"], Float[Tensor, "*batch layers"], Float[Tensor, "*batch layers"]]:
+    """Shares, effective number of heads and top share of each layer (NaN where no head has a positive score)."""
+    positive = raw.nan_to_num().clamp(min=0)
+    share = positive / positive.sum(dim=-1, keepdim=True)
+    return share, (-torch.special.xlogy(share, share).sum(dim=-1)).exp(), share.amax(dim=-1)
+
+
+def _by_layer(values: Float[Tensor, "*batch ablations"], heads: Sequence[int]) -> Float[Tensor, "*batch layers heads"]:
+    shape = (*values.shape[:-1], len(heads), max(heads))
+    table = torch.full(shape, torch.nan, dtype=values.dtype, device=values.device)
+    table[..., full_mask(heads).bool().to(values.device)] = values
     return table
 
 

@@ -10,7 +10,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 
 
-class LinearProbe(NamedTuple):
+class RidgeProbe(NamedTuple):
     """target = state @ weight + intercept."""
 
     weight: Float[Tensor, "features outputs"]
@@ -23,7 +23,7 @@ class LinearProbe(NamedTuple):
 
 def ridge_probe(
     states: Float[Tensor, "samples features"], targets: Float[Tensor, "samples outputs"], alpha: float
-) -> LinearProbe:
+) -> RidgeProbe:
     """Minimises ||targets - states W - c||^2 + alpha ||W||^2 over W and the intercept c, in float64.
 
     The intercept is not penalised (scikit-learn's Ridge): both sides are centred, W solves
@@ -36,7 +36,7 @@ def ridge_probe(
     centred = states - mean_state
     gram = centred.T @ centred + alpha * torch.eye(states.shape[1], dtype=states.dtype, device=states.device)
     weight = torch.linalg.solve(gram, centred.T @ (targets - mean_target))
-    return LinearProbe(weight, mean_target - mean_state @ weight)
+    return RidgeProbe(weight, mean_target - mean_state @ weight)
 
 
 def probe_targets(prompt: Prompt) -> dict[str, Float[Tensor, "batch queries outputs"]]:

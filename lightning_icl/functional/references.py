@@ -13,6 +13,9 @@ from lightning_icl.functional.risk import excess_risk, squared_errors
 Setting = TypeVar("Setting")
 
 
+MAX_STEPS = 200  # of gradient descent, when its best number is sought
+
+
 class ReferenceSettings(NamedTuple):
     """What the reference estimators need besides the data.
 
@@ -29,7 +32,7 @@ class ReferenceSettings(NamedTuple):
 
 
 def tuned_settings(
-    tuning: Prompt, depth: int, ridge_alpha: float | None = None, max_steps: int = 200
+    tuning: Prompt, depth: int, ridge_alpha: float | None = None, max_steps: int = MAX_STEPS
 ) -> ReferenceSettings:
     """Choose every free setting by its excess risk on ``tuning``, prompts that are never evaluated on.
 

@@ -1,5 +1,7 @@
 """How far a prediction is from the noise-free target."""
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,3 +33,16 @@ def mean_and_standard_error(
 ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"]]:
     """Mean over the first axis and its standard error, std / sqrt(batch), which is NaN for a batch of one."""
     return values.mean(dim=0), values.std(dim=0, correction=1) / values.shape[0] ** 0.5
+
+
+def jackknife_errors(
+    values: Float[Tensor, "batch *rest"], statistic: Callable[[Tensor], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """Standard errors of functions of the mean over the first axis, by leaving each of its n entries out in turn.
+
+    ``statistic`` maps means (n, *rest), of which the i-th leaves entry i out, to any number of tensors (n, ...) theta;
+    their errors are sqrt((n - 1)/n sum_i (theta_i - mean theta)^2) (Tukey 1958). NaN for n = 1.
+    """
+    n = values.shape[0]
+    left_out = (n * values.mean(dim=0) - values) / (n - 1)
+    return tuple(((n - 1) * theta.var(dim=0, correction=0)).sqrt() for theta in statistic(left_out))

@@ -243,3 +243,19 @@ def test_a_single_layer_is_pruned_only_by_the_layer_1_control():
     kept = {name: mask.unique(dim=0).tolist() for name, mask in masks.items()}
     assert kept.pop("prune_layer1_instead") == [[[0, 1]]]
     assert all(mask == [[[1, 1]]] for mask in kept.values())
+
+
+def test_share_errors_equal_the_jackknife_by_recomputation():
+    heads, n = [3, 1, 2], 25
+    generator = torch.Generator().manual_seed(0)
+    full = torch.rand(n, generator=generator, dtype=torch.float64)
+    ablated = full + 0.5 + torch.randn(6, n, generator=generator, dtype=torch.float64)
+    scores = head_importance(full, ablated, heads)
+    left_out = [
+        head_importance(full[kept], ablated[:, kept], heads) for kept in (torch.arange(n) != i for i in range(n))
+    ]
+    for value, error in (("share", "share_error"), ("effective_heads", "effective_error"), ("top_share", "top_error")):
+        replicates = torch.stack([getattr(s, value) for s in left_out])
+        expected = ((n - 1) * replicates.var(dim=0, correction=0)).sqrt()
+        torch.testing.assert_close(getattr(scores, error), expected, equal_nan=True)
+    assert scores.effective_error[0] > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_icl.functional.risk import excess_risk, mean_and_standard_error, squared_errors
+from lightning_icl.functional.risk import excess_risk, jackknife_errors, mean_and_standard_error, squared_errors
 
 
 def drawn(*shape, seed=0):
@@ -67,3 +67,13 @@ def test_one_prompt_has_no_standard_error():
     mean, error = mean_and_standard_error(drawn(1, 2))
     torch.testing.assert_close(mean, drawn(1, 2)[0])
     assert error.isnan().all()
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_jackknife_equals_the_loop_and_for_a_mean_the_standard_error(n):
+    values = torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+    ratio, mean = jackknife_errors(values, lambda means: (means[:, 0] / means[:, 1], means))
+    array = values.numpy()
+    thetas = [np.delete(array, i, 0).mean(0)[0] / np.delete(array, i, 0).mean(0)[1] for i in range(n)]
+    assert ratio.item() == pytest.approx(((n - 1) / n * sum((t - np.mean(thetas)) ** 2 for t in thetas)) ** 0.5)
+    np.testing.assert_allclose(mean, array.std(0, ddof=1) / n**0.5, rtol=1e-10)

@@ -34,6 +34,9 @@ class Task(ABC):
         self.noise_std = noise_std
         self.correlation = correlation
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
     @abstractmethod
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator
