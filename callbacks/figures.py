@@ -12,22 +12,34 @@ RiskAndError = tuple[float, float]
 MODEL, REFERENCE, ORACLE = "tab:red", "tab:blue", "tab:gray"
 RISK = "excess risk (squared label units)"
 INTERVAL = ", 95 % interval"
+ABSURD = 5  # times the zero predictor's risk: beyond lies least squares at n = d, whose risk has no mean
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 
 
-def _dots(risks: Mapping[str, RiskAndError], labels: Mapping[str, str], colours: Mapping[str, str]) -> Figure:
-    """One row per name, lowest risk at the top, with error bars of 1.96 standard errors and the value written out."""
+def _dots(
+    risks: Mapping[str, RiskAndError], labels: Mapping[str, str], colours: Mapping[str, str], cut: float = np.inf
+) -> Figure:
+    """One row per name, lowest risk at the top, with error bars of 1.96 standard errors and the value written out.
+
+    What lies beyond ``cut`` is an arrow at the edge with its value, so that one outlier does not squeeze the rest.
+    """
     order = sorted(risks, key=lambda name: risks[name][0], reverse=True)
     values = np.array([risks[name][0] for name in order])
     errors = 1.96 * np.nan_to_num([risks[name][1] for name in order])
     figure = Figure(figsize=(8.5, 0.8 + 0.36 * len(order)), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(order):
+        if values[row] > cut:
+            axes.plot(cut, row, marker=">", color=colours[name])
+            axes.annotate(
+                f"{_number(values[row])} ", (cut, row), (-6, -3), textcoords="offset points", ha="right", size=8
+            )
+            continue
         # The bar stops at a tenth of the value: a logarithmic axis has no zero.
         low = min(errors[row], 0.9 * values[row])
         axes.errorbar(values[row], row, xerr=[[low], [errors[row]]], fmt="o", capsize=3, color=colours[name])
         axes.annotate(_number(values[row]), (values[row], row), (0, 6), textcoords="offset points", ha="center", size=8)
-    if values.max() > 10 * values.min() > 0:
+    if min(values.max(), cut) > 10 * values.min() > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(order)), [labels[name] for name in order])
@@ -48,7 +60,7 @@ def _kind(name: str) -> str:
 
 def risk_by_estimator(risks: Mapping[str, RiskAndError], labels: Mapping[str, str]) -> Figure:
     """The model among the reference estimators, for one number of examples."""
-    figure = _dots(risks, labels, {name: _kind(name) for name in risks})
+    figure = _dots(risks, labels, {name: _kind(name) for name in risks}, cut=ABSURD * risks["zero"][0])
     figure.axes[0].set_title("Excess risk on the evaluated prompts")
     return figure
 
@@ -64,8 +76,10 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
         colour = _kind(name) if _kind(name) != REFERENCE else next(colours)
         bars = 1.96 * np.nan_to_num(values[:, 1])
         width = 2.5 if name == "transformer" else 1.2
+        bars = np.stack([np.minimum(bars, 0.9 * values[:, 0]), bars])  # a logarithmic axis has no zero
         axes.errorbar(n_points, values[:, 0], bars, label=labels[name], color=colour, lw=width, marker=".", capsize=2)
     axes.set_yscale("log")
+    axes.set_ylim(top=min(axes.get_ylim()[1], ABSURD * max(by_name["zero"][0] for by_name in risks.values())))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("number of in-context examples n")
     axes.set_ylabel(RISK + INTERVAL)

@@ -194,7 +194,7 @@ class PromptDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume on another stream than the checkpoint's, or between two optimizer steps."""
+        """Refuse to resume on another stream than the checkpoint's."""
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         for name, value in self.state_dict().items():

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from conftest import small_module, small_trainer
+from conftest import ROOT, small_module, small_trainer
 
 from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.cli import main
@@ -80,6 +80,16 @@ TABLE = [
     (["--ckpt_path", "nowhere.ckpt"], "ckpt_path is nowhere.ckpt, but there is no such file."),
     (["--ckpt_path", "config.yaml"], "ckpt_path is config.yaml, but that file is not a readable checkpoint."),
 ]
+
+
+def shown(wrong):
+    """A row's left side as DEVELOPERS.md shows it."""
+    return wrong if isinstance(wrong, str) else " ".join(wrong)
+
+
+def test_developers_md_shows_this_table():
+    page = (ROOT / "DEVELOPERS.md").read_text()
+    assert all(f"| `{shown(wrong)}` | {words} |" in page for wrong, words in TABLE)
 
 
 @pytest.mark.parametrize(("wrong", "words"), TABLE, ids=[words[:40] for _, words in TABLE])

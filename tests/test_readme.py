@@ -75,3 +75,7 @@ def test_the_figures_the_readme_shows_are_there():
     figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert figures
     assert all((ROOT / figure).stat().st_size > 10_000 for figure in figures)
+
+
+def test_no_placeholder_is_left():
+    assert not re.findall(r"\b(TABLE|TESTTIME|TODO|XXX)\b", README)
