@@ -23,8 +23,8 @@ Target = Literal["noise_free", "noisy"]
 class ICLModule(LightningModule):
     """A transformer trained on mean squared error at the queries.
 
-    Logs train/loss and train/learning_rate each step, val/excess_risk/transformer at validation and
-    test/excess_risk/transformer at test.
+    Logs train/loss (of rank 0's share of the batch) and train/learning_rate each step, val/excess_risk/transformer at
+    validation and test/excess_risk/transformer at test.
 
     Args:
         n_dims: length of x. The command line takes it from the task.
