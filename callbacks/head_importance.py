@@ -52,8 +52,9 @@ class HeadImportance(Analysis):
             prompt = datamodule(trainer).held_out("head_importance", self.n_prompts, module.device)
             masks = torch.cat([head_functions.full_mask(heads)[None], head_functions.leave_one_out_masks(heads)])
             errors = errors_under_masks(module, prompt, masks, self.chunk_size)
+            scores = head_functions.head_importance(errors[0].cpu(), errors[1:].cpu(), heads)
             # Rank 0's, so that no rank keeps other heads than the rest.
-            self.result = trainer.strategy.broadcast(head_functions.head_importance(errors[0], errors[1:], heads))
+            self.result = trainer.strategy.broadcast(scores)
             self.result_at = trainer.global_step
         return self.result
 
