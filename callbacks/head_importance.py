@@ -39,7 +39,6 @@ class HeadImportance(Analysis):
         check_at_least("chunk_size", chunk_size, 1)
         self.n_prompts, self.chunk_size = n_prompts, chunk_size
         self.result: head_functions.ImportanceScores | None = None
-        self.result_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -47,7 +46,7 @@ class HeadImportance(Analysis):
 
     def measure(self, trainer: Trainer, module: ICLModule) -> head_functions.ImportanceScores:
         """Importance now; computed once per training step, however many callbacks ask, in each run."""
-        if self.result is None or self.result_at != trainer.global_step:
+        if self.result is None or self.measured_at != trainer.global_step:
             heads = module.transformer.heads
             prompt = datamodule(trainer).held_out("head_importance", self.n_prompts, module.device)
             masks = torch.cat([head_functions.full_mask(heads)[None], head_functions.leave_one_out_masks(heads)])
@@ -55,7 +54,7 @@ class HeadImportance(Analysis):
             scores = head_functions.head_importance(errors[0].cpu(), errors[1:].cpu(), heads)
             # Rank 0's, so that no rank keeps other heads than the rest.
             self.result = trainer.strategy.broadcast(scores)
-            self.result_at = trainer.global_step
+            self.measured_at = trainer.global_step
         return self.result
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:

@@ -12,6 +12,25 @@ from lightning.pytorch import Trainer
 from lightning_icl import ICLModule, PromptDataModule, SparseLinearRegression
 
 ROOT = Path(__file__).parents[1]
+# Merged onto a shipped config, makes it small without changing its model.
+TINY = """
+data:
+  n_queries: 2
+  batch_size: 4
+  eval_prompts: 8
+  eval_batch_size: 4
+trainer:
+  max_steps: 2
+  val_check_interval: 1.0
+  accelerator: cpu
+  devices: 1
+  enable_progress_bar: false
+  callbacks:
+    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
+    - {class_path: HeadImportance, init_args: {n_prompts: 8}}
+    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
+    - {class_path: LinearProbe, init_args: {n_prompts: 8}}
+"""
 
 
 def small_data(**options):

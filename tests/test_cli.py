@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, run_command
+from conftest import ROOT, TINY, run_command
 from PIL import Image, ImageChops
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,24 +15,6 @@ from lightning_icl import cli
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCRIPTS = Path(sys.executable).parent
-TINY = """
-data:
-  n_queries: 2
-  batch_size: 4
-  eval_prompts: 8
-  eval_batch_size: 4
-trainer:
-  max_steps: 2
-  val_check_interval: 1.0
-  accelerator: cpu
-  devices: 1
-  enable_progress_bar: false
-  callbacks:
-    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
-    - {class_path: HeadImportance, init_args: {n_prompts: 8}}
-    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
-    - {class_path: LinearProbe, init_args: {n_prompts: 8}}
-"""
 
 
 def scalars(run_folder):

@@ -6,32 +6,22 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_command
+from conftest import ROOT, TINY, run_command
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
-# The shipped configs with everything made small; the README's own options come after, and win.
-TINY = """
-data: {n_queries: 2, batch_size: 4, eval_prompts: 8, eval_batch_size: 4}
+# Smaller still than TINY. The README's own options come after both, and win.
+SMALLER = """
 model: {d_model: 8}
-trainer:
-  max_steps: 2
-  val_check_interval: 1.0
-  enable_progress_bar: false
-  accelerator: cpu
-  precision: 32
-  callbacks:
-    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
-    - {class_path: HeadImportance, init_args: {n_prompts: 8}}
-    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
-    - {class_path: LinearProbe, init_args: {n_prompts: 8}}
+trainer: {precision: 32}
 """
 
 
 @pytest.mark.timeout(600)
 def test_every_lightning_icl_command_runs_in_order(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "smaller.yaml").write_text(SMALLER)
     for language, block in BLOCKS:
         if language == "python" and block.startswith("# my_"):
             (tmp_path / block.splitlines()[0][2:]).write_text(block)
@@ -39,7 +29,7 @@ def test_every_lightning_icl_command_runs_in_order(tmp_path):
     assert len(commands) >= 8
     for _, *args in commands:
         config = args.index("--config") + 2 if "--config" in args else len(args)
-        tiny = ["--config", "tiny.yaml"] if "--config" in args else []
+        tiny = ["--config", "tiny.yaml", "--config", "smaller.yaml"] if "--config" in args else []
         run_command(*args[:config], *tiny, *args[config:], cwd=tmp_path)
     assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists()
     assert list(tmp_path.glob("lightning_logs/*/predictions.npz"))

@@ -72,12 +72,15 @@ def lasso(
     dtype, x, y = y.dtype, x.double(), y.double()
     tolerance = relative_gap * (y.square().sum(-1) / (2 * y.shape[1]))
     w = torch.zeros_like(x[:, 0]) if start is None else start.double()
+    gram = x.mT @ x / x.shape[1]
+    moment = torch.einsum("bpd,bp->bd", x, y) / x.shape[1]
+    step = inverse_curvature(x)[:, None]
     # Conditioning varies over orders of magnitude between prompts: go on with the unfinished ones alone.
     unfinished = torch.arange(len(w), device=w.device)
     state = FistaState(w, w, torch.ones_like(w[:, :1]))
     w = w.clone()
     for _ in range(0, max_iterations, FISTA_ROUND):
-        state = _fista(x[unfinished], y[unfinished], alpha, state)
+        state = _fista(gram[unfinished], moment[unfinished], step[unfinished], alpha, state)
         w[unfinished] = state.w
         gap = lasso_duality_gap(x[unfinished], y[unfinished], state.w, alpha)
         open_ones = gap > tolerance[unfinished]
@@ -101,11 +104,8 @@ class FistaState(NamedTuple):
     momentum: Tensor
 
 
-def _fista(x: X, y: Y, alpha: float, state: FistaState) -> FistaState:
-    """FISTA_ROUND iterations on every problem."""
-    gram = x.mT @ x / x.shape[1]
-    moment = torch.einsum("bpd,bp->bd", x, y) / x.shape[1]
-    step = inverse_curvature(x)[:, None]
+def _fista(gram: Tensor, moment: Tensor, step: Tensor, alpha: float, state: FistaState) -> FistaState:
+    """FISTA_ROUND iterations on every problem, given X^T X / n, X^T y / n and the step size of each."""
     w, ahead, momentum = state
     for _ in range(FISTA_ROUND):
         target = ahead - step * (torch.einsum("bij,bj->bi", gram, ahead) - moment)
