@@ -18,9 +18,9 @@ from lightning_icl.functional.references import reference_predictions
 class PredictionWriter(Callback):
     """Writes what ``predict`` computes to one NumPy file.
 
-    Its arrays: x, y, x_query, y_query, f_query and, for tasks with weights, w, as in Prompt; n_points (prompts,);
+    Its arrays: x, y, f, x_query, y_query, f_query and, for tasks with weights, w, as in Prompt; n_points (prompts,);
     transformer and each reference estimator by name, (prompts, queries). Where prompts have different numbers of
-    examples, x and y are padded with NaN. All ranks' prompts are in it, in the order of the stream.
+    examples, x, y and f are padded with NaN. All ranks' prompts are in it, in the order of the stream.
 
     Args:
         filename: name of the file in the run's folder.
@@ -61,7 +61,7 @@ class PredictionWriter(Callback):
 
 
 def _padded(name: str, values: Tensor, n_points: int) -> Tensor:
-    if name not in ("x", "y"):
+    if name not in ("x", "y", "f"):
         return values
     missing = n_points - values.shape[1]
     padding = (0, 0, 0, missing) if name == "x" else (0, missing)

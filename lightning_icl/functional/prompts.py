@@ -13,7 +13,8 @@ class Prompt(NamedTuple):
 
     ``f_query`` is the noise-free target, so excess risk needs no knowledge of the task; ``y_query`` is
     ``f_query`` plus label noise. ``w`` holds the task weights where the task is linear. ``point_mask`` is
-    False at padding (only where the number of examples varies); padded rows of x and y are zero.
+    False at padding (only where the number of examples varies); padded rows of x, y and f are zero. ``f`` is the
+    noise-free target at the examples, for layouts that also predict each example from those before it.
     """
 
     x: Float[Tensor, "batch points dims"]
@@ -23,6 +24,7 @@ class Prompt(NamedTuple):
     f_query: Float[Tensor, "batch queries"]
     w: Float[Tensor, "batch dims"] | None = None
     point_mask: Bool[Tensor, "batch points"] | None = None
+    f: Float[Tensor, "batch points"] | None = None
 
     def rows(self, start: int, stop: int) -> "Prompt":
         """The prompts ``start`` to ``stop`` of the batch."""
@@ -37,7 +39,8 @@ class Prompt(NamedTuple):
         kept = (torch.arange(self.x.shape[1], device=self.x.device) < n_points).expand(self.y.shape)
         if self.point_mask is not None:
             kept = kept & self.point_mask
-        return self._replace(x=self.x * kept[..., None], y=self.y * kept, point_mask=kept)
+        f = None if self.f is None else self.f * kept
+        return self._replace(x=self.x * kept[..., None], y=self.y * kept, point_mask=kept, f=f)
 
 
 def concatenated(prompts: Sequence[Prompt]) -> Prompt:

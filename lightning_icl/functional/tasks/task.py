@@ -60,6 +60,7 @@ class Task(ABC):
             y_query=y[:, n_points:],
             f_query=f[:, n_points:],
             w=w,
+            f=f[:, :n_points],
         )
 
     def sample_features(

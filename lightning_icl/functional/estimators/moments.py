@@ -1,0 +1,59 @@
+"""What a linear estimator needs to know of the examples, for a whole prompt or for each of its prefixes."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+X = Float[Tensor, "batch points dims"]
+Y = Float[Tensor, "batch points"]
+Weights = Float[Tensor, "batch dims"]
+Path = Float[Tensor, "iterates batch dims"]
+
+
+class Moments(NamedTuple):
+    """Sufficient statistics of n examples for every estimator that sees them through inner products; float64.
+
+    ``gram`` is X^T X / n, ``moment`` X^T y / n, ``power`` y^T y / n. Every row is a problem of its own, with its own n.
+    """
+
+    gram: Float[Tensor, "rows dims dims"]
+    moment: Float[Tensor, "rows dims"]
+    power: Float[Tensor, " rows"]
+    n_points: Float[Tensor, " rows"]
+
+    def rows(self, chosen: Tensor | slice) -> "Moments":
+        """Some of the problems."""
+        return Moments._make(field[chosen] for field in self)
+
+
+def moments(x: X, y: Y) -> Moments:
+    """The statistics of all examples of each prompt: rows = batch."""
+    x, y, n = x.double(), y.double(), x.shape[1]
+    return Moments(
+        gram=x.mT @ x / n,
+        moment=torch.einsum("bpd,bp->bd", x, y) / n,
+        power=y.square().mean(-1),
+        n_points=x.new_full(x.shape[:1], n),
+    )
+
+
+def prefix_moments(x: X, y: Y) -> Moments:
+    """The statistics of the first k examples for k = 1 .. n, by cumulative sums: rows = batch * points, k fastest."""
+    x, y = x.double(), y.double()
+    k = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
+    return Moments(
+        gram=((x[..., :, None] * x[..., None, :]).cumsum(1) / k[:, None, None]).flatten(0, 1),
+        moment=((x * y[..., None]).cumsum(1) / k[:, None]).flatten(0, 1),
+        power=(y.square().cumsum(1) / k).flatten(),
+        n_points=k.repeat(x.shape[0]),
+    )
+
+
+def over_prefixes(
+    estimate: Callable[[Moments], Float[Tensor, "*path rows dims"]], x: X, y: Y
+) -> Float[Tensor, "*path batch points dims"]:
+    """w_hat (or a path of iterates) fitted on the first k examples of each prompt, for k = 1 .. n."""
+    return estimate(prefix_moments(x, y)).unflatten(-2, x.shape[:2])
