@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn.functional import relu, scaled_dot_product_attention
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import Layout
 
 Attention = Literal["softmax", "linear", "relu"]
 Mask = Literal["context", "full", "causal"]
@@ -19,12 +20,27 @@ Position = Literal["none", "learned"]
 class TransformerOutput(NamedTuple):
     """Predictions at the queries and the residual stream they came from.
 
-    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer.
+    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer; the
+    context tokens are the pairs, or the 2 points x and y tokens of the alternating layout. ``prefix_prediction`` holds
+    the prediction of each example's target from the examples before it (None in the layout "pairs").
     """
 
     prediction: Float[Tensor, "batch queries"]
     query_states: tuple[Float[Tensor, "batch queries d_model"], ...]
-    context_states: tuple[Float[Tensor, "batch points d_model"], ...]
+    context_states: tuple[Float[Tensor, "batch context d_model"], ...]
+    prefix_prediction: Float[Tensor, "batch points"] | None = None
+
+
+class _Places(NamedTuple):
+    """How many tokens of each kind there are: the context, then prefix queries, then queries."""
+
+    n_context: int
+    n_prefix: int
+    n_queries: int
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(self)
 
 
 class MultiHeadAttention(nn.Module):
@@ -96,22 +112,32 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Read-in, layers of multi-head attention, read-out at the queries.
 
-    Tokens are the context's (x; y) pairs followed by the queries' (x_q; 0). Queries are parallel: under every mask a
-    query sees context tokens and at most itself, and no context token sees a query, so one prompt trains many
-    predictions and each is what it would be alone.
+    Tokens are laid out by functional/prompts.py: the context, then the queries' (x_q; 0). Queries are parallel: under
+    every mask a query sees context tokens and at most itself, and no context token sees a query, so one prompt trains
+    many predictions and each is what it would be alone.
+
+    The layout says what the context is and whether examples are predicted too, each from those before it:
+
+    - "pairs": one token (x_i; y_i) an example; predictions at the queries alone.
+    - "prefixes": the pairs, then every example once more as a query (x_i; 0) that sees the pairs 1 .. i - 1 and itself.
+      Its prediction is that of "pairs" for the prompt cut there, so one pass trains on every prefix length.
+    - "alternating" (Garg et al. 2022): x_1, y_1, x_2, y_2, ...; the prediction of y_i is read at the token of x_i,
+      which sees the tokens up to itself.
 
     Args:
         n_dims: length of x; the token width is n_dims + 1.
         d_model: width of the residual stream.
         heads: number of heads of each layer, first layer first; its length is the depth.
         attention: "softmax", or "linear" or "relu" scores divided by the number of visible keys.
-        mask: "context" (keys are context tokens only), "full" (a query also sees itself) or "causal" (an example
-            sees itself and the earlier ones; a query all examples and itself).
+        mask: "context" (keys are context tokens only), "full" (a query also sees itself) or "causal" (a context token
+            sees itself and the earlier ones; a query all of them and itself).
         mlp: whether a GELU MLP of width 4 d_model follows each attention.
         norm: layer norm before each block and before the read-out ("pre"), after each block ("post"), or none.
         head_dim: size of every head, or None for d_model / heads of its layer (equal parameter counts for any heads).
-        position: "learned" adds one vector per example position, and one shared by all queries; "none" adds nothing.
+        position: "learned" adds one vector per example position, and one shared by all queries; in the alternating
+            layout one per token position, and a query stands right after the last token it sees. "none" adds nothing.
         max_points: largest number of examples; needed only with position="learned".
+        layout: "pairs", "prefixes" or "alternating"; the latter two need mask="causal".
     """
 
     def __init__(
@@ -126,16 +152,23 @@ class Transformer(nn.Module):
         head_dim: int | None = None,
         position: Position = "none",
         max_points: int | None = None,
+        layout: Layout = "pairs",
     ) -> None:
         super().__init__()
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
-        _check_options(position=(position, Position))
+        _check_options(position=(position, Position), layout=(layout, Layout))
         _check_sizes(n_dims, d_model, heads, head_dim)
         if position == "learned" and (max_points is None or max_points < 1):
             raise InputError(f"max_points is {max_points}, but position='learned' needs the largest number of points.")
-        self.n_dims, self.heads, self.mask = n_dims, list(heads), mask
+        if layout != "pairs" and mask != "causal":
+            raise InputError(
+                f"mask is {mask!r}, but layout={layout!r} needs mask='causal': otherwise an example would see the "
+                "labels it is to predict."
+            )
+        self.n_dims, self.heads, self.mask, self.layout = n_dims, list(heads), mask, layout
+        self.tokens_per_point = 2 if layout == "alternating" else 1
         self.read_in = nn.Linear(n_dims + 1, d_model)
-        n_positions = (max_points or 0) + 1 if position == "learned" else 0
+        n_positions = self.tokens_per_point * (max_points or 0) + 1 if position == "learned" else 0
         self.position = nn.Parameter(0.02 * torch.randn(n_positions, d_model)) if n_positions else None
         self.layers = nn.ModuleList(
             Layer(d_model, MultiHeadAttention(d_model, h, head_dim or d_model // h, attention), mlp, norm)
@@ -151,28 +184,48 @@ class Transformer(nn.Module):
         n_queries: int = 1,
         point_mask: Bool[Tensor, "batch points"] | None = None,
     ) -> TransformerOutput:
-        """Predict at the last ``n_queries`` tokens.
+        """Predict at the last ``n_queries`` tokens, and in the prefix layouts at every example.
 
         ``head_mask`` multiplies each head's output before the output projection (1 keeps, 0 ablates); layers with
-        fewer heads than the widest ignore the rest of their row. ``point_mask`` is False at padded examples.
+        fewer heads than the widest ignore the rest of their row. ``point_mask`` is False at padded examples, which
+        come last; what is predicted there means nothing.
         """
-        n_points = tokens.shape[1] - n_queries
+        places = self._places(tokens.shape[1], n_queries)
         per_layer = self._masks_by_layer(head_mask)
-        n_keys = n_points if self.mask == "context" else n_points + n_queries
-        visible = self._visible(n_points, n_queries, point_mask, tokens.device)
+        n_keys = places.n_context if self.mask == "context" else places.n_tokens
+        visible = self._visible(places, point_mask, tokens.device)
         # The residual stream and the read-out keep the parameters' precision under autocast: bfloat16 has 8 bits of
         # mantissa, and a risk of 1e-3 is a difference in the sixth.
-        states = self.read_in(tokens).to(self.read_out.weight.dtype) + self._positions(n_points, n_queries)
+        states = self.read_in(tokens).to(self.read_out.weight.dtype) + self._positions(places, point_mask)
         stream = [states]
         for layer, layer_mask in zip(self.layers, per_layer, strict=True):
             stream.append(layer(stream[-1], n_keys, visible, layer_mask))
-        with torch.autocast(tokens.device.type, enabled=False):
-            prediction = self.read_out(self.final_norm(stream[-1][:, n_points:])).squeeze(-1)
+        first_query = places.n_context + places.n_prefix
         return TransformerOutput(
-            prediction,
-            query_states=tuple(states[:, n_points:] for states in stream),
-            context_states=tuple(states[:, :n_points] for states in stream),
+            self._read(stream[-1][:, first_query:]),
+            query_states=tuple(states[:, first_query:] for states in stream),
+            context_states=tuple(states[:, : places.n_context] for states in stream),
+            prefix_prediction=None if self.layout == "pairs" else self._read(self._prefix_states(stream[-1], places)),
         )
+
+    def _places(self, n_tokens: int, n_queries: int) -> _Places:
+        n_others = n_tokens - n_queries
+        if self.layout != "pairs" and n_others % 2:
+            raise InputError(
+                f"there are {n_others} tokens besides the queries, but layout={self.layout!r} has two for each example."
+            )
+        n_prefix = n_others // 2 if self.layout == "prefixes" else 0
+        return _Places(n_others - n_prefix, n_prefix, n_queries)
+
+    def _prefix_states(self, states: Tensor, places: _Places) -> Float[Tensor, "batch points d_model"]:
+        """Where each example's target is predicted from those before it: its prefix query, or its x token."""
+        if self.layout == "alternating":
+            return states[:, : places.n_context : 2]
+        return states[:, places.n_context : places.n_context + places.n_prefix]
+
+    def _read(self, states: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch tokens"]:
+        with torch.autocast(states.device.type, enabled=False):
+            return self.read_out(self.final_norm(states)).squeeze(-1)
 
     def _masks_by_layer(self, head_mask: Tensor | None) -> list[Tensor | None]:
         if head_mask is None:
@@ -186,29 +239,44 @@ class Transformer(nn.Module):
         batched = head_mask if head_mask.dim() == 3 else head_mask[None]
         return [batched[:, i, :h] for i, h in enumerate(self.heads)]
 
-    def _positions(self, n_points: int, n_queries: int) -> Tensor | float:
+    def _positions(self, places: _Places, point_mask: Tensor | None) -> Tensor | float:
+        """What is added to each token: (tokens, d_model), or (batch, tokens, d_model) where queries stand apart."""
         if self.position is None:
             return 0.0
-        if n_points >= len(self.position):
-            raise InputError(f"the prompt has {n_points} points, but max_points is {len(self.position) - 1}.")
-        return torch.cat([self.position[:n_points], self.position[-1:].expand(n_queries, -1)])
+        n_context, n_queries = places.n_context, places.n_prefix + places.n_queries
+        if n_context >= len(self.position):
+            raise InputError(
+                f"the prompt has {n_context // self.tokens_per_point} points, but max_points is "
+                f"{(len(self.position) - 1) // self.tokens_per_point}."
+            )
+        context = self.position[:n_context]
+        if self.layout != "alternating":
+            return torch.cat([context, self.position[-1:].expand(n_queries, -1)])
+        if point_mask is None:
+            return torch.cat([context, self.position[n_context : n_context + 1].expand(n_queries, -1)])
+        after = self.position[2 * point_mask.sum(dim=1)]  # (batch, d_model)
+        return torch.cat([context.expand(len(after), -1, -1), after[:, None].expand(-1, n_queries, -1)], dim=1)
 
     def _visible(
-        self, n_points: int, n_queries: int, point_mask: Tensor | None, device: torch.device
+        self, places: _Places, point_mask: Tensor | None, device: torch.device
     ) -> Bool[Tensor, "#batch tokens keys"] | None:
         """Which keys each token sees, or None where all see all."""
+        context_mask = None if point_mask is None else point_mask.repeat_interleave(self.tokens_per_point, dim=1)
         if self.mask == "context":
-            return None if point_mask is None else point_mask[:, None].expand(-1, n_points + n_queries, -1)
-        n_tokens = n_points + n_queries
-        key = torch.arange(n_tokens, device=device)
-        query = key[:, None]
-        visible = (key < n_points) & ((query >= n_points) | (self.mask == "full") | (key <= query))
-        visible = visible[None] if point_mask is None else visible & _padded(point_mask, n_queries)[:, None]
-        return visible | ((query == key) & (query >= n_points))
+            return None if context_mask is None else context_mask[:, None].expand(-1, places.n_tokens, -1)
+        key = torch.arange(places.n_tokens, device=device)
+        visible = (key < self._n_seen(places, device)[:, None])[None]
+        if context_mask is not None:
+            padded = torch.nn.functional.pad(context_mask, (0, places.n_tokens - places.n_context), value=False)
+            visible = visible & padded[:, None]
+        return visible | ((key == key[:, None]) & (key >= places.n_context))
 
-
-def _padded(point_mask: Tensor, n_queries: int) -> Tensor:
-    return torch.nn.functional.pad(point_mask, (0, n_queries), value=False)
+    def _n_seen(self, places: _Places, device: torch.device) -> Integer[Tensor, " tokens"]:
+        """How many of the context's tokens each token sees: always the first ones."""
+        n_context, n_prefix, n_queries = places
+        whole = torch.full((n_context + n_queries,), n_context, device=device)
+        context = torch.arange(1, n_context + 1, device=device) if self.mask == "causal" else whole[:n_context]
+        return torch.cat([context, torch.arange(n_prefix, device=device), whole[n_context:]])
 
 
 def _check_options(**options: tuple[str, object]) -> None:

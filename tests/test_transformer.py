@@ -11,11 +11,17 @@ from conftest import run_command
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
 from lightning_icl.functional.prompts import pair_tokens
+from lightning_icl.functional.prompts import tokens as tokens_of
 from lightning_icl.functional.tasks import SparseLinearRegression
 from lightning_icl.transformer import Transformer
 
 ATTENTIONS, MASKS, NORMS = ("softmax", "linear", "relu"), ("context", "full", "causal"), ("none", "pre", "post")
 SWITCHES = list(itertools.product(ATTENTIONS, MASKS, (True, False), NORMS))
+CAUSAL_LAYOUTS = ("prefixes", "alternating")
+LAYOUT_SWITCHES = [
+    *itertools.product(("prefixes", "alternating"), ("softmax", "linear", "relu"), ("pre", "post"), ("none",)),
+    *itertools.product(("pairs", "prefixes", "alternating"), ("softmax",), ("none",), ("learned",)),
+]
 N_QUERIES = 3
 
 
@@ -29,6 +35,21 @@ def tokens(batch=5, n_points=6, seed=0):
     return pair_tokens(SparseLinearRegression(3, 2, 0.1).sample(batch, n_points, N_QUERIES, generator)).double()
 
 
+def sampled(batch=5, n_points=6, n_queries=N_QUERIES, seed=0):
+    return (
+        SparseLinearRegression(3, 2, 0.1)
+        .sample(batch, n_points, n_queries, torch.Generator().manual_seed(seed))
+        .double()
+    )
+
+
+def run(transformer, prompt, **options):
+    """The whole output for a prompt, laid out as the model wants it."""
+    these = tokens_of(prompt, transformer.layout)
+    n_queries = prompt.x_query.shape[1]
+    return transformer(these, n_queries=n_queries, point_mask=prompt.point_mask, **options)
+
+
 def predict(transformer, these, **options):
     return transformer(these, n_queries=N_QUERIES, **options).prediction
 
@@ -39,7 +60,8 @@ def test_equals_a_loop_over_prompts_tokens_and_heads(attention, mask, mlp, norm)
     these = tokens(batch=2)
     output = transformer(these, n_queries=N_QUERIES)
     for prompt, prediction, last in zip(these, output.prediction, output.query_states[-1], strict=True):
-        states = loop_over_layers(transformer, prompt.numpy(), attention, mask, norm)
+        seen = [keys_seen(i, 6, mask) for i in range(6 + N_QUERIES)]
+        states = loop_over_layers(transformer, prompt.numpy(), attention, seen, norm)
         np.testing.assert_allclose(last.detach(), states[-N_QUERIES:], atol=1e-10)
         final = normalised(states, transformer.final_norm) if norm == "pre" else states
         expected = final[-N_QUERIES:] @ array(transformer.read_out.weight)[0] + transformer.read_out.bias.item()
@@ -55,12 +77,12 @@ def normalised(states, norm):
     return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps) * array(norm.weight) + array(norm.bias)
 
 
-def loop_over_layers(transformer, prompt, attention, mask, norm):
+def loop_over_layers(transformer, prompt, attention, seen, norm, positions=0.0):
     """A second derivation of the forward pass for one prompt: numpy, one token and one head at a time."""
-    states = prompt @ array(transformer.read_in.weight).T + array(transformer.read_in.bias)
+    states = prompt @ array(transformer.read_in.weight).T + array(transformer.read_in.bias) + positions
     for layer in transformer.layers:
         inputs = normalised(states, layer.attention_norm) if norm == "pre" else states
-        states = states + loop_over_heads(layer.attention, inputs, attention, mask)
+        states = states + loop_over_heads(layer.attention, inputs, attention, seen)
         states = normalised(states, layer.attention_norm) if norm == "post" else states
         if layer.mlp is not None:
             inputs = normalised(states, layer.mlp_norm) if norm == "pre" else states
@@ -69,14 +91,12 @@ def loop_over_layers(transformer, prompt, attention, mask, norm):
     return states
 
 
-def loop_over_heads(block, inputs, attention, mask):
-    n_points = len(inputs) - N_QUERIES
+def loop_over_heads(block, inputs, attention, keys):
     output = np.zeros_like(inputs)
     for head in range(block.n_heads):
         rows = slice(head * block.head_dim, (head + 1) * block.head_dim)
         q, k, v = (inputs @ array(part.weight)[rows].T for part in (block.query, block.key, block.value))
-        for i in range(len(inputs)):
-            seen = keys_seen(i, n_points, mask)
+        for i, seen in enumerate(keys):
             scores = np.array([q[i] @ k[j] for j in seen]) / np.sqrt(block.head_dim)
             if attention == "softmax":
                 weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
@@ -93,6 +113,159 @@ def keys_seen(i, n_points, mask):
     if i >= n_points:
         return [*range(n_points), i]
     return list(range(n_points)) if mask == "full" else list(range(i + 1))
+
+
+def kinds(layout, n_points):
+    """What each token is: its kind and the number of its example or query."""
+    pairs = [("pair", i) for i in range(n_points)]
+    context = {
+        "pairs": pairs,
+        "prefixes": pairs + [("prefix", i) for i in range(n_points)],
+        "alternating": [(kind, i) for i in range(n_points) for kind in "xy"],
+    }[layout]
+    return context + [("query", q) for q in range(N_QUERIES)]
+
+
+def sees(token, key):
+    """Who sees whom in the causal layouts, in words about examples rather than places."""
+    (kind, i), (other, j) = token, key
+    if token == key:
+        return True
+    if other in ("prefix", "query"):
+        return False
+    if kind == "query":
+        return True
+    if kind in ("pair", "y"):
+        return j <= i
+    return j < i  # a prefix query or an x: the examples before it
+
+
+def position_of(layout, kind, i, n_points):
+    if layout == "alternating":
+        return {"x": 2 * i, "y": 2 * i + 1, "query": 2 * n_points}[kind]
+    return i if kind == "pair" else -1
+
+
+@pytest.mark.parametrize("n_points", [1, 4])
+@pytest.mark.parametrize(("layout", "attention", "norm", "position"), LAYOUT_SWITCHES)
+def test_every_layout_equals_a_loop_over_prompts_tokens_and_heads(layout, attention, norm, position, n_points):
+    options = {"attention": attention, "norm": norm, "position": position, "max_points": n_points}
+    transformer = model(layout=layout, mask="causal", **options)
+    prompt = sampled(2, n_points)
+    output = run(transformer, prompt)
+    names = kinds(layout, n_points)
+    seen = [[k for k, key in enumerate(names) if sees(token, key)] for token in names]
+    places = {"pairs": [], "prefixes": range(n_points, 2 * n_points), "alternating": range(0, 2 * n_points, 2)}[layout]
+    coded = 0.0
+    if position == "learned":
+        coded = array(transformer.position)[[position_of(layout, kind, i, n_points) for kind, i in names]]
+    for b, these in enumerate(tokens_of(prompt, layout)):
+        states = loop_over_layers(transformer, these.numpy(), attention, seen, norm, coded)
+        final = normalised(states, transformer.final_norm) if norm == "pre" else states
+        expected = final @ array(transformer.read_out.weight)[0] + transformer.read_out.bias.item()
+        np.testing.assert_allclose(array(output.prediction)[b], expected[-N_QUERIES:], atol=1e-10)
+        np.testing.assert_allclose(array(output.query_states[-1])[b], states[-N_QUERIES:], atol=1e-10)
+        n_context = n_points * (2 if layout == "alternating" else 1)
+        np.testing.assert_allclose(array(output.context_states[-1])[b], states[:n_context], atol=1e-10)
+        if layout == "pairs":
+            assert output.prefix_prediction is None
+        else:
+            np.testing.assert_allclose(array(output.prefix_prediction)[b], expected[list(places)], atol=1e-10)
+
+
+def cut_before(prompt, i):
+    """The first ``i`` examples, with example i (counted from 0) as the one query."""
+    return prompt._replace(
+        x=prompt.x[:, :i],
+        y=prompt.y[:, :i],
+        x_query=prompt.x[:, i : i + 1],
+        y_query=prompt.y[:, i : i + 1],
+        f_query=prompt.f[:, i : i + 1],
+        f=prompt.f[:, :i],
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "learned", "max_points": 6}])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(("layout", "alone"), [("prefixes", "pairs"), ("alternating", "alternating")])
+def test_a_prefix_prediction_is_the_query_s_of_the_prompt_cut_there(layout, alone, attention, options):
+    whole = model(layout=layout, attention=attention, mask="causal", **options)
+    short = model(layout=alone, attention=attention, mask="causal", **options)  # the same seed, so the same weights
+    prompt = sampled()
+    prefixes = run(whole, prompt).prefix_prediction
+    for i in range(6):  # 0 examples too
+        expected = run(short, cut_before(prompt, i)).prediction[:, 0]
+        torch.testing.assert_close(prefixes[:, i], expected, rtol=0, atol=1e-10)
+    at_queries = run(short, prompt).prediction
+    torch.testing.assert_close(run(whole, prompt).prediction, at_queries, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", CAUSAL_LAYOUTS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_no_prefix_prediction_knows_its_label_or_what_comes_later(attention, layout):
+    transformer, prompt = model(layout=layout, attention=attention, mask="causal"), sampled()
+    before = run(transformer, prompt).prefix_prediction
+    for i in range(6):
+        other_label = prompt._replace(y=prompt.y + 3.0 * (torch.arange(6) == i))
+        other_example = other_label._replace(x=prompt.x + 3.0 * (torch.arange(6) == i)[:, None])
+        label, example = (run(transformer, changed).prefix_prediction for changed in (other_label, other_example))
+        torch.testing.assert_close(label[:, : i + 1], before[:, : i + 1], rtol=0, atol=0)
+        torch.testing.assert_close(example[:, :i], before[:, :i], rtol=0, atol=0)
+        assert not torch.isclose(example[:, i], before[:, i], atol=1e-6).any()
+        assert not torch.isclose(label[:, i + 1 :], before[:, i + 1 :], atol=1e-9).any()
+
+
+@pytest.mark.parametrize("layout", CAUSAL_LAYOUTS)
+def test_queries_are_parallel_in_every_layout(layout):
+    transformer, prompt = model(layout=layout, mask="causal", position="learned", max_points=6), sampled()
+    together = run(transformer, prompt)
+    for q in range(N_QUERIES):
+        one = {name: getattr(prompt, name)[:, q : q + 1] for name in ("x_query", "y_query", "f_query")}
+        alone = run(transformer, prompt._replace(**one))
+        torch.testing.assert_close(alone.prediction[:, 0], together.prediction[:, q], rtol=0, atol=1e-12)
+        torch.testing.assert_close(alone.prefix_prediction, together.prefix_prediction, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", CAUSAL_LAYOUTS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("options", [{}, {"position": "learned", "max_points": 6}])
+def test_a_padded_prompt_predicts_what_the_short_one_does_in_every_layout(layout, attention, options):
+    transformer, prompt = model(layout=layout, attention=attention, mask="causal", **options), sampled()
+    lengths = [1, 4, 6, 4, 1]
+    padded = prompt.padded_after(6)
+    kept = torch.arange(6) < torch.tensor(lengths)[:, None]
+    padded = padded._replace(x=padded.x * kept[..., None], y=padded.y * kept, f=padded.f * kept, point_mask=kept)
+    found = run(transformer, padded)
+    for b, n in enumerate(lengths):
+        one = prompt.rows(b, b + 1)
+        short = run(transformer, one._replace(x=one.x[:, :n], y=one.y[:, :n], f=one.f[:, :n]))
+        torch.testing.assert_close(found.prediction[b], short.prediction[0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.prefix_prediction[b, :n], short.prefix_prediction[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", CAUSAL_LAYOUTS)
+def test_masking_a_head_equals_zeroing_its_value_rows_in_every_layout(layout):
+    transformer, zeroed, prompt = (*(model(layout=layout, mask="causal") for _ in range(2)), sampled())
+    mask = full_mask(transformer.heads).double()
+    mask[1, 1] = 0
+    block = zeroed.layers[1].attention
+    with torch.no_grad():
+        block.value.weight[block.head_dim : 2 * block.head_dim] = 0
+    masked, expected = run(transformer, prompt, head_mask=mask), run(zeroed, prompt)
+    torch.testing.assert_close(masked.prediction, expected.prediction, rtol=0, atol=1e-12)
+    torch.testing.assert_close(masked.prefix_prediction, expected.prefix_prediction, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["pairs", *CAUSAL_LAYOUTS])
+def test_every_layout_is_one_static_graph_without_a_look_at_the_data(layout):
+    """torch.export refuses a forward pass that asks a tensor for its value."""
+    transformer = model(layout=layout, mask="causal", position="learned", max_points=6)
+    prompt = sampled().padded_after(4)
+    options = {"n_queries": N_QUERIES, "point_mask": prompt.point_mask}
+    exported = torch.export.export(transformer, (tokens_of(prompt, layout),), options).module()
+    expected = run(transformer, prompt).prediction
+    found = exported(tokens_of(prompt, layout), **options).prediction
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -220,6 +393,8 @@ def test_read_out_and_stream_stay_in_float32_under_autocast():
         ({"d_model": 0}, "d_model is 0"),
         ({"head_dim": 0}, "head_dim is 0"),
         ({"position": "learned"}, "max_points is None"),
+        ({"layout": "prefixes"}, "mask is 'context', but layout='prefixes' needs mask='causal'"),
+        ({"layout": "alternating", "mask": "full"}, "mask is 'full', but layout='alternating' needs mask='causal'"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -233,6 +408,18 @@ def test_a_head_mask_of_another_shape_is_named():
         predict(model(), tokens(), head_mask=torch.ones(2, 4).double())
 
 
+@pytest.mark.parametrize(("layout", "largest"), [("pairs", 5), ("prefixes", 5), ("alternating", 5)])
+def test_more_points_than_learned_positions_are_named(layout, largest):
+    transformer = model(layout=layout, mask="causal", position="learned", max_points=largest)
+    with pytest.raises(InputError, match="the prompt has 6 points, but max_points is 5"):
+        run(transformer, sampled())
+
+
+def test_tokens_of_another_layout_are_named():
+    with pytest.raises(InputError, match=r"there are 5 tokens besides the queries, but layout='alternating' has two"):
+        model(layout="alternating", mask="causal")(tokens(n_points=5), n_queries=N_QUERIES)
+
+
 def test_bad_choices_are_named_from_python(tmp_path):
     """In a process of its own, since beartype would refuse them first here."""
     lines = ["from lightning_icl import ICLModule, InputError, SparseLinearRegression, Transformer"]
@@ -241,6 +428,7 @@ def test_bad_choices_are_named_from_python(tmp_path):
         "Transformer(3, mask='none')",
         "Transformer(3, norm='rms')",
         "Transformer(3, position='sine')",
+        "Transformer(3, layout='triples')",
         "SparseLinearRegression(3, 2, weight_law='laplace')",
         "ICLModule(3, optimizer='sgd')",
         "ICLModule(3, target='clean')",
@@ -252,6 +440,7 @@ def test_bad_choices_are_named_from_python(tmp_path):
         "mask is 'none', but it must be one of context, full, causal.",
         "norm is 'rms', but it must be one of none, pre, post.",
         "position is 'sine', but it must be one of none, learned.",
+        "layout is 'triples', but it must be one of pairs, prefixes, alternating.",
         "weight_law is 'laplace', but it must be one of gaussian, sign, unit_norm, scaled.",
         "optimizer is 'sgd', but it must be one of adamw, muon.",
         "target is 'clean', but it must be one of noise_free, noisy.",

@@ -1,11 +1,13 @@
 """A batch of in-context regression problems, and how it becomes tokens."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+Layout = Literal["pairs", "prefixes", "alternating"]
 
 
 class Prompt(NamedTuple):
@@ -50,8 +52,41 @@ def concatenated(prompts: Sequence[Prompt]) -> Prompt:
     return Prompt._make(None if fields[0] is None else torch.cat(fields) for fields in zip(*prompts, strict=True))
 
 
+def tokens(prompt: Prompt, layout: Layout) -> Float[Tensor, "batch tokens width"]:
+    """The prompt in one of the layouts, for a Transformer of that ``layout``; width = dims + 1 in each."""
+    match layout:
+        case "pairs":
+            return pair_tokens(prompt)
+        case "prefixes":
+            return prefix_tokens(prompt)
+        case "alternating":
+            return alternating_tokens(prompt)
+        case _:
+            assert_never(layout)
+
+
 def pair_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
     """One token per example, (x_i; y_i), then one per query, (x_q; 0); width = dims + 1 (PAPER.md section 2)."""
     context = torch.cat([prompt.x, prompt.y[..., None]], dim=-1)
-    query = torch.nn.functional.pad(prompt.x_query, (0, 1))
-    return torch.cat([context, query], dim=1)
+    return torch.cat([context, _without_label(prompt.x_query)], dim=1)
+
+
+def prefix_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
+    """The n pairs (x_i; y_i), then each example once more as a query, (x_i; 0), then the queries, (x_q; 0)."""
+    context = torch.cat([prompt.x, prompt.y[..., None]], dim=-1)
+    return torch.cat([context, _without_label(prompt.x), _without_label(prompt.x_query)], dim=1)
+
+
+def alternating_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
+    """x_1, y_1, ..., x_n, y_n, then the queries: (x; 0) for an x and (0; y) for a y.
+
+    Garg et al. (2022) write a y as (y, 0, ..., 0); with a coordinate of its own it is their input up to a linear map,
+    which the read-in learns.
+    """
+    y = torch.nn.functional.pad(prompt.y[..., None], (prompt.x.shape[-1], 0))
+    context = torch.stack([_without_label(prompt.x), y], dim=2).flatten(1, 2)  # (batch, 2 points, width)
+    return torch.cat([context, _without_label(prompt.x_query)], dim=1)
+
+
+def _without_label(x: Tensor) -> Tensor:
+    return torch.nn.functional.pad(x, (0, 1))

@@ -5,9 +5,17 @@ import itertools
 import pytest
 import torch
 
-from lightning_icl.functional.prompts import Prompt, concatenated, pair_tokens
+from lightning_icl.functional.prompts import (
+    Prompt,
+    alternating_tokens,
+    concatenated,
+    pair_tokens,
+    prefix_tokens,
+    tokens,
+)
 
 SHAPES = [(2, 3, 2, 2), (1, 1, 1, 1), (1, 4, 3, 1), (3, 1, 5, 2)]  # batch, points, dims, queries
+LAYOUTS = ["pairs", "prefixes", "alternating"]
 
 
 def numbered(batch=4, points=3, dims=2, queries=2, with_w=True):
@@ -42,10 +50,37 @@ def test_pair_tokens_equal_a_loop(batch, points, dims, queries):
         assert tokens[b].tolist() == expected
 
 
-def test_tokens_hold_nothing_of_the_answers():
+def test_prefix_and_alternating_tokens_by_hand():
+    x, y, x_query = [[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0], [[7.0, 8.0]]
+    prompt = Prompt(*(torch.tensor([field]) for field in (x, y, x_query, [50.0], [70.0], [90.0, 91.0])))
+    query = [7.0, 8.0, 0.0]
+    prefixes = [[1.0, 2.0, 5.0], [3.0, 4.0, 6.0], [1.0, 2.0, 0.0], [3.0, 4.0, 0.0], query]
+    alternating = [[1.0, 2.0, 0.0], [0.0, 0.0, 5.0], [3.0, 4.0, 0.0], [0.0, 0.0, 6.0], query]
+    assert prefix_tokens(prompt)[0].tolist() == prefixes
+    assert alternating_tokens(prompt)[0].tolist() == alternating
+
+
+@pytest.mark.parametrize(("batch", "points", "dims", "queries"), SHAPES)
+def test_every_layout_equals_a_loop(batch, points, dims, queries):
+    prompt = numbered(batch, points, dims, queries)
+    found = {layout: tokens(prompt, layout) for layout in LAYOUTS}
+    for b in range(batch):
+        pairs = [[*prompt.x[b, i].tolist(), prompt.y[b, i].item()] for i in range(points)]
+        unlabelled = [[*prompt.x[b, i].tolist(), 0.0] for i in range(points)]
+        labels = [[0.0] * dims + [prompt.y[b, i].item()] for i in range(points)]
+        questions = [[*prompt.x_query[b, q].tolist(), 0.0] for q in range(queries)]
+        alternating = [token for both in zip(unlabelled, labels, strict=True) for token in both]
+        assert found["pairs"][b].tolist() == pairs + questions
+        assert found["prefixes"][b].tolist() == pairs + unlabelled + questions
+        assert found["alternating"][b].tolist() == alternating + questions
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tokens_hold_nothing_of_the_answers(layout):
     prompt = numbered()
     answers = {name: -getattr(prompt, name) for name in ("y_query", "f_query", "w")}
-    torch.testing.assert_close(pair_tokens(prompt._replace(**answers)), pair_tokens(prompt), rtol=0, atol=0)
+    prompt, other = prompt._replace(f=prompt.y - 1), prompt._replace(f=prompt.y + 1, **answers)
+    torch.testing.assert_close(tokens(other, layout), tokens(prompt, layout), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("with_w", [True, False])
