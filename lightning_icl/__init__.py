@@ -3,18 +3,54 @@
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
+from lightning_icl.functional.tasks import (
+    DecisionTree,
+    Eigenvalues,
+    Flat,
+    GroupSparseLinearRegression,
+    HiddenRepresentation,
+    LinearClassification,
+    LinearRegression,
+    LinearTask,
+    Mixture,
+    PolynomialRegression,
+    PowerLaw,
+    QuadraticRegression,
+    ReLUNetwork,
+    SparseLinearRegression,
+    SparseRecovery,
+    Spectrum,
+    Spiked,
+    Task,
+    TaskPool,
+)
 from lightning_icl.module import ICLModule
 from lightning_icl.transformer import Transformer, TransformerOutput
 
 __all__ = [
+    "DecisionTree",
+    "Eigenvalues",
+    "Flat",
+    "GroupSparseLinearRegression",
+    "HiddenRepresentation",
     "ICLModule",
     "InputError",
+    "LinearClassification",
     "LinearRegression",
+    "LinearTask",
+    "Mixture",
+    "PolynomialRegression",
+    "PowerLaw",
     "Prompt",
     "PromptDataModule",
+    "QuadraticRegression",
+    "ReLUNetwork",
     "SparseLinearRegression",
+    "SparseRecovery",
+    "Spectrum",
+    "Spiked",
     "Task",
+    "TaskPool",
     "Transformer",
     "TransformerOutput",
 ]

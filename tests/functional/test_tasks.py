@@ -11,7 +11,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import predictions, ridge
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
-from lightning_icl.functional.tasks.task import ar1_factor
+from lightning_icl.functional.tasks.features import ar1_factor
 
 LAWS = ["gaussian", "sign", "unit_norm", "scaled"]
 

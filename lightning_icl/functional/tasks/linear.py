@@ -1,56 +1,92 @@
-"""Linear regression with dense or sparse weights: y = <w, x> + noise."""
+"""Linear regression with dense, sparse or group-sparse weights: y = <w, x> + noise."""
 
-from typing import Literal, get_args
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import combinations
+from math import comb
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks.configured import check_choice
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]
 
 
-class SparseLinearRegression(Task):
-    """Targets <w, x> with ``sparsity`` non-zero weights, their support uniform without replacement.
+class LinearTask(Task):
+    """Targets <w, x>; a subclass says which weights are non-zero.
 
-    The non-zero weights are N(0, 1) ("gaussian"), +-1 ("sign"), uniform on the unit sphere ("unit_norm") or
-    N(0, 1/sparsity) ("scaled"). PAPER.md section 2.
+    With s non-zero weights, these are N(0, 1) ("gaussian"), +-1 ("sign"), uniform on the unit sphere ("unit_norm") or
+    N(0, 1/s) ("scaled"). PAPER.md section 2. ``weight_mean`` is added to each of them (Zhang et al. 2024), which makes
+    them N(weight_mean, 1) or N(weight_mean, 1/s); the other two laws have no room for it.
 
     Args:
         n_dims: length of x.
-        sparsity: number of non-zero weights, 1 to n_dims.
-        noise_std: standard deviation of the label noise, in label units.
-        correlation: AR(1) correlation of neighbouring features, in (-1, 1); 0 is isotropic.
+        noise_std: standard deviation of the label noise, or a list of which each prompt draws one.
+        correlation: correlation of neighbouring features before the rotation, in (-1, 1).
         weight_law: law of the non-zero weights.
+        weight_mean: mean of the non-zero weights.
     """
 
     def __init__(
         self,
         n_dims: int,
-        sparsity: int,
-        noise_std: float = 0.0,
+        noise_std: float | Sequence[float] = 0.0,
         correlation: float = 0.0,
         weight_law: WeightLaw = "gaussian",
+        weight_mean: float = 0.0,
+        **features_and_noise: Any,
     ) -> None:
-        super().__init__(n_dims, noise_std, correlation)
-        if not 1 <= sparsity <= n_dims:
-            raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and n_dims, which is {n_dims}.")
-        if weight_law not in get_args(WeightLaw):
-            raise InputError(f"weight_law is {weight_law!r}, but it must be one of {', '.join(get_args(WeightLaw))}.")
-        self.sparsity = sparsity
+        super().__init__(n_dims, noise_std, correlation, **features_and_noise)
+        check_choice("weight_law", weight_law, get_args(WeightLaw))
+        if not abs(weight_mean) < float("inf"):
+            raise InputError(f"weight_mean is {weight_mean}, but it must be a finite number.")
+        if weight_mean != 0 and weight_law not in ("gaussian", "scaled"):
+            raise InputError(f"weight_mean is {weight_mean}, but it must be 0 where weight_law is {weight_law!r}.")
         self.weight_law = weight_law
+        self.weight_mean = weight_mean
+
+    @property
+    @abstractmethod
+    def support_size(self) -> int:
+        """Number of non-zero weights."""
+
+    @property
+    @abstractmethod
+    def n_supports(self) -> int:
+        """Number of equally likely sets of non-zero weights."""
+
+    @abstractmethod
+    def supports(self) -> Int[Tensor, "supports size"]:
+        """Every such set, as increasing indices, in lexicographic order; ``n_supports`` says how many beforehand."""
+
+    @abstractmethod
+    def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
+        """Draw which weights are non-zero, uniformly among ``supports``."""
+
+    @property
+    def slab_std(self) -> float:
+        """Standard deviation of a non-zero weight."""
+        return 1.0 if self.weight_law in ("gaussian", "sign") else self.support_size**-0.5
 
     @property
     def weight_variance(self) -> float:
-        """Var(w_j) of one weight, zeros included: sparsity / n_dims times the second moment of a non-zero one."""
-        second_moment = 1.0 if self.weight_law in ("gaussian", "sign") else 1 / self.sparsity
-        return self.sparsity / self.n_dims * second_moment
+        """Var(w_j) of one weight, zeros included: p (slab_std^2 + (1 - p) weight_mean^2), p = support_size / n_dims."""
+        p = self.support_size / self.n_dims
+        return p * (self.slab_std**2 + (1 - p) * self.weight_mean**2)
 
     @property
-    def ridge_alpha(self) -> float:
-        """sigma^2 / Var(w_j), the strength of the best linear-in-y estimator for this law (isotropic prior)."""
+    def ridge_alpha(self) -> float | None:
+        """sigma^2 / Var(w_j), the strength of the best linear-in-y estimator for this law (isotropic prior).
+
+        None where the weights' mean is not 0, since ridge shrinks to 0, or where sigma differs between prompts.
+        """
+        if self.weight_mean != 0 or isinstance(self.noise_std, list):
+            return None
         return self.noise_std**2 / self.weight_variance
 
     def sample_targets(
@@ -62,16 +98,55 @@ class SparseLinearRegression(Task):
 
     def sample_weights(self, batch_size: int, generator: Generator) -> Float[Tensor, "batch dims"]:
         """Draw the task weights of each prompt."""
-        shape, device = (batch_size, self.n_dims), generator.device
-        values = torch.randn(shape, generator=generator, device=device)
+        values = torch.randn(batch_size, self.n_dims, generator=generator, device=generator.device)
         if self.weight_law == "sign":
             values = torch.where(values < 0, -1.0, 1.0)
-        # Sorting i.i.d. uniforms gives a uniform permutation, and where it falls below `sparsity` a uniform support.
-        permutation = torch.rand(shape, generator=generator, device=device).argsort(dim=-1)
-        w = torch.where(permutation < self.sparsity, values, 0.0)
-        if self.weight_law == "unit_norm":
-            w = w / torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-        return w / self.sparsity**0.5 if self.weight_law == "scaled" else w
+        if self.weight_law == "scaled":
+            values = values * self.slab_std
+        w = torch.where(self.sample_supports(batch_size, generator), values + self.weight_mean, 0.0)
+        return w / torch.linalg.vector_norm(w, dim=-1, keepdim=True) if self.weight_law == "unit_norm" else w
+
+
+class SparseLinearRegression(LinearTask):
+    """Targets <w, x> with ``sparsity`` non-zero weights, their support uniform without replacement.
+
+    Args:
+        n_dims: length of x.
+        sparsity: number of non-zero weights, 1 to n_dims.
+        noise_std: standard deviation of the label noise, or a list of which each prompt draws one.
+        correlation: correlation of neighbouring features before the rotation, in (-1, 1).
+        weight_law: law of the non-zero weights.
+        weight_mean: mean of the non-zero weights; other than 0 only for gaussian and scaled.
+    """
+
+    def __init__(
+        self,
+        n_dims: int,
+        sparsity: int,
+        noise_std: float | Sequence[float] = 0.0,
+        correlation: float = 0.0,
+        weight_law: WeightLaw = "gaussian",
+        weight_mean: float = 0.0,
+        **features_and_noise: Any,
+    ) -> None:
+        super().__init__(n_dims, noise_std, correlation, weight_law, weight_mean, **features_and_noise)
+        if not 1 <= sparsity <= n_dims:
+            raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and n_dims, which is {n_dims}.")
+        self.sparsity = sparsity
+
+    @property
+    def support_size(self) -> int:
+        return self.sparsity
+
+    @property
+    def n_supports(self) -> int:
+        return comb(self.n_dims, self.sparsity)
+
+    def supports(self) -> Int[Tensor, "supports size"]:
+        return torch.tensor(list(combinations(range(self.n_dims), self.sparsity)))
+
+    def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
+        return _uniform_subsets(batch_size, self.n_dims, self.sparsity, generator)
 
 
 class LinearRegression(SparseLinearRegression):
@@ -79,12 +154,66 @@ class LinearRegression(SparseLinearRegression):
 
     Args:
         n_dims: length of x.
-        noise_std: standard deviation of the label noise, in label units.
-        correlation: AR(1) correlation of neighbouring features, in (-1, 1); 0 is isotropic.
+        noise_std: standard deviation of the label noise, or a list of which each prompt draws one.
+        correlation: correlation of neighbouring features before the rotation, in (-1, 1).
         weight_law: law of the weights.
+        weight_mean: mean of the weights; other than 0 only for gaussian and scaled.
     """
 
+    fixed_options = frozenset({"sparsity"})
+
     def __init__(
-        self, n_dims: int, noise_std: float = 0.0, correlation: float = 0.0, weight_law: WeightLaw = "gaussian"
+        self,
+        n_dims: int,
+        noise_std: float | Sequence[float] = 0.0,
+        correlation: float = 0.0,
+        weight_law: WeightLaw = "gaussian",
+        weight_mean: float = 0.0,
+        **features_and_noise: Any,
     ) -> None:
-        super().__init__(n_dims, n_dims, noise_std, correlation, weight_law)
+        super().__init__(n_dims, n_dims, noise_std, correlation, weight_law, weight_mean, **features_and_noise)
+
+
+class GroupSparseLinearRegression(LinearTask):
+    """Targets <w, x> whose non-zero weights fill ``n_groups`` of the contiguous groups of ``group_size`` weights.
+
+    The set of active groups is uniform without replacement (the law behind the group lasso, Yuan and Lin 2006).
+
+    Args:
+        n_dims: length of x, a multiple of group_size.
+        group_size: number of weights in a group.
+        n_groups: number of groups that are not zero, 1 to n_dims / group_size.
+    """
+
+    def __init__(self, n_dims: int, group_size: int, n_groups: int, **options: Any) -> None:
+        super().__init__(n_dims, **options)
+        if group_size < 1 or n_dims % group_size:
+            raise InputError(f"group_size is {group_size}, but it must divide n_dims, which is {n_dims}.")
+        if not 1 <= n_groups <= n_dims // group_size:
+            raise InputError(
+                f"n_groups is {n_groups}, but it must lie between 1 and n_dims / group_size, "
+                f"which is {n_dims // group_size}."
+            )
+        self.group_size = group_size
+        self.n_groups = n_groups
+
+    @property
+    def support_size(self) -> int:
+        return self.n_groups * self.group_size
+
+    @property
+    def n_supports(self) -> int:
+        return comb(self.n_dims // self.group_size, self.n_groups)
+
+    def supports(self) -> Int[Tensor, "supports size"]:
+        groups = torch.tensor(list(combinations(range(self.n_dims // self.group_size), self.n_groups)))
+        return (groups[:, :, None] * self.group_size + torch.arange(self.group_size)).flatten(1)
+
+    def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
+        groups = _uniform_subsets(batch_size, self.n_dims // self.group_size, self.n_groups, generator)
+        return groups.repeat_interleave(self.group_size, dim=1)
+
+
+def _uniform_subsets(batch_size: int, n: int, size: int, generator: Generator) -> Bool[Tensor, "batch n"]:
+    """Subsets of ``size`` out of ``n``, uniform: where a uniform permutation, the order of uniforms, is below size."""
+    return torch.rand(batch_size, n, generator=generator, device=generator.device).argsort(dim=-1) < size

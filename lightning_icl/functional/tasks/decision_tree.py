@@ -1,0 +1,50 @@
+"""Random decision trees."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks.task import Task
+
+
+class DecisionTree(Task):
+    """f is a full binary tree whose inner nodes test the sign of one feature and whose leaves are N(0, 1).
+
+    The feature of each node is uniform, with replacement (Garg et al. 2022).
+
+    Args:
+        depth: number of tests from the root to a leaf, at least 1.
+    """
+
+    def __init__(self, n_dims: int, depth: int = 4, **options: Any) -> None:
+        super().__init__(n_dims, **options)
+        if depth < 1:
+            raise InputError(f"depth is {depth}, but it must be at least 1.")
+        self.depth = depth
+
+    def sample_targets(
+        self, x: Float[Tensor, "batch points dims"], generator: Generator
+    ) -> tuple[Float[Tensor, "batch points"], None]:
+        """Draw a tree for each prompt; there are no linear weights to return."""
+        batch, device, n_leaves = x.shape[0], generator.device, 2**self.depth
+        tested = torch.randint(self.n_dims, (batch, n_leaves - 1), generator=generator, device=device)
+        leaves = torch.randn(batch, n_leaves, generator=generator, device=device)
+        return tree_values(x, tested, leaves), None
+
+
+def tree_values(
+    x: Float[Tensor, "batch points dims"], tested: Int[Tensor, "batch nodes"], leaves: Float[Tensor, "batch leaves"]
+) -> Float[Tensor, "batch points"]:
+    """The leaf that each point falls into: node i goes on to 2i + 2 where its feature is above 0, else to 2i + 1.
+
+    Nodes are numbered from the root, 0, level by level; the leaves come last.
+    """
+    node = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+    for _ in range(leaves.shape[1].bit_length() - 1):
+        feature = tested.gather(1, node)
+        above = x.gather(2, feature[..., None])[..., 0] > 0
+        node = 2 * node + 1 + above
+    return leaves.gather(1, node - tested.shape[1])

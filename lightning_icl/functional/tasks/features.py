@@ -1,0 +1,51 @@
+"""How independent features become correlated ones."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from lightning_icl.functional.tasks.spectrum import Spectrum
+
+Rotation = Literal["none", "fixed", "per_prompt"]
+ROTATION_SEED = 0
+
+
+def mixing_matrix(
+    n_dims: int, correlation: float, spectrum: Spectrum | None, rotation: Rotation
+) -> Float[Tensor, "dims dims"] | None:
+    """The matrix A = R diag(sqrt(variances)) L that turns unit-variance z into x = A z, or None for the identity.
+
+    L is the AR(1) factor, so that before the rotation R the variances are the spectrum's and the correlations
+    correlation^|i - j|. R is one Haar rotation if ``rotation`` is "fixed", else left out. In float64 on the CPU, where
+    a seed means the same for every device that computes later.
+    """
+    if correlation == 0 and spectrum is None and rotation != "fixed":
+        return None
+    matrix = ar1_factor(n_dims, correlation)
+    if spectrum is not None:
+        matrix = spectrum.variances(n_dims).sqrt()[:, None] * matrix
+    if rotation == "fixed":
+        matrix = haar_rotations(1, n_dims, torch.Generator().manual_seed(ROTATION_SEED), torch.float64)[0] @ matrix
+    return matrix
+
+
+def ar1_factor(n_dims: int, correlation: float) -> Float[Tensor, "dims dims"]:
+    """Cholesky factor L of Sigma_ij = rho^|i - j|: L_i0 = rho^i, L_ij = rho^(i - j) sqrt(1 - rho^2) for 0 < j <= i."""
+    index = torch.arange(n_dims)
+    factor = (torch.tensor(correlation, dtype=torch.float64) ** (index[:, None] - index).clamp(min=0)).tril()
+    factor[:, 1:] *= (1 - correlation**2) ** 0.5
+    return factor
+
+
+def haar_rotations(
+    n: int, n_dims: int, generator: Generator, dtype: torch.dtype | None = None
+) -> Float[Tensor, "n dims dims"]:
+    """Orthogonal matrices uniform in Haar's sense: Q of a gaussian matrix, signed so that R's diagonal is positive.
+
+    Without the signs the law depends on the QR routine (Mezzadri 2007).
+    """
+    gaussian = torch.randn(n, n_dims, n_dims, generator=generator, device=generator.device, dtype=dtype)
+    q, r = torch.linalg.qr(gaussian)
+    return torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[:, None] * q

@@ -1,0 +1,95 @@
+"""A mixture of tasks."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.tasks.task import Task
+
+
+class Mixture(Task):
+    """Each prompt is drawn from one of several tasks.
+
+    Every task draws a whole batch, of which each prompt keeps one: shapes stay static and nothing waits for the device,
+    at the price of sampling as many times as there are tasks. Prompts carry w only if each task's do.
+
+    Args:
+        tasks: the tasks, of equal n_dims.
+        weights: how likely each is, up to a common factor; none means equally.
+    """
+
+    def __init__(self, tasks: Sequence[Task], weights: Sequence[float] | None = None) -> None:
+        if not tasks:
+            raise InputError("tasks is [], but a mixture needs at least one task.")
+        dims = [task.n_dims for task in tasks]
+        if len(set(dims)) > 1:
+            raise InputError(f"tasks have n_dims {dims}, but the tasks of a mixture need the same.")
+        weights = [1.0] * len(tasks) if weights is None else list(weights)
+        if len(weights) != len(tasks):
+            raise InputError(f"weights lists {len(weights)} numbers, but there are {len(tasks)} tasks.")
+        if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
+            raise InputError(f"weights is {weights}, but they must be finite, 0 or larger, and not all 0.")
+        self.n_dims = dims[0]
+        self.tasks = list(tasks)
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def fresh(self) -> Task:
+        """The mixture of the tasks' fresh laws."""
+        fresh = [task.fresh() for task in self.tasks]
+        return self if all(map(operator.is_, fresh, self.tasks)) else self.rebuilt(tasks=fresh)
+
+    def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt:
+        choice = self._sample_choice(batch_size, generator)
+        prompts = (task.sample(batch_size, n_points, n_queries, generator) for task in self.tasks)
+        return Prompt._make(_chosen(choice, prompts))
+
+    def sample_targets(
+        self, x: Float[Tensor, "batch points dims"], generator: Generator
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"] | None]:
+        """Draw a task and one of its target functions for each prompt, whatever the law of x."""
+        choice = self._sample_choice(len(x), generator)
+        f, w = _chosen(choice, (task.sample_targets(x, generator) for task in self.tasks))
+        assert f is not None
+        return f, w
+
+    def _sample_choice(self, batch_size: int, generator: Generator) -> Tensor:
+        """The index of each prompt's task, shape (batch,): into which stretch of the weights a uniform falls."""
+        uniform = torch.rand(batch_size, generator=generator, device=generator.device)
+        ends = torch.tensor(self.weights[:-1], device=uniform.device).cumsum(dim=0)
+        return torch.bucketize(uniform, ends, right=True)
+
+    def options(self) -> set[str]:
+        return self.option_names().union(*(task.options() for task in self.tasks))
+
+    def rebuilt(self, **changes: Any) -> "Mixture":
+        """Options that the mixture does not have go to every task that has them."""
+        inner = {name: changes.pop(name) for name in changes.keys() - self.option_names()}
+        tasks = [
+            task.rebuilt(**{name: value for name, value in inner.items() if name in task.options()})
+            for task in changes.pop("tasks", self.tasks)
+        ]
+        return super().rebuilt(tasks=tasks, **changes)
+
+    def truncated(self, n_dims: int) -> Task:
+        """The mixture of the truncated tasks."""
+        return self.rebuilt(tasks=[task.truncated(n_dims) for task in self.tasks])
+
+
+def _chosen(choice: Tensor, draws: Iterable[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """Of each prompt the tensors of the draw it chose; None where a draw has none. Holds two draws at a time."""
+    chosen: list[Tensor | None] = []
+    for k, draw in enumerate(draws):
+        chosen = [_where(choice == k, new, old) for new, old in zip(draw, chosen or draw, strict=True)]
+    return chosen
+
+
+def _where(condition: Tensor, new: Tensor | None, old: Tensor | None) -> Tensor | None:
+    if new is None or old is None:
+        return None
+    return torch.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)
