@@ -5,6 +5,11 @@ ones return the whole path, (iterates, batch, dims). The prediction is ``predict
 row of x, so pass unpadded prompts.
 """
 
+from lightning_icl.functional.estimators.adaptive_lasso import (
+    adaptive_lasso,
+    adaptive_lasso_fit,
+    adaptive_lasso_from_moments,
+)
 from lightning_icl.functional.estimators.descent import (
     feature_scale,
     gradient_descent_path,
@@ -12,29 +17,63 @@ from lightning_icl.functional.estimators.descent import (
     preprocess_then_gd_path,
     preprocessed,
 )
-from lightning_icl.functional.estimators.lasso import lasso, lasso_duality_gap
+from lightning_icl.functional.estimators.elastic_net import elastic_net, elastic_net_fit, elastic_net_from_moments
+from lightning_icl.functional.estimators.lasso import (
+    CertifiedFit,
+    lasso,
+    lasso_duality_gap,
+    lasso_duality_gap_from_moments,
+    lasso_fit,
+    lasso_from_moments,
+    lasso_path,
+    lasso_path_fit,
+)
 from lightning_icl.functional.estimators.least_squares import (
+    averaging,
+    averaging_from_moments,
     least_squares,
+    least_squares_prefixes,
     oracle_least_squares,
+    oracle_least_squares_prefixes,
     predictions,
     ridge,
+    ridge_from_moments,
+    ridge_prefixes,
 )
 from lightning_icl.functional.estimators.moments import Moments, moments, over_prefixes, prefix_moments
 
 __all__ = [
+    "CertifiedFit",
     "Moments",
+    "adaptive_lasso",
+    "adaptive_lasso_fit",
+    "adaptive_lasso_from_moments",
+    "averaging",
+    "averaging_from_moments",
+    "elastic_net",
+    "elastic_net_fit",
+    "elastic_net_from_moments",
     "feature_scale",
     "gradient_descent_path",
     "inverse_curvature",
     "lasso",
     "lasso_duality_gap",
+    "lasso_duality_gap_from_moments",
+    "lasso_fit",
+    "lasso_from_moments",
+    "lasso_path",
+    "lasso_path_fit",
     "least_squares",
+    "least_squares_prefixes",
     "moments",
     "oracle_least_squares",
+    "oracle_least_squares_prefixes",
     "over_prefixes",
     "predictions",
     "prefix_moments",
     "preprocess_then_gd_path",
     "preprocessed",
     "ridge",
+    "ridge_from_moments",
+    "ridge_prefixes",
 ]

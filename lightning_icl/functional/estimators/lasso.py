@@ -1,6 +1,8 @@
-"""The lasso, by FISTA with a duality-gap certificate."""
+"""The lasso and its path, each answer with the duality gap that certifies it."""
 
 import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,54 +10,159 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.descent import inverse_curvature
-from lightning_icl.functional.estimators.moments import Weights, X, Y
+from lightning_icl.functional.estimators.homotopy import lasso_homotopy
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
 
 FISTA_ROUND = 50  # iterations between two looks at the duality gap
+PIVOTS_PER_DIM = 50  # a path has one to three events per dimension; far more are a cycle among ties
+
+PerRow = Float[Tensor, " rows"]
+RowWeights = Float[Tensor, "rows dims"]
+
+
+class CertifiedFit(NamedTuple):
+    """Weights, and the duality gap of each problem: how far its objective can at most be above the minimum."""
+
+    w: Float[Tensor, "*path rows dims"]
+    gap: Float[Tensor, "*path rows"]
 
 
 def lasso(
     x: X,
     y: Y,
-    alpha: float,
+    alpha: float | Float[Tensor, " batch"],
     relative_gap: float = 1e-8,
-    max_iterations: int = 200_000,
+    max_iterations: int = 20_000,
     start: Weights | None = None,
 ) -> Weights:
     """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1 (scikit-learn's scaling, no intercept).
 
-    FISTA (Beck & Teboulle 2009) with the gradient restart of O'Donoghue & Candes 2015, until every problem's
-    duality gap is at most ``relative_gap`` times (1/2n) ||y||^2. A ``RuntimeWarning`` says how many are above it
-    if ``max_iterations`` (in rounds of 50) pass first. ``start`` is where to begin, such as the solution of a nearby
-    alpha; zero if left out. Computed in float64, whose rounding lies below such gaps; returned in y's dtype.
+    The duality gap of every problem is at most ``relative_gap`` times (1/2n) ||y||^2, or a ``RuntimeWarning`` says
+    of how many it is not; see ``lasso_path_fit`` for how. ``start`` is an answer to try first, such as that of nearly
+    the same problem: where it already has such a gap, it stands. Computed in float64, whose rounding lies below such
+    gaps; returned in y's dtype.
     """
-    if not alpha > 0:
-        raise InputError(f"alpha is {alpha}, but the lasso needs a strength above 0; use least_squares for 0.")
-    dtype, x, y = y.dtype, x.double(), y.double()
-    tolerance = relative_gap * (y.square().sum(-1) / (2 * y.shape[1]))
-    w = torch.zeros_like(x[:, 0]) if start is None else start.double()
-    gram = x.mT @ x / x.shape[1]
-    moment = torch.einsum("bpd,bp->bd", x, y) / x.shape[1]
-    step = inverse_curvature(x)[:, None]
-    # Conditioning varies over orders of magnitude between prompts: go on with the unfinished ones alone.
+    return lasso_from_moments(moments(x, y), alpha, relative_gap, max_iterations, start).to(y.dtype)
+
+
+def lasso_path(
+    x: X, y: Y, alphas: Sequence[float] | Tensor, relative_gap: float = 1e-8, max_iterations: int = 20_000
+) -> Path:
+    """The lasso at each of ``alphas``, in the order given, for little more than the price of the smallest alone."""
+    return lasso_path_fit(moments(x, y), alphas, relative_gap, max_iterations).w.to(y.dtype)
+
+
+def lasso_from_moments(
+    m: Moments,
+    alpha: float | PerRow,
+    relative_gap: float = 1e-8,
+    max_iterations: int = 20_000,
+    start: RowWeights | None = None,
+) -> RowWeights:
+    """``lasso`` of the problems behind ``m``, with one strength for all or one for each."""
+    return lasso_fit(m, alpha, relative_gap, max_iterations, start).w
+
+
+def lasso_fit(
+    m: Moments,
+    alpha: float | PerRow,
+    relative_gap: float = 1e-8,
+    max_iterations: int = 20_000,
+    start: RowWeights | None = None,
+) -> CertifiedFit:
+    """``lasso_from_moments`` with its certificate."""
+    alphas = torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device).expand(1, len(m.power))
+    fit = lasso_path_fit(m, alphas, relative_gap, max_iterations, start)
+    return CertifiedFit(fit.w[0], fit.gap[0])
+
+
+def lasso_path_fit(
+    m: Moments,
+    alphas: Sequence[float] | Tensor,
+    relative_gap: float = 1e-8,
+    max_iterations: int = 20_000,
+    start: RowWeights | None = None,
+) -> CertifiedFit:
+    """The lasso of every problem at each of ``alphas``, (alphas,) for all problems alike or (alphas, rows).
+
+    ``lasso_homotopy`` answers all strengths in one pass, exactly but for rounding. What is then above the gap is
+    solved once more on the support and signs found, and if that does not do, by FISTA from there. ``max_iterations``
+    bounds the pivots of the first and the iterations of the last.
+    """
+    alphas = torch.as_tensor(alphas, dtype=m.power.dtype, device=m.power.device)
+    alphas = (alphas if alphas.ndim == 2 else alphas[:, None]).expand(-1, len(m.power))
+    if not ((alphas > 0) & alphas.isfinite()).all():
+        wrong = float(alphas[~((alphas > 0) & alphas.isfinite())][0])
+        raise InputError(f"alpha is {wrong}, but the lasso needs a finite strength above 0; use least_squares for 0.")
+    tolerance = relative_gap * m.power / 2
+    max_pivots = min(max_iterations, PIVOTS_PER_DIM * m.moment.shape[1])
+    if start is None:
+        w = lasso_homotopy(m, alphas, max_pivots)
+    else:
+        w = start.to(m.moment.dtype).expand(len(alphas), -1, -1).clone()
+        unsolved = ~(lasso_duality_gap_from_moments(m, w, alphas) <= tolerance).all(0)
+        w[:, unsolved] = lasso_homotopy(m.rows(unsolved), alphas[:, unsolved], max_pivots)
+    fit = CertifiedFit(w, lasso_duality_gap_from_moments(m, w, alphas))
+    for solve in (solved_on_support, partial(fista, relative_gap=relative_gap, max_iterations=max_iterations)):
+        fit = _resolved(fit, m, alphas, tolerance, solve)
+    if n_above := int((fit.gap > tolerance).sum()):
+        largest = float((fit.gap / (m.power / 2)).max())
+        warnings.warn(
+            f"{n_above} of {fit.gap.numel()} lasso problems are above the relative duality gap {relative_gap:g} after "
+            f"{max_iterations} iterations; the largest is {largest:.1e}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return fit
+
+
+def _resolved(
+    fit: CertifiedFit,
+    m: Moments,
+    alphas: Float[Tensor, "alphas rows"],
+    tolerance: PerRow,
+    solve: Callable[[Moments, RowWeights, PerRow], RowWeights],
+) -> CertifiedFit:
+    """``solve`` tried on the problems whose gap is above the tolerance (or no number), kept where it lowers the gap."""
+    level, row = (~(fit.gap <= tolerance)).nonzero(as_tuple=True)
+    if len(row) == 0:
+        return fit
+    problems, alpha, before = m.rows(row), alphas[level, row], fit.gap[level, row]
+    w = solve(problems, fit.w[level, row], alpha)
+    gap = lasso_duality_gap_from_moments(problems, w, alpha)
+    better = (gap < before) | before.isnan()
+    level, row = level[better], row[better]
+    fit.w[level, row], fit.gap[level, row] = w[better], gap[better]
+    return fit
+
+
+def solved_on_support(m: Moments, w: RowWeights, alpha: PerRow) -> RowWeights:
+    """The solution of G_AA w_A = b_A - alpha s_A, with the support A and signs s of ``w``: no rounding built up."""
+    active = w != 0
+    gram = torch.where(active[:, :, None] & active[:, None, :], m.gram, torch.diag_embed((~active).to(w.dtype)))
+    return torch.linalg.solve_ex(gram, torch.where(active, m.moment - alpha[:, None] * w.sign(), 0.0)).result
+
+
+def fista(m: Moments, w: RowWeights, alpha: PerRow, relative_gap: float, max_iterations: int) -> RowWeights:
+    """FISTA (Beck & Teboulle 2009) with the gradient restart of O'Donoghue & Candes 2015, until the gap is reached."""
+    tolerance = relative_gap * m.power / 2
+    curvature = torch.linalg.eigvalsh(m.gram)[:, -1:]
+    step = torch.where(curvature > 0, 1 / curvature, 0.0)
+    # Conditioning varies over orders of magnitude between problems: go on with the unfinished ones alone.
     unfinished = torch.arange(len(w), device=w.device)
-    state = FistaState(w, w, torch.ones_like(w[:, :1]))
+    state = FistaState(w, w, torch.ones_like(alpha)[:, None])
     w = w.clone()
-    for _ in range(0, max_iterations, FISTA_ROUND):
-        state = _fista(gram[unfinished], moment[unfinished], step[unfinished], alpha, state)
+    for done in range(0, max_iterations, FISTA_ROUND):
+        for _ in range(min(FISTA_ROUND, max_iterations - done)):
+            state = _fista_step(m, step, alpha[:, None], state)
         w[unfinished] = state.w
-        gap = lasso_duality_gap(x[unfinished], y[unfinished], state.w, alpha)
-        open_ones = gap > tolerance[unfinished]
-        unfinished, state = unfinished[open_ones], FistaState._make(part[open_ones] for part in state)
+        above = lasso_duality_gap_from_moments(m, state.w, alpha) > tolerance
+        unfinished, m, step = unfinished[above], m.rows(above), step[above]
+        alpha, tolerance = alpha[above], tolerance[above]
+        state = FistaState._make(part[above] for part in state)
         if len(unfinished) == 0:
-            return w.to(dtype)
-    warnings.warn(
-        f"lasso stopped after {max_iterations} iterations with {len(unfinished)} of {len(w)} problems above the "
-        f"relative duality gap {relative_gap:g}.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return w.to(dtype)
+            break
+    return w
 
 
 class FistaState(NamedTuple):
@@ -66,29 +173,41 @@ class FistaState(NamedTuple):
     momentum: Tensor
 
 
-def _fista(gram: Tensor, moment: Tensor, step: Tensor, alpha: float, state: FistaState) -> FistaState:
-    """FISTA_ROUND iterations on every problem, given X^T X / n, X^T y / n and the step size of each."""
+def _fista_step(m: Moments, step: Tensor, alpha: Tensor, state: FistaState) -> FistaState:
     w, ahead, momentum = state
-    for _ in range(FISTA_ROUND):
-        target = ahead - step * (torch.einsum("bij,bj->bi", gram, ahead) - moment)
-        w_next = target.sign() * (target.abs() - alpha * step).clamp(min=0)
-        next_momentum = (1 + (1 + 4 * momentum**2).sqrt()) / 2
-        uphill = ((ahead - w_next) * (w_next - w)).sum(-1, keepdim=True) > 0
-        next_momentum = torch.where(uphill, 1.0, next_momentum)
-        ahead = w_next + torch.where(uphill, 0.0, (momentum - 1) / next_momentum) * (w_next - w)
-        w, momentum = w_next, next_momentum
-    return FistaState(w, ahead, momentum)
+    target = ahead - step * (torch.einsum("rij,rj->ri", m.gram, ahead) - m.moment)
+    w_next = target.sign() * (target.abs() - alpha * step).clamp(min=0)
+    next_momentum = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+    uphill = ((ahead - w_next) * (w_next - w)).sum(-1, keepdim=True) > 0
+    next_momentum = torch.where(uphill, 1.0, next_momentum)
+    ahead = w_next + torch.where(uphill, 0.0, (momentum - 1) / next_momentum) * (w_next - w)
+    return FistaState(w_next, ahead, next_momentum)
 
 
-def lasso_duality_gap(x: X, y: Y, w: Weights, alpha: float) -> Float[Tensor, " batch"]:
+def lasso_duality_gap(x: X, y: Y, w: Weights, alpha: float | Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Primal minus dual objective of the lasso at w: an upper bound on how far w is from optimal.
 
     The dual point is the residual y - X w scaled into the feasible set ||X^T theta / n||_inf <= alpha.
     """
-    n_points = x.shape[1]
     residual = y - torch.einsum("bpd,bd->bp", x, w)
-    correlation = torch.einsum("bpd,bp->bd", x, residual).abs().amax(-1) / n_points
-    theta = residual * (alpha / correlation.clamp(min=alpha))[:, None]
-    primal = residual.square().sum(-1) / (2 * n_points) + alpha * w.abs().sum(-1)
-    dual = ((theta * y).sum(-1) - theta.square().sum(-1) / 2) / n_points
-    return primal - dual
+    correlation = torch.einsum("bpd,bp->bd", x, residual) / x.shape[1]
+    return _gap(w, correlation, residual.square().mean(-1), torch.as_tensor(alpha, dtype=x.dtype, device=x.device))
+
+
+def lasso_duality_gap_from_moments(
+    m: Moments, w: Float[Tensor, "*path rows dims"], alpha: Float[Tensor, "*path rows"]
+) -> Float[Tensor, "*path rows"]:
+    """``lasso_duality_gap`` from the moments."""
+    correlation = m.moment - torch.einsum("rij,...rj->...ri", m.gram, w)
+    residual_power = m.power - ((m.moment + correlation) * w).sum(-1)
+    return _gap(w, correlation, residual_power.clamp(min=0), alpha)
+
+
+def _gap(w: Tensor, correlation: Tensor, residual_power: Tensor, alpha: Tensor) -> Tensor:
+    """Primal minus dual at theta = k r: (1 - k)^2 r^T r / 2n + alpha ||w||_1 - k <X^T r / n, w>.
+
+    k <= 1 scales the residual r into the feasible set. Every term is 0 or larger, so that none cancels another.
+    """
+    scale = alpha / torch.maximum(correlation.abs().amax(-1), alpha)
+    unaligned = alpha[..., None] * w.abs() - scale[..., None] * correlation * w
+    return (1 - scale) ** 2 * residual_power / 2 + unaligned.sum(-1)

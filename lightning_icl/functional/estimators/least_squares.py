@@ -1,11 +1,17 @@
-"""Least squares, plain, penalised by the squared norm, and told the support."""
+"""Least squares, plain, penalised by the squared norm, and told the support; from all examples or every prefix."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Weights, X, Y
+from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y
+
+WELL_CONDITIONED = 1e-6  # alpha / trace(X^T X) from which solving with X^T X + alpha I loses no digit that matters
+ENTRIES_AT_ONCE = 2**22  # of masked prefixes, 32 MiB
+
+PrefixWeights = Float[Tensor, "batch points dims"]
+PerPrompt = Float[Tensor, " batch"]
 
 
 def predictions(
@@ -15,18 +21,78 @@ def predictions(
     return torch.einsum("...bd,bqd->...bq", w_hat, x_query)
 
 
-def ridge(x: X, y: Y, alpha: float) -> Weights:
+def averaging(x: X, y: Y) -> Weights:
+    """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022)."""
+    return (torch.einsum("bpd,bp->bd", x.double(), y.double()) / x.shape[1]).to(y.dtype)
+
+
+def averaging_from_moments(m: Moments) -> Float[Tensor, "rows dims"]:
+    """``averaging`` of the problems behind ``m``."""
+    return m.moment
+
+
+def ridge(x: X, y: Y, alpha: float | PerPrompt) -> Weights:
     """Minimises ||y - X w||^2 + alpha ||w||^2 (scikit-learn's scaling, no intercept).
 
     Computed from the singular values s of X as w = V diag(s / (s^2 + alpha)) U^T y, so alpha = 0 gives the
-    minimum-norm least-squares solution also where X is rank-deficient.
+    minimum-norm least-squares solution also where X is rank-deficient. In float64; returned in y's dtype.
     """
-    if not alpha >= 0:
-        raise InputError(f"alpha is {alpha}, but the ridge strength must be 0 or larger.")
+    return _ridge_by_svd(x.double(), y.double(), _strength(alpha, x)).to(y.dtype)
+
+
+def _ridge_by_svd(x: X, y: Y, alpha: PerPrompt) -> Weights:
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     negligible = s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps
-    shrunk = torch.where(negligible, 0.0, s / torch.where(negligible, 1.0, s**2 + alpha))
+    shrunk = torch.where(negligible, 0.0, s / torch.where(negligible, 1.0, s**2 + alpha[:, None]))
     return torch.einsum("brd,br,bpr,bp->bd", vh, shrunk, u, y)
+
+
+def ridge_from_moments(m: Moments, alpha: float | Float[Tensor, " rows"]) -> Float[Tensor, "rows dims"]:
+    """``ridge`` of the problems behind ``m``, by (X^T X / n + alpha / n) w = X^T y / n.
+
+    Where alpha is tiny or 0, eigenvalues of X^T X that are rounding count as 0. The Gram matrix has the square of X's
+    condition number: take ``ridge`` or ``least_squares`` where that matters.
+    """
+    alpha = _strength(alpha, m.moment) / m.n_points
+    if (alpha > WELL_CONDITIONED * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
+        penalised = m.gram + torch.diag_embed(alpha[:, None].expand_as(m.moment))
+        return torch.cholesky_solve(m.moment[..., None], torch.linalg.cholesky(penalised))[..., 0]
+    eigenvalues, vectors = torch.linalg.eigh(m.gram)
+    negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
+    inverse = torch.where(negligible, 0.0, 1 / torch.where(negligible, 1.0, eigenvalues + alpha[:, None]))
+    return torch.einsum("rij,rj,rkj,rk->ri", vectors, inverse, vectors, m.moment)
+
+
+def ridge_prefixes(x: X, y: Y, alpha: float | PerPrompt) -> PrefixWeights:
+    """``ridge`` of the first k examples for k = 1 .. n, all from one factorisation a prompt.
+
+    The leading k x k block of the Cholesky factor L of X X^T + alpha I is the factor of the first k examples. So with
+    U = L^-1 X and z = L^-1 y, the weights X_k^T (X_k X_k^T + alpha I)^-1 y_k are sum_{i <= k} z_i U_i: a running sum.
+    Where alpha is so small that this would lose digits, each prefix is solved by its singular values.
+    """
+    dtype, x, y, alpha = y.dtype, x.double(), y.double(), _strength(alpha, x)
+    gram = x @ x.mT
+    easy = alpha > WELL_CONDITIONED * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    w = torch.empty_like(x)
+    factor = torch.linalg.cholesky(gram[easy] + torch.diag_embed(alpha[easy, None].expand_as(y[easy])))
+    whitened = torch.linalg.solve_triangular(factor, torch.cat([x[easy], y[easy, :, None]], dim=-1), upper=False)
+    w[easy] = (whitened[..., :-1] * whitened[..., -1:]).cumsum(1)
+    w[~easy] = _ridge_prefixes_by_svd(x[~easy], y[~easy], alpha[~easy])
+    return w.to(dtype)
+
+
+def _ridge_prefixes_by_svd(x: X, y: Y, alpha: PerPrompt) -> PrefixWeights:
+    first = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device).tril()
+    parts = max(1, ENTRIES_AT_ONCE // max(1, x.shape[1] * x[:1].numel()))
+    fits = [
+        _ridge_by_svd(
+            (x_part[:, None] * first[..., None]).flatten(0, 1),
+            (y_part[:, None] * first).flatten(0, 1),
+            alpha_part.repeat_interleave(x.shape[1]),
+        )
+        for x_part, y_part, alpha_part in zip(x.split(parts), y.split(parts), alpha.split(parts), strict=True)
+    ]
+    return torch.cat(fits).view_as(x)
 
 
 def least_squares(x: X, y: Y) -> Weights:
@@ -34,6 +100,25 @@ def least_squares(x: X, y: Y) -> Weights:
     return ridge(x, y, alpha=0.0)
 
 
+def least_squares_prefixes(x: X, y: Y) -> PrefixWeights:
+    """``least_squares`` of the first k examples for k = 1 .. n."""
+    return ridge_prefixes(x, y, alpha=0.0)
+
+
 def oracle_least_squares(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> Weights:
     """Least squares restricted to the true support. An oracle: it sees what the other estimators must infer."""
     return least_squares(x * support[:, None], y)
+
+
+def oracle_least_squares_prefixes(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> PrefixWeights:
+    """``oracle_least_squares`` of the first k examples for k = 1 .. n."""
+    return least_squares_prefixes(x * support[:, None], y)
+
+
+def _strength(alpha: float | Tensor, like: Tensor) -> PerPrompt:
+    """alpha as one float64 number for each row of ``like``."""
+    strength = torch.as_tensor(alpha, dtype=torch.float64, device=like.device).expand(len(like))
+    if not ((strength >= 0) & strength.isfinite()).all():
+        wrong = float(strength[~((strength >= 0) & strength.isfinite())][0])
+        raise InputError(f"alpha is {wrong}, but the ridge strength must be a finite number that is 0 or larger.")
+    return strength
