@@ -65,12 +65,12 @@ class ReferenceRisk(Analysis):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
         if not trainer.sanity_checking:
-            self._score(trainer, icl_module(pl_module), "val", outputs, batch, batch_idx)
+            self._score(trainer, icl_module(pl_module), "val", outputs.prediction, batch, batch_idx)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
-        self._score(trainer, icl_module(pl_module), "test", outputs, batch, batch_idx)
+        self._score(trainer, icl_module(pl_module), "test", outputs.prediction, batch, batch_idx)
 
     def _score(
         self, trainer: Trainer, module: ICLModule, stage: str, prediction: Tensor, prompt: Prompt, batch_idx: int

@@ -9,7 +9,7 @@ import torch
 
 from lightning_icl.functional.errors import InputError
 
-TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "target"}
+TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target"}
 KEYWORDS = {"best", "last", "hpc", "registry"}  # Lightning resolves these itself
 
 

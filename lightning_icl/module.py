@@ -6,36 +6,43 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.prompts import Prompt, pair_tokens
+from lightning_icl.functional.prompts import Prompt, tokens
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import MuonWithAdamW
 from lightning_icl.transformer import Transformer, TransformerOutput
 
 OptimizerName = Literal["adamw", "muon"]
 Target = Literal["noise_free", "noisy"]
+Schedule = Literal["cosine", "constant"]
 
 
 class ICLModule(LightningModule):
-    """A transformer trained on mean squared error at the queries.
+    """A transformer trained on mean squared error at every position it predicts.
 
-    Logs train/loss (of rank 0's share of the batch) and train/learning_rate each step, val/excess_risk/transformer at
-    validation and test/excess_risk/transformer at test.
+    The positions are the queries and, in the layouts "prefixes" and "alternating", the examples, each predicted from
+    those before it; all have equal weight, as in Garg et al. (2022).
+
+    Logs train/loss (of rank 0's share of the batch) and train/learning_rate each step. At validation it logs
+    val/excess_risk/transformer, of the predictions at the queries, and where the data module's validation streams have
+    names, val/<name>/excess_risk/transformer for each; the key without a name is then the first stream's. At test the
+    same under test/.
 
     Args:
         n_dims: length of x. The command line takes it from the task.
         optimizer: "adamw", or "muon" for the hidden matrices with AdamW for the rest.
         learning_rate: peak learning rate.
         weight_decay: decoupled weight decay.
-        warmup_steps: optimizer steps of linear warm-up; then a cosine decay to 0 at trainer.max_steps (constant if
-            the run has no max_steps).
-        target: what the loss compares with: the "noise_free" target f(x_q) or the "noisy" label. Both have the same
-            minimiser, the posterior mean of f(x_q) given the examples, and the first has the lower variance.
-        **transformer: the options of Transformer: d_model, heads, attention, mask, mlp, norm, head_dim, ...
+        warmup_steps: optimizer steps of linear warm-up.
+        schedule: what follows the warm-up: "cosine" is a decay to 0 at trainer.max_steps (constant if the run has no
+            max_steps), "constant" none.
+        target: what the loss compares with: the "noise_free" target f(x) or the "noisy" label. Both have the same
+            minimiser, the posterior mean of f(x) given the examples, and the first has the lower variance.
+        **transformer: the options of Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class ICLModule(LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_steps: int = 100,
+        schedule: Schedule = "cosine",
         target: Target = "noise_free",
         **transformer: Any,
     ) -> None:
@@ -52,14 +60,12 @@ class ICLModule(LightningModule):
         self.save_hyperparameters()
         self.transformer = Transformer(n_dims, **transformer)
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
-        self.warmup_steps = warmup_steps
+        self.warmup_steps, self.schedule = warmup_steps, schedule
         self.target = target
-        self.val_risk = ExcessRisk()
-        self.test_risk = ExcessRisk()
         self._check()
 
     def _check(self) -> None:
-        for name, literal in (("optimizer", OptimizerName), ("target", Target)):
+        for name, literal in (("optimizer", OptimizerName), ("schedule", Schedule), ("target", Target)):
             if getattr(self, name) not in get_args(literal):
                 choices = ", ".join(get_args(literal))
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be one of {choices}.")
@@ -79,8 +85,17 @@ class ICLModule(LightningModule):
     def output(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
         """Predictions and the residual stream they came from."""
         return self.transformer(
-            pair_tokens(prompt), head_mask, n_queries=prompt.x_query.shape[1], point_mask=prompt.point_mask
+            tokens(prompt, self.transformer.layout),
+            head_mask,
+            n_queries=prompt.x_query.shape[1],
+            point_mask=prompt.point_mask,
         )
+
+    def setup(self, stage: str) -> None:
+        """One metric for each validation stream, by the names the data module gives them."""
+        streams = getattr(self.trainer.datamodule, "streams", None)  # type: ignore[attr-defined]
+        self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
+        self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
 
     def on_train_start(self) -> None:
         """Refuse to go on from the middle of an accumulated step, whose gradients no checkpoint holds."""
@@ -93,30 +108,62 @@ class ICLModule(LightningModule):
             )
 
     def training_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
-        target = prompt.f_query if self.target == "noise_free" else prompt.y_query
-        loss = torch.nn.functional.mse_loss(self(prompt), target)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(target))
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(target))
+        loss = self.loss(prompt)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(prompt.x))
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(prompt.x))
         return loss
 
-    def validation_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
-        """The predictions, which the callbacks score beside the reference estimators."""
-        return self._evaluated(prompt, self.val_risk, "val/excess_risk/transformer")
+    def loss(self, prompt: Prompt) -> Tensor:
+        """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
+        output = self.output(prompt)
+        at_queries = prompt.f_query if self.target == "noise_free" else prompt.y_query
+        if output.prefix_prediction is None:
+            return torch.nn.functional.mse_loss(output.prediction, at_queries)
+        at_points = prompt.f if self.target == "noise_free" else prompt.y
+        if at_points is None:
+            raise InputError(
+                "the task's prompts have no noise-free targets at the examples (Prompt.f), which the layout "
+                f"{self.transformer.layout!r} trains on; have the task give them, or set target to 'noisy'."
+            )
+        errors = torch.cat([output.prediction - at_queries, output.prefix_prediction - at_points], dim=1).square()
+        if prompt.point_mask is None:
+            return errors.mean()
+        counted = torch.cat([torch.ones_like(at_queries, dtype=torch.bool), prompt.point_mask], dim=1)
+        return errors.where(counted, 0.0).sum() / counted.sum()
 
-    def test_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
-        return self._evaluated(prompt, self.test_risk, "test/excess_risk/transformer")
+    # Lightning hands any output on to the callbacks; only its annotations know no named tuples.
+    def validation_step(  # type: ignore[override]
+        self, prompt: Prompt, batch_idx: int, dataloader_idx: int = 0
+    ) -> TransformerOutput:
+        """The predictions, which the callbacks score beside the reference estimators."""
+        return self._evaluated(prompt, "val", dataloader_idx)
+
+    def test_step(  # type: ignore[override]
+        self, prompt: Prompt, batch_idx: int, dataloader_idx: int = 0
+    ) -> TransformerOutput:
+        return self._evaluated(prompt, "test", dataloader_idx)
 
     def predict_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
         return self(prompt)
 
-    def _evaluated(self, prompt: Prompt, risk: ExcessRisk, name: str) -> Tensor:
-        prediction = self(prompt)
-        risk.update(prediction, prompt.f_query)
-        self.log(name, risk, prog_bar=True, batch_size=len(prediction))
-        return prediction
+    def _evaluated(self, prompt: Prompt, stage: str, stream: int) -> TransformerOutput:
+        output, risk, name = self.output(prompt), self._risk(stream), self.stream_names[stream]
+        risk.update(output.prediction, prompt.f_query)
+        keys = [f"{stage}/{name}/excess_risk/transformer"] if name else []
+        if stream == 0:
+            keys.append(f"{stage}/excess_risk/transformer")
+        for key in keys:
+            self.log(key, risk, prog_bar=stream == 0, batch_size=len(prompt.x), add_dataloader_idx=False)
+        return output
+
+    def _risk(self, stream: int) -> ExcessRisk:
+        risk = self.risks[stream]
+        assert isinstance(risk, ExcessRisk)
+        return risk
 
     def on_validation_epoch_end(self) -> None:
-        risk = self.val_risk.compute()
+        """Stop where the first stream's risk is no number; on a shifted one it may be, and is only logged."""
+        risk = self._risk(0).compute()
         if not torch.isfinite(risk):
             raise InputError(
                 f"val/excess_risk/transformer is {risk.item()} at step {self.global_step}: training has diverged; "
@@ -138,10 +185,10 @@ class ICLModule(LightningModule):
         return MuonWithAdamW(matrices, others, self.learning_rate, self.weight_decay)
 
     def _learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to 0 at trainer.max_steps."""
+        """Linear warm-up, then half a cosine down to 0 at trainer.max_steps, or 1 throughout."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         total = self.trainer.max_steps
-        if total <= self.warmup_steps:
+        if self.schedule == "constant" or total <= self.warmup_steps:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / (total - self.warmup_steps))))

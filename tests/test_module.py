@@ -43,6 +43,42 @@ def test_loss_is_the_mean_squared_error_at_the_queries(tmp_path, target, field):
     assert history.losses == [pytest.approx(expected, rel=1e-5)]
 
 
+@pytest.mark.parametrize(("target", "suffix"), [("noise_free", "f"), ("noisy", "y")])
+@pytest.mark.parametrize("layout", ["prefixes", "alternating"])
+def test_the_loss_weighs_every_predicted_position_alike_and_padding_not_at_all(layout, target, suffix):
+    module = small_module(target=target, layout=layout, mask="causal")
+    whole = small_data().sample("train", 0)
+    for n, prompt in ((5, whole), (3, whole.padded_after(3)), (5, whole.padded_after(5))):
+        output = module.output(prompt)
+        errors = [(output.prediction - getattr(prompt, f"{suffix}_query")).detach().numpy()]
+        errors.append((output.prefix_prediction[:, :n] - getattr(prompt, suffix)[:, :n]).detach().numpy())
+        expected = np.mean(np.concatenate(errors, axis=1).astype(np.float64) ** 2)
+        assert module.loss(prompt).item() == pytest.approx(expected, rel=1e-5)
+        if prompt.point_mask is not None:  # whatever stands at padding, no gradient comes from it
+            other = prompt._replace(y=prompt.y + ~prompt.point_mask, f=prompt.f + ~prompt.point_mask)
+            assert module.loss(other).item() == module.loss(prompt).item()
+
+
+@pytest.mark.parametrize("layout", ["prefixes", "alternating"])
+def test_prompts_without_noise_free_targets_at_the_examples_are_named(layout):
+    prompt = small_data().sample("train", 0)._replace(f=None)
+    with pytest.raises(InputError, match=r"no noise-free targets at the examples \(Prompt.f\), which the layout"):
+        small_module(layout=layout, mask="causal").loss(prompt)
+    assert small_module(layout=layout, mask="causal", target="noisy").loss(prompt).isfinite()
+    assert small_module().loss(prompt).isfinite()
+
+
+@pytest.mark.parametrize("layout", ["prefixes", "alternating"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_layout_trains_with_padding_and_positions(tmp_path, layout, precision):
+    module = small_module(layout=layout, mask="causal", position="learned", max_points=5, learning_rate=1e-2)
+    data = small_data(n_points=(2, 5), batch_size=64, eval_prompts=64, eval_batch_size=32)
+    before = module.loss(data.sample("train", 0)).item()
+    history, module, trainer = fitted(tmp_path, module, data, max_steps=100, precision=precision, val_check_interval=50)
+    assert np.mean(history.losses[-20:]) < 0.9 * before
+    assert float(trainer.callback_metrics["val/excess_risk/transformer"]) > 0
+
+
 def test_both_targets_have_the_same_mean_gradient_and_the_noise_free_one_a_lower_variance():
     module, data = small_module(), small_data(batch_size=64)
     gradients = {"f_query": [], "y_query": []}
@@ -64,6 +100,12 @@ def test_learning_rate_warms_up_linearly_and_decays_as_a_cosine(tmp_path):
     warm = [0.5 * (step + 1) / 4 for step in range(4)]
     cosine = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
     assert history.rates == pytest.approx(warm + cosine, rel=1e-5)
+
+
+def test_a_constant_schedule_stays_at_the_peak_after_warm_up(tmp_path):
+    module = small_module(warmup_steps=4, learning_rate=0.5, schedule="constant")
+    history, _, _ = fitted(tmp_path, module, max_steps=8)
+    assert history.rates == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5], rel=1e-6)
 
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
@@ -110,7 +152,7 @@ def test_every_precision_trains_and_measures_in_float64(tmp_path, precision, opt
     assert np.isfinite(history.losses).all()
     assert all(p.dtype == torch.float32 for p in module.parameters())
     assert any(not torch.equal(before[name], value) for name, value in module.state_dict().items())
-    assert module.val_risk.total.dtype == torch.float64
+    assert module.risks[0].total.dtype == torch.float64
     assert float(trainer.callback_metrics["val/excess_risk/transformer"]) > 0
 
 
