@@ -10,6 +10,16 @@ from lightning_icl.functional.estimators.adaptive_lasso import (
     adaptive_lasso_fit,
     adaptive_lasso_from_moments,
 )
+from lightning_icl.functional.estimators.bayes import (
+    Posterior,
+    gaussian_posterior,
+    gaussian_posterior_from_moments,
+    mixed,
+    pool_posterior,
+    pool_posterior_from_moments,
+    sign_posterior,
+    sign_posterior_from_moments,
+)
 from lightning_icl.functional.estimators.descent import (
     feature_scale,
     gradient_descent_path,
@@ -41,20 +51,33 @@ from lightning_icl.functional.estimators.least_squares import (
     ridge_prefixes,
 )
 from lightning_icl.functional.estimators.moments import Moments, moments, over_prefixes, prefix_moments
+from lightning_icl.functional.estimators.subsets import (
+    all_supports,
+    best_subset,
+    best_subset_from_moments,
+    group_supports,
+)
 
 __all__ = [
     "CertifiedFit",
     "Moments",
+    "Posterior",
     "adaptive_lasso",
     "adaptive_lasso_fit",
     "adaptive_lasso_from_moments",
+    "all_supports",
     "averaging",
     "averaging_from_moments",
+    "best_subset",
+    "best_subset_from_moments",
     "elastic_net",
     "elastic_net_fit",
     "elastic_net_from_moments",
     "feature_scale",
+    "gaussian_posterior",
+    "gaussian_posterior_from_moments",
     "gradient_descent_path",
+    "group_supports",
     "inverse_curvature",
     "lasso",
     "lasso_duality_gap",
@@ -65,10 +88,13 @@ __all__ = [
     "lasso_path_fit",
     "least_squares",
     "least_squares_prefixes",
+    "mixed",
     "moments",
     "oracle_least_squares",
     "oracle_least_squares_prefixes",
     "over_prefixes",
+    "pool_posterior",
+    "pool_posterior_from_moments",
     "predictions",
     "prefix_moments",
     "preprocess_then_gd_path",
@@ -76,4 +102,6 @@ __all__ = [
     "ridge",
     "ridge_from_moments",
     "ridge_prefixes",
+    "sign_posterior",
+    "sign_posterior_from_moments",
 ]

@@ -1,0 +1,234 @@
+"""Exact posterior means: what the best predictor that sees only the data answers. No transformer can beat them.
+
+The law is y = X w + N(0, noise_std^2) with w drawn from a stated prior; each posterior comes with its log evidence
+log p(y | X), so that a mixture of laws (noise levels, sparsities, priors) is ``mixed``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, moments
+from lightning_icl.functional.estimators.subsets import (
+    BLOCK,
+    Supports,
+    block_shape,
+    check_supports,
+    refuse_above_limit,
+    ridge_on_supports,
+)
+
+NoiseStd = float | Float[Tensor, " rows"]
+
+
+class Posterior(NamedTuple):
+    """The posterior mean of w, and log p(y | X) (in float64: differences of large numbers decide)."""
+
+    mean: Weights
+    log_evidence: Float[Tensor, " batch"]
+
+
+def gaussian_posterior(
+    x: X, y: Y, supports: Supports, noise_std: NoiseStd, slab_std: float = 1.0, slab_mean: float = 0.0
+) -> Posterior:
+    """E[w | X, y] where w is N(slab_mean, slab_std^2) on one of the ``supports``, uniformly drawn, and 0 elsewhere.
+
+    The average over supports S of ridge fits with alpha = noise_std^2 / slab_std^2 (shrunk towards slab_mean),
+    weighted by p(y | X, S). ``all_supports`` and ``group_supports`` list supports; one support of all features is
+    ridge. ``noise_std`` is one number or one per prompt. Below about 1e-6 ||y|| (0 included) it is taken as that:
+    finer differences between the supports drown in the rounding of y. More than 2^20 supports are refused.
+    """
+    return _in_dtype(gaussian_posterior_from_moments(moments(x, y), supports, noise_std, slab_std, slab_mean), y)
+
+
+def gaussian_posterior_from_moments(
+    m: Moments,
+    supports: Supports,
+    noise_std: NoiseStd,
+    slab_std: float = 1.0,
+    slab_mean: float = 0.0,
+    block: int = BLOCK,
+) -> Posterior:
+    """``gaussian_posterior`` for each row of ``m``; at most ``block`` pairs of a support and a row at once."""
+    if not 0 < slab_std < math.inf:
+        raise InputError(f"slab_std is {slab_std}, but the spread of the weights must be a finite number above 0.")
+    refuse_above_limit(len(supports), "supports")
+    check_supports(supports, m.moment.shape[1])
+    size = supports.shape[1]
+
+    def of_block(sums: _Sums, chosen: slice) -> Posterior:
+        alpha = sums.variance / slab_std**2
+        gram = sums.gram.clone()
+        gram.diagonal(dim1=0, dim2=1).add_(alpha[:, None])
+        fits = ridge_on_supports(gram, sums.moment + slab_mean * alpha, supports[chosen])
+        unexplained = sums.power + size * slab_mean**2 * alpha - fits.explained
+        log_joint = sums.log_density(unexplained) - (fits.log_det - size * alpha.log()) / 2 - math.log(len(supports))
+        share, log_evidence = _normalised(log_joint)
+        columns = supports[chosen].T.flatten()
+        mean = torch.zeros_like(sums.moment).index_add_(0, columns, (share * fits.weights).flatten(0, 1))
+        return Posterior(mean.T, log_evidence)
+
+    variance = _variance(m, noise_std, slab_std**2 + slab_mean**2)
+    return _in_blocks(m, variance, len(supports), block, of_block)
+
+
+def sign_posterior(x: X, y: Y, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0) -> Posterior:
+    """E[w | X, y] where w is +-``magnitude`` with random signs on one of the ``supports``, uniformly drawn.
+
+    The average over all supports and sign patterns. ``noise_std`` as in ``gaussian_posterior``; more than 2^20
+    supports x sign patterns are refused.
+    """
+    return _in_dtype(sign_posterior_from_moments(moments(x, y), supports, noise_std, magnitude), y)
+
+
+def sign_posterior_from_moments(
+    m: Moments, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0, block: int = BLOCK
+) -> Posterior:
+    """``sign_posterior`` for each row of ``m``; at most ``block`` triples of support, pattern and row at once."""
+    if not 0 < magnitude < math.inf:
+        raise InputError(f"magnitude is {magnitude}, but the size of the weights must be a finite number above 0.")
+    n_dims, size = m.moment.shape[1], supports.shape[1]
+    n_terms = len(supports) * 2**size
+    refuse_above_limit(n_terms, f"supports x sign patterns ({len(supports):,} x 2^{size})")
+    check_supports(supports, n_dims)
+    device = m.gram.device
+    signs = 1.0 - 2.0 * (torch.arange(2**size, device=device)[:, None] >> torch.arange(size, device=device) & 1)
+    signs = magnitude * signs.to(m.gram)
+    first, second = torch.tensor([*combinations(range(size), 2)], device=device).long().view(-1, 2).T
+    patterns = torch.cat([signs, signs[:, first] * signs[:, second], torch.ones_like(signs[:, :1])], 1)
+
+    def of_block(sums: _Sums, chosen: slice) -> Posterior:
+        columns = supports[chosen].T
+        diagonal = magnitude**2 * sums.gram.diagonal(dim1=0, dim2=1).T[columns].sum(0)
+        constant = sums.log_density(sums.power + diagonal) - math.log(n_terms)
+        products = torch.cat([sums.moment[columns], -sums.gram[columns[first], columns[second]]]) / sums.variance
+        log_joint = torch.einsum("pf,fsr->psr", patterns, torch.cat([products, constant[None]]))
+        share, log_evidence = _normalised(log_joint.flatten(0, 1))
+        weights = (signs.T @ share.view(len(signs), -1)).view(-1, share.shape[-1])
+        mean = torch.zeros_like(sums.moment).index_add_(0, columns.flatten(), weights)
+        return Posterior(mean.T, log_evidence)
+
+    variance = _variance(m, noise_std, magnitude**2)
+    return _in_blocks(m, variance, len(supports), max(1, block // 2**size), of_block)
+
+
+def pool_posterior(
+    x: X,
+    y: Y,
+    pool: Float[Tensor, "tasks dims"],
+    noise_std: NoiseStd,
+    prior: Float[Tensor, " tasks"] | None = None,
+) -> Posterior:
+    """E[w | X, y] where w is one of the rows of ``pool``: the dMMSE estimator of Raventos et al. 2023.
+
+    ``prior`` holds the weights of the tasks (they need not sum to 1), all equal if left out. ``noise_std`` as in
+    ``gaussian_posterior``.
+    """
+    return _in_dtype(pool_posterior_from_moments(moments(x, y), pool, noise_std, prior), y)
+
+
+def pool_posterior_from_moments(
+    m: Moments,
+    pool: Float[Tensor, "tasks dims"],
+    noise_std: NoiseStd,
+    prior: Float[Tensor, " tasks"] | None = None,
+    block: int = BLOCK,
+) -> Posterior:
+    """``pool_posterior`` for each row of ``m``; at most ``block`` pairs of a task and a row at once."""
+    log_prior = _log_prior((torch.ones_like(pool[:, 0]) if prior is None else prior).to(m.gram))
+    possible = log_prior > -math.inf
+    tasks, log_prior = pool.to(m.gram)[possible], log_prior[possible]
+
+    def of_block(sums: _Sums, chosen: slice) -> Posterior:
+        w = tasks[chosen]
+        quadratic = (w[:, :, None] * w[:, None]).flatten(1) @ sums.gram.flatten(0, 1)
+        log_joint = sums.log_density(sums.power + quadratic - 2 * w @ sums.moment) + log_prior[chosen, None]
+        share, log_evidence = _normalised(log_joint)
+        return Posterior(share.T @ w, log_evidence)
+
+    variance = _variance(m, noise_std, tasks.square().mean())
+    return _in_blocks(m, variance, len(tasks), block, of_block)
+
+
+def mixed(posteriors: Sequence[Posterior], prior: Sequence[float]) -> Posterior:
+    """The posterior under a mixture of laws with ``prior`` weights: the evidence-weighted average of theirs.
+
+    Such as a noise level drawn from a list: one posterior for each level, and how likely each level is.
+    """
+    if len(prior) != len(posteriors):
+        raise InputError(f"prior has {len(prior)} weights, but there are {len(posteriors)} posteriors to mix.")
+    log_prior = _log_prior(torch.tensor(prior, dtype=torch.float64, device=posteriors[0].mean.device))
+    return _combined([Posterior(p.mean, p.log_evidence + log) for p, log in zip(posteriors, log_prior, strict=True)])
+
+
+class _Sums(NamedTuple):
+    """X^T X, X^T y, y^T y and n of some of the problems, rows last, and the variance of their noise."""
+
+    gram: Float[Tensor, "dims dims rows"]
+    moment: Float[Tensor, "dims rows"]
+    power: Float[Tensor, " rows"]
+    n_points: Float[Tensor, " rows"]
+    variance: Float[Tensor, " rows"]
+
+    def log_density(self, squares: Float[Tensor, "*terms rows"]) -> Float[Tensor, "*terms rows"]:
+        """log N(residual; 0, variance I) from the residual's sum of squares."""
+        return -(squares / self.variance + self.n_points * (2 * math.pi * self.variance).log()) / 2
+
+
+def _in_blocks(
+    m: Moments, variance: Tensor, n_terms: int, block: int, of_block: Callable[[_Sums, slice], Posterior]
+) -> Posterior:
+    """Sums a joint density over ``n_terms`` terms for all rows, in blocks of terms x rows that bound the memory."""
+    terms_at_once, rows_at_once = block_shape(n_terms, block)
+    terms = [slice(first, first + terms_at_once) for first in range(0, n_terms, terms_at_once)]
+    answer = Posterior(torch.empty_like(m.moment), torch.empty_like(m.power))
+    for start in range(0, len(variance), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        part, n = m.rows(rows), m.n_points[rows]
+        gram, moment = (part.gram.permute(1, 2, 0) * n).contiguous(), (part.moment.T * n).contiguous()
+        sums = _Sums(gram, moment, part.power * n, n, variance[rows])
+        answer.mean[rows], answer.log_evidence[rows] = _combined([of_block(sums, chosen) for chosen in terms])
+    return answer
+
+
+def _normalised(
+    log_joint: Float[Tensor, "terms rows"],
+) -> tuple[Float[Tensor, "terms rows"], Float[Tensor, " rows"]]:
+    """The share of each term in the sum over terms, and the log of the sum. Overwrites its input."""
+    highest = log_joint.amax(0)
+    share = log_joint.sub_(highest).exp_()
+    total = share.sum(0)
+    return share.div_(total), highest + total.log()
+
+
+def _combined(posteriors: Sequence[Posterior]) -> Posterior:
+    """The sum of joint densities p(y, law | X), each given as its posterior mean and log integral."""
+    log_joint = torch.stack([p.log_evidence for p in posteriors])
+    mean = torch.stack([p.mean for p in posteriors])
+    return Posterior((log_joint.softmax(0).to(mean.dtype)[..., None] * mean).sum(0), log_joint.logsumexp(0))
+
+
+def _variance(m: Moments, noise_std: NoiseStd, weight_square: float | Tensor) -> Tensor:
+    """noise_std^2, or the square of what the rounding of y (float32's too) amounts to where that is larger."""
+    noise = torch.as_tensor(noise_std, dtype=m.power.dtype, device=m.power.device).expand_as(m.power)
+    if not ((noise >= 0) & noise.isfinite()).all():
+        raise InputError(f"noise_std is {noise_std}, but it must be a finite number that is 0 or larger.")
+    expected_power = m.gram.diagonal(dim1=1, dim2=2).sum(-1) * weight_square
+    floor = 1e-12 * m.n_points * torch.maximum(m.power, expected_power)
+    return torch.maximum(noise.square(), floor).clamp(min=1e-200)
+
+
+def _log_prior(prior: Float[Tensor, " laws"]) -> Float[Tensor, " laws"]:
+    if not ((prior >= 0).all() and 0 < prior.sum() < math.inf):
+        raise InputError(f"prior is {prior.tolist()}, but it must hold weights of 0 or more with a positive sum.")
+    return (prior / prior.sum()).log()
+
+
+def _in_dtype(posterior: Posterior, y: Y) -> Posterior:
+    return posterior._replace(mean=posterior.mean.to(y.dtype))
