@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import combinations
 from math import comb
 from typing import Any, Literal, get_args
 
@@ -11,6 +10,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import (
+    Moments,
+    Posterior,
+    all_supports,
+    gaussian_posterior_from_moments,
+    group_supports,
+    mixed,
+    sign_posterior_from_moments,
+)
+from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.tasks.configured import check_choice
 from lightning_icl.functional.tasks.task import Task
 
@@ -89,6 +98,36 @@ class LinearTask(Task):
             return None
         return self.noise_std**2 / self.weight_variance
 
+    @property
+    def posterior_terms(self) -> int | None:
+        """Supports, times sign patterns, times noise levels; None where noise or weights are of another law."""
+        unit_vectors = self.weight_law == "unit_norm" and self.support_size > 1
+        if self.noise != "gaussian" or unit_vectors:
+            return None
+        return self.n_supports * (2**self.support_size if self._signs else 1) * len(self.noise_levels)
+
+    def posterior(self, m: Moments) -> Posterior:
+        """E[w | X, y], averaged over supports, signs and noise levels by their evidence."""
+        if self.posterior_terms is None:
+            return super().posterior(m)
+        refuse_above_limit(self.posterior_terms, "hypotheses behind the posterior of this law")
+        supports = self.supports().to(m.gram.device)
+        if self._signs:
+            by_level = [sign_posterior_from_moments(m, supports, std) for std in self.noise_levels]
+        else:
+            slab = (self.slab_std, self.weight_mean)
+            by_level = [gaussian_posterior_from_moments(m, supports, std, *slab) for std in self.noise_levels]
+        return mixed(by_level, [1.0] * len(by_level))
+
+    @property
+    def _signs(self) -> bool:
+        return self.weight_law in ("sign", "unit_norm")  # a unit vector of one weight is a sign
+
+    @property
+    def noise_levels(self) -> list[float]:
+        """The standard deviations a prompt's noise may have, equally likely."""
+        return self.noise_std if isinstance(self.noise_std, list) else [self.noise_std]
+
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator
     ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"]]:
@@ -143,7 +182,7 @@ class SparseLinearRegression(LinearTask):
         return comb(self.n_dims, self.sparsity)
 
     def supports(self) -> Int[Tensor, "supports size"]:
-        return torch.tensor(list(combinations(range(self.n_dims), self.sparsity)))
+        return all_supports(self.n_dims, self.sparsity)
 
     def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
         return _uniform_subsets(batch_size, self.n_dims, self.sparsity, generator)
@@ -158,6 +197,8 @@ class LinearRegression(SparseLinearRegression):
         correlation: correlation of neighbouring features before the rotation, in (-1, 1).
         weight_law: law of the weights.
         weight_mean: mean of the weights; other than 0 only for gaussian and scaled.
+        whitened: draw the weights of the uncorrelated, unit-variance coordinates z behind x = A z instead: w = A^-T v
+            with v of the weight law, so that w ~ N(0, Sigma^-1) where v ~ N(0, I) (Ahn et al. 2023).
     """
 
     fixed_options = frozenset({"sparsity"})
@@ -169,9 +210,31 @@ class LinearRegression(SparseLinearRegression):
         correlation: float = 0.0,
         weight_law: WeightLaw = "gaussian",
         weight_mean: float = 0.0,
+        whitened: bool = False,
         **features_and_noise: Any,
     ) -> None:
         super().__init__(n_dims, n_dims, noise_std, correlation, weight_law, weight_mean, **features_and_noise)
+        if whitened and self.rotation == "per_prompt":
+            raise InputError("whitened is true, but rotation is 'per_prompt': use a fixed rotation, or none.")
+        self.whitened = whitened
+        self._unmixing = torch.linalg.inv(self._mixing) if whitened and self._mixing is not None else None
+
+    @property
+    def ridge_alpha(self) -> float | None:
+        """As for every linear law; None where the weights are whitened, as their prior is then not isotropic."""
+        return super().ridge_alpha if self._unmixing is None else None
+
+    def posterior(self, m: Moments) -> Posterior:
+        """The posterior of v from the examples in its coordinates, taken back to those of x."""
+        if self._unmixing is None:
+            return super().posterior(m)
+        unmixing = self._unmixing.to(m.gram)
+        of_v = super().posterior(m._replace(gram=unmixing @ m.gram @ unmixing.T, moment=m.moment @ unmixing.T))
+        return of_v._replace(mean=of_v.mean @ unmixing)
+
+    def sample_weights(self, batch_size: int, generator: Generator) -> Float[Tensor, "batch dims"]:
+        v = super().sample_weights(batch_size, generator)
+        return v if self._unmixing is None else v @ self._unmixing.to(v)
 
 
 class GroupSparseLinearRegression(LinearTask):
@@ -206,8 +269,7 @@ class GroupSparseLinearRegression(LinearTask):
         return comb(self.n_dims // self.group_size, self.n_groups)
 
     def supports(self) -> Int[Tensor, "supports size"]:
-        groups = torch.tensor(list(combinations(range(self.n_dims // self.group_size), self.n_groups)))
-        return (groups[:, :, None] * self.group_size + torch.arange(self.group_size)).flatten(1)
+        return group_supports(self.n_dims, self.group_size, self.n_groups)
 
     def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
         groups = _uniform_subsets(batch_size, self.n_dims // self.group_size, self.n_groups, generator)

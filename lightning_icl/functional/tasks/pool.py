@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior_from_moments
 from lightning_icl.functional.tasks.linear import LinearTask
 from lightning_icl.functional.tasks.task import Task
 
@@ -43,6 +44,18 @@ class TaskPool(Task):
     def ridge_alpha(self) -> float | None:
         """That of the law behind the pool."""
         return self.task.ridge_alpha
+
+    @property
+    def posterior_terms(self) -> int | None:
+        """Tasks of the pool, times noise levels; None where the noise is not Gaussian."""
+        return None if self.task.noise != "gaussian" else self.n_tasks * len(self.task.noise_levels)
+
+    def posterior(self, m: Moments) -> Posterior:
+        """The posterior mean under the pool (dMMSE)."""
+        if self.posterior_terms is None:
+            return super().posterior(m)
+        by_level = [pool_posterior_from_moments(m, self._pool, std) for std in self.task.noise_levels]
+        return mixed(by_level, [1.0] * len(by_level))
 
     def fresh(self) -> Task:
         """The inner task."""

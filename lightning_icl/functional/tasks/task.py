@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.configured import Configured, check_choice, did_you_mean
 from lightning_icl.functional.tasks.features import Rotation, haar_rotations, mixing_matrix
@@ -81,6 +82,15 @@ class Task(Configured):
     def ridge_alpha(self) -> float | None:
         """The ridge strength this law implies, or None where the law implies none and it must be tuned."""
         return None
+
+    @property
+    def posterior_terms(self) -> int | None:
+        """How many hypotheses the exact posterior of w averages over, or None where it has no closed form."""
+        return None
+
+    def posterior(self, m: Moments) -> Posterior:
+        """The exact posterior mean of w given the examples behind each row of ``m``, with the log evidence."""
+        raise InputError(f"{self!r} has no exact posterior in closed form: use the lasso or ridge instead.")
 
     def fresh(self) -> "Task":
         """The law that validation draws from: this one, but for a finite pool of tasks the law behind the pool."""
