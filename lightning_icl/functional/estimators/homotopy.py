@@ -24,8 +24,8 @@ def lasso_homotopy(
 
     until an active weight reaches 0 and leaves, or an inactive correlation c_j reaches +-alpha and joins (Osborne,
     Presnell & Turlach 2000; Efron et al. 2004). Either is one pivot of the sweep operator (Goodnight 1979) on the
-    tableau [G | u | v], so that no system is ever solved anew. A feature in the span of the active ones, such as a
-    duplicate, never joins. 0 where ``max_pivots`` came first. Rounding builds up over the pivots and ties can
+    tableau of G over u over v, so that no system is ever solved anew. A feature in the span of the active ones, such
+    as a duplicate, never joins. 0 where ``max_pivots`` came first. Rounding builds up over the pivots and ties can
     mislead: check the answer by its duality gap.
     """
     path = torch.zeros(*alphas.shape, m.moment.shape[1], dtype=m.moment.dtype, device=m.moment.device)
@@ -34,7 +34,7 @@ def lasso_homotopy(
         event = next_event(track)
         wanted = alphas[:, track.problem]
         level, row = ((wanted <= track.alpha) & (wanted > event.alpha)).nonzero(as_tuple=True)
-        path[level, track.problem[row]] = track.rows(row).weights(wanted[level, row])
+        path[level, track.problem[row]] = track.weights(row, wanted[level, row])
         going = (wanted <= event.alpha).any(0)
         n_going = int(going.sum())
         if n_going == 0:
@@ -46,13 +46,13 @@ def lasso_homotopy(
 
 
 class Track(NamedTuple):
-    """Where each problem stands: ``tableau`` is [G | u | v] after the pivots, ``sign`` is s, 0 for inactive features.
+    """Where each problem stands: ``tableau`` is G, u and v as rows after the pivots; ``sign`` is s, 0 if inactive.
 
     ``alpha`` is where the present line began, ``least_pivot`` what a pivot must exceed to be more than rounding, and
     ``problem`` the row of the Moments.
     """
 
-    tableau: Float[Tensor, "rows dims dims+2"]
+    tableau: Float[Tensor, "rows dims+2 dims"]
     sign: Float[Tensor, "rows dims"]
     alpha: Float[Tensor, " rows"]
     least_pivot: Float[Tensor, "rows dims"]
@@ -62,7 +62,7 @@ class Track(NamedTuple):
     def from_moments(cls, m: Moments) -> "Track":
         nothing = torch.zeros_like(m.moment)
         return cls(
-            tableau=torch.cat([m.gram, m.moment[..., None], nothing[..., None]], dim=-1),
+            tableau=torch.cat([m.gram, m.moment[:, None], nothing[:, None]], dim=1),
             sign=nothing,
             alpha=torch.full_like(m.power, torch.inf),
             least_pivot=DEPENDENT * m.gram.diagonal(dim1=-2, dim2=-1),
@@ -72,9 +72,10 @@ class Track(NamedTuple):
     def rows(self, chosen: Tensor) -> "Track":
         return Track._make(part[chosen] for part in self)
 
-    def weights(self, alpha: Float[Tensor, " rows"]) -> Float[Tensor, "rows dims"]:
-        """w on the present line."""
-        return torch.where(self.sign != 0, self.tableau[..., -2] - alpha[:, None] * self.tableau[..., -1], 0.0)
+    def weights(self, row: Tensor, alpha: Float[Tensor, " chosen"]) -> Float[Tensor, "chosen dims"]:
+        """w on the present line of some of the problems."""
+        u, v = self.tableau[row, -2], self.tableau[row, -1]
+        return torch.where(self.sign[row] != 0, u - alpha[:, None] * v, 0.0)
 
 
 class Event(NamedTuple):
@@ -88,13 +89,13 @@ class Event(NamedTuple):
 
 def next_event(track: Track) -> Event:
     """The largest alpha on the line at which a feature joins or leaves; 0 where none does."""
-    u, v = track.tableau[..., -2], track.tableau[..., -1]
+    u, v = track.tableau[:, -2], track.tableau[:, -1]
     active = track.sign != 0
     sign = torch.where(active, track.sign, u.sign())
     # As alpha falls, an active weight's sign * w = sign * u - alpha * slope falls too if slope < 0; an inactive
     # feature's distance alpha - sign * c = alpha * slope - sign * u does if slope > 0. Both vanish at sign * u / slope.
     slope = sign * v + ~active
-    independent = track.tableau.diagonal(dim1=-2, dim2=-1) > track.least_pivot
+    independent = track.tableau[:, :-2].diagonal(dim1=-2, dim2=-1) > track.least_pivot
     happens = torch.where(active, slope < 0, (slope > 0) & independent)
     alpha, feature = torch.where(happens, sign * u / slope, -torch.inf).max(-1)
     row = torch.arange(len(feature), device=feature.device)
@@ -111,13 +112,13 @@ def pivoted(track: Track, event: Event) -> Track:
     row, feature = torch.arange(len(event.feature), device=event.feature.device), event.feature
     direction = event.joins.to(track.sign.dtype) * 2 - 1  # 1 in, -1 out
     new_sign = torch.where(event.joins, event.sign, 0.0)
-    pivot_row = track.tableau[row, feature]
-    pivot = pivot_row[row, feature]
-    pivot_row[row, feature] = pivot - direction  # so that the update of rank one divides row and column by the pivot
-    pivot_row[:, -1] += new_sign  # v of a feature that joins counts its own sign from here on
-    tableau = track.tableau.addcmul_(pivot_row[:, :-2, None], (pivot_row / pivot[:, None])[:, None], value=-1)
+    column = track.tableau[row, :, feature]
+    pivot = column[row, feature]
+    column[row, feature] = pivot - direction  # so that the update of rank one divides row and column by the pivot
+    column[:, -1] += new_sign  # v of a feature that joins counts its own sign from here on
+    tableau = track.tableau.addcmul_((column / pivot[:, None])[:, :, None], column[:, None, :-2], value=-1)
     tableau[row, feature, feature] -= 2 * direction
-    tableau[row, feature, -1] += direction * event.sign
+    tableau[row, -1, feature] += direction * event.sign
     sign = track.sign.clone()
     sign[row, feature] = new_sign
     return track._replace(tableau=tableau, sign=sign, alpha=event.alpha)

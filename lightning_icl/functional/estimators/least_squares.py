@@ -7,7 +7,10 @@ from torch import Tensor
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y
 
-WELL_CONDITIONED = 1e-6  # alpha / trace(X^T X) from which solving with X^T X + alpha I loses no digit that matters
+STRONG_RIDGE = (
+    1e-6  # alpha / trace(X^T X) from which X^T X + alpha I can be factorised without losing digits that count
+)
+FULL_RANK = 1e-5  # least singular value of X / its norm, from which X^T X can
 ENTRIES_AT_ONCE = 2**22  # of masked prefixes, 32 MiB
 
 PrefixWeights = Float[Tensor, "batch points dims"]
@@ -54,7 +57,7 @@ def ridge_from_moments(m: Moments, alpha: float | Float[Tensor, " rows"]) -> Flo
     condition number: take ``ridge`` or ``least_squares`` where that matters.
     """
     alpha = _strength(alpha, m.moment) / m.n_points
-    if (alpha > WELL_CONDITIONED * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
+    if (alpha > STRONG_RIDGE * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
         penalised = m.gram + torch.diag_embed(alpha[:, None].expand_as(m.moment))
         return torch.cholesky_solve(m.moment[..., None], torch.linalg.cholesky(penalised))[..., 0]
     eigenvalues, vectors = torch.linalg.eigh(m.gram)
@@ -72,7 +75,7 @@ def ridge_prefixes(x: X, y: Y, alpha: float | PerPrompt) -> PrefixWeights:
     """
     dtype, x, y, alpha = y.dtype, x.double(), y.double(), _strength(alpha, x)
     gram = x @ x.mT
-    easy = alpha > WELL_CONDITIONED * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    easy = alpha > STRONG_RIDGE * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     w = torch.empty_like(x)
     factor = torch.linalg.cholesky(gram[easy] + torch.diag_embed(alpha[easy, None].expand_as(y[easy])))
     whitened = torch.linalg.solve_triangular(factor, torch.cat([x[easy], y[easy, :, None]], dim=-1), upper=False)
@@ -101,8 +104,34 @@ def least_squares(x: X, y: Y) -> Weights:
 
 
 def least_squares_prefixes(x: X, y: Y) -> PrefixWeights:
-    """``least_squares`` of the first k examples for k = 1 .. n."""
-    return ridge_prefixes(x, y, alpha=0.0)
+    """``least_squares`` of the first k examples for k = 1 .. n.
+
+    Up to k = d from one factorisation X_d^T = Q R, as sum_{i <= k} z_i Q_i with z = R^-T y; beyond, from the normal
+    equations with one step of correction (Bjorck 1987, corrected seminormal equations). A prompt too ill-conditioned
+    for that is solved prefix by prefix from the singular values.
+    """
+    dtype, x, y = y.dtype, x.double(), y.double()
+    n_wide = min(x.shape[1:])
+    q, r = torch.linalg.qr(x[:, :n_wide].mT)
+    # The least singular value of the first d rows bounds that of every prefix: before them, rows are left out, which
+    # raises the least one of a wide matrix; after them, rows are added, which raises that of a tall one.
+    easy = torch.linalg.svdvals(r)[:, -1] > FULL_RANK * torch.linalg.matrix_norm(x)
+    z = torch.linalg.solve_triangular(r[easy].mT, y[easy, :n_wide, None], upper=False)
+    wide = (q[easy].mT * z).cumsum(1)
+    w = torch.empty_like(x)
+    w[easy] = torch.cat([wide, _tall_least_squares_prefixes(x[easy], y[easy])], dim=1)
+    w[~easy] = _ridge_prefixes_by_svd(x[~easy], y[~easy], torch.zeros_like(y[~easy, 0]))
+    return w.to(dtype)
+
+
+def _tall_least_squares_prefixes(x: X, y: Y) -> Float[Tensor, "batch tall_prefixes dims"]:
+    """The prefixes k = d + 1 .. n, where X_k has full rank."""
+    tall = slice(x.shape[2], None)
+    factor = torch.linalg.cholesky((x[..., :, None] * x[..., None, :]).cumsum(1)[:, tall])
+    w = torch.cholesky_solve((x * y[..., None]).cumsum(1)[:, tall, :, None], factor)
+    seen = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device).tril()[tall]
+    residual = (y[:, None] - torch.einsum("bpd,bkd->bkp", x, w[..., 0])) * seen
+    return (w + torch.cholesky_solve((residual @ x)[..., None], factor))[..., 0]
 
 
 def oracle_least_squares(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> Weights:
@@ -112,7 +141,10 @@ def oracle_least_squares(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> Wei
 
 def oracle_least_squares_prefixes(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> PrefixWeights:
     """``oracle_least_squares`` of the first k examples for k = 1 .. n."""
-    return least_squares_prefixes(x * support[:, None], y)
+    n_kept = max(1, int(support.sum(-1).max()))  # fewer columns are cheaper, and of full rank where all are supported
+    kept = support.to(torch.int8).argsort(dim=-1, descending=True)[:, None, :n_kept].expand(-1, x.shape[1], -1)
+    w_kept = least_squares_prefixes((x * support[:, None]).gather(2, kept), y)
+    return y.new_zeros(x.shape).scatter(2, kept, w_kept)
 
 
 def _strength(alpha: float | Tensor, like: Tensor) -> PerPrompt:
