@@ -1,4 +1,4 @@
-"""Laws of regression problems against the moments they promise."""
+"""Linear tasks against the moments they promise."""
 
 import math
 
@@ -6,12 +6,19 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from margins import assert_mean_within_4_standard_errors, generator
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import predictions, ridge
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
-from lightning_icl.functional.tasks.features import ar1_factor
+from lightning_icl.functional.tasks import (
+    GroupSparseLinearRegression,
+    LinearRegression,
+    SparseLinearRegression,
+    SparseRecovery,
+    Task,
+)
+from lightning_icl.functional.tasks.sparse_recovery import DESIGN_ROWS
 
 LAWS = ["gaussian", "sign", "unit_norm", "scaled"]
 
@@ -28,38 +35,6 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def assert_mean_within_4_standard_errors(samples, expected):
-    """``samples`` are independent along the first axis; 1e-6 allows for rounding where they do not vary."""
-    samples = np.asarray(samples, dtype=np.float64)
-    margin = 4 * samples.std(axis=0, ddof=1) / math.sqrt(len(samples)) + 1e-6
-    assert (np.abs(samples.mean(axis=0) - expected) <= margin).all()
-
-
-def ar1_by_hand(n_dims, correlation):
-    return np.array([[correlation ** abs(i - j) for j in range(n_dims)] for i in range(n_dims)])
-
-
-@pytest.mark.parametrize(("n_dims", "correlation"), [(1, 0.5), (2, -0.3), (5, 0.0), (6, 0.7), (6, -0.7), (40, 0.99)])
-def test_ar1_factor_is_the_cholesky_factor(n_dims, correlation):
-    factor = ar1_factor(n_dims, correlation).numpy()
-    np.testing.assert_allclose(factor @ factor.T, ar1_by_hand(n_dims, correlation), atol=1e-12)
-    np.testing.assert_allclose(factor, np.linalg.cholesky(ar1_by_hand(n_dims, correlation)), atol=1e-10)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.6, -0.8])
-def test_features_are_independent_points_with_ar1_covariance(correlation):
-    prompt = LinearRegression(5, correlation=correlation).sample(10_000, 1, 1, generator())
-    context, query = prompt.x[:, 0].double(), prompt.x_query[:, 0].double()
-    assert_mean_within_4_standard_errors(torch.cat([context, query]), 0)
-    for x in (context, query):
-        assert_mean_within_4_standard_errors(x[:, :, None] * x[:, None], ar1_by_hand(5, correlation))
-    assert_mean_within_4_standard_errors(context[:, :, None] * query[:, None], 0)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -100,16 +75,6 @@ def test_signs_and_unit_norms_are_exact():
     assert set(signs.unique().tolist()) == {-1.0, 0.0, 1.0}
     spheres = SparseLinearRegression(7, 3, weight_law="unit_norm").sample_weights(200, generator())
     torch.testing.assert_close(spheres.double().square().sum(dim=1), torch.ones(200).double(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("noise_std", [0.1, 2.0])
-def test_label_noise_has_its_variance_everywhere(float64, noise_std):
-    prompt = LinearRegression(3, noise_std).sample(8000, 2, 2, generator())
-    noise = torch.cat([prompt.y - (prompt.x @ prompt.w[:, :, None])[..., 0], prompt.y_query - prompt.f_query], dim=1)
-    assert_mean_within_4_standard_errors(noise, 0)
-    products = noise[:, :, None] * noise[:, None]
-    assert_mean_within_4_standard_errors(products, noise_std**2 * np.eye(4))  # independent between points
-    assert_mean_within_4_standard_errors(noise**4, 3 * noise_std**4)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -213,6 +178,14 @@ def test_ridge_alpha_is_the_best_ridge_strength(float64, task):
         ({"n_dims": 4, "correlation": -1.0}, "correlation is -1.0"),
         ({"n_dims": 4, "correlation": math.nan}, "correlation is nan"),
         ({"n_dims": 4, "weight_law": "cauchy"}, "weight_law is 'cauchy'.*gaussian, sign, unit_norm, scaled"),
+        ({"n_dims": 4, "weight_mean": math.inf}, "weight_mean is inf"),
+        ({"n_dims": 4, "noise_std": []}, "noise_std is \\[\\], but it must be a number or list at least one."),
+        ({"n_dims": 4, "noise_std": [0.1, -2.0]}, "noise_std is -2.0"),
+        ({"n_dims": 4, "noise": "cauchy"}, "noise is 'cauchy'.*gaussian, laplace, student_t"),
+        ({"n_dims": 4, "noise_df": 2.0}, "noise_df is 2.0, but it must be a finite number above 2"),
+        ({"n_dims": 4, "features": "cauchy"}, "features is 'cauchy'.*gaussian, uniform, rademacher, student_t"),
+        ({"n_dims": 4, "feature_df": math.inf}, "feature_df is inf"),
+        ({"n_dims": 4, "rotation": "often"}, "rotation is 'often'.*none, fixed, per_prompt"),
     ],
 )
 def test_bad_arguments_are_named(monkeypatch, task, options, message):
@@ -225,3 +198,129 @@ def test_bad_arguments_are_named(monkeypatch, task, options, message):
 def test_bad_sparsity_is_named(sparsity):
     with pytest.raises(InputError, match=f"sparsity is {sparsity}.*n_dims, which is 4"):
         SparseLinearRegression(4, sparsity)
+
+
+@pytest.mark.parametrize("weight_mean", [0.5, -2.0])
+@pytest.mark.parametrize(("law", "slab_variance"), [("gaussian", 1), ("scaled", 1 / 3)])
+def test_weight_mean_moves_the_non_zero_weights_alone(law, slab_variance, weight_mean):
+    task = SparseLinearRegression(6, 3, weight_law=law, weight_mean=weight_mean)
+    w = task.sample_weights(20_000, generator()).double()
+    assert ((w != 0).sum(dim=1) == 3).all()
+    assert_mean_within_4_standard_errors(w.sum(dim=1) / 3, weight_mean)
+    assert_mean_within_4_standard_errors(w.square().sum(dim=1) / 3, weight_mean**2 + slab_variance)
+    assert_mean_within_4_standard_errors((w - weight_mean / 2).square(), task.weight_variance)
+    assert task.slab_std**2 == pytest.approx(slab_variance)
+    assert task.ridge_alpha is None
+
+
+def test_ridge_alpha_is_left_open_where_prompts_differ_in_noise():
+    assert LinearRegression(4, [0.1, 0.5]).ridge_alpha is None
+
+
+@pytest.mark.parametrize("law", ["sign", "unit_norm"])
+def test_weight_mean_is_refused_where_the_law_has_no_room_for_it(law):
+    with pytest.raises(InputError, match=f"weight_mean is 1.0, but it must be 0 where weight_law is '{law}'."):
+        LinearRegression(4, weight_law=law, weight_mean=1.0)
+
+
+@pytest.mark.parametrize(("n_dims", "group_size", "n_groups"), [(6, 2, 1), (6, 2, 2), (6, 3, 2), (6, 1, 4), (1, 1, 1)])
+def test_groups_are_active_together_and_uniform(n_dims, group_size, n_groups):
+    task = GroupSparseLinearRegression(n_dims, group_size, n_groups, noise_std=0.5)
+    w = task.sample_weights(20_000, generator()).double()
+    active = (w != 0).double().reshape(20_000, -1, group_size)
+    assert torch.equal(active.amin(dim=2), active.amax(dim=2))
+    active = active[:, :, 0]
+    assert (active.sum(dim=1) == n_groups).all()
+    total = n_dims // group_size
+    expected = np.full((total, total), n_groups / total * (n_groups - 1) / max(total - 1, 1))
+    np.fill_diagonal(expected, n_groups / total)
+    assert_mean_within_4_standard_errors(active[:, :, None] * active[:, None], expected)
+    assert_mean_within_4_standard_errors(w[:, :, None] * w[:, None], task.weight_variance * np.eye(n_dims))
+    assert_mean_within_4_standard_errors((w**4).sum(dim=1) / task.support_size, 3)
+    assert task.ridge_alpha == pytest.approx(0.25 * n_dims / (n_groups * group_size))
+
+
+def test_groups_of_one_are_plain_sparsity():
+    groups, plain = GroupSparseLinearRegression(5, 1, 2, noise_std=0.3), SparseLinearRegression(5, 2, 0.3)
+    assert torch.equal(groups.sample(3, 4, 2, generator()).y, plain.sample(3, 4, 2, generator()).y)
+
+
+def supports_by_hand(n_dims, allowed):
+    """Every subset of the indices, by counting in binary, that is ``allowed``."""
+    subsets = ([j for j in range(n_dims) if code >> j & 1] for code in range(2**n_dims))
+    return sorted(subset for subset in subsets if allowed(subset))
+
+
+@pytest.mark.parametrize(
+    ("task", "allowed"),
+    [
+        (SparseLinearRegression(6, 2), lambda s: len(s) == 2),
+        (SparseLinearRegression(6, 6), lambda s: len(s) == 6),
+        (SparseLinearRegression(1, 1), lambda s: len(s) == 1),
+        (LinearRegression(4), lambda s: len(s) == 4),
+        (SparseRecovery(5, 3), lambda s: len(s) == 3),
+        (GroupSparseLinearRegression(6, 2, 2), lambda s: len(s) == 4 and all(j ^ 1 in s for j in s)),
+        (GroupSparseLinearRegression(6, 3, 1), lambda s: s in ([0, 1, 2], [3, 4, 5])),
+    ],
+)
+def test_supports_are_all_that_can_be_drawn(task, allowed):
+    expected = supports_by_hand(task.n_dims, allowed)
+    assert task.supports().tolist() == expected
+    assert task.n_supports == len(expected)
+    assert task.support_size == len(expected[0])
+    drawn = {tuple(w.nonzero().flatten().tolist()) for w in task.sample_weights(2000, generator())}
+    assert drawn == set(map(tuple, expected))
+
+
+def test_counting_supports_does_not_list_them():
+    assert SparseLinearRegression(200, 100).n_supports == math.comb(200, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((6, 4, 1), "group_size is 4, but it must divide n_dims, which is 6."),
+        ((6, 0, 1), "group_size is 0"),
+        ((6, 2, 4), "n_groups is 4, but it must lie between 1 and n_dims / group_size, which is 3."),
+        ((6, 2, 0), "n_groups is 0"),
+    ],
+)
+def test_bad_groups_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        GroupSparseLinearRegression(*options)
+
+
+def test_a_fixed_design_is_the_same_in_every_prompt_of_every_size():
+    task = SparseRecovery(5, 2, noise_std=0.1)
+    first, second = task.sample(3, 4, 2, generator()), task.sample(2, 9, 2, generator(1))
+    for x in (*first.x, second.x[0, :4], second.x[1, :4]):
+        assert torch.equal(x, first.x[0])
+    assert torch.equal(second.x[0], SparseRecovery(5, 2).sample(1, 9, 1, generator(2)).x[0])
+    assert not torch.equal(second.x[0], SparseRecovery(5, 2, design_seed=1).sample(1, 9, 1, generator(2)).x[0])
+    assert len(torch.cat([first.x_query, second.x_query]).reshape(-1, 5).unique(dim=0)) == 10
+    assert not torch.equal(first.w[0], first.w[1])
+
+
+def test_a_fixed_design_and_its_queries_have_the_features_law():
+    task = SparseRecovery(3, 1, correlation=0.5, features="uniform")
+    covariance = np.array([[1, 0.5, 0.25], [0.5, 1, 0.5], [0.25, 0.5, 1]])
+    prompt = task.sample(2000, DESIGN_ROWS, 1, generator())
+    for x in (prompt.x[0].double(), prompt.x_query[:, 0].double()):
+        assert_mean_within_4_standard_errors(x, 0)
+        assert_mean_within_4_standard_errors(x[:, :, None] * x[:, None], covariance)
+
+
+def test_a_fresh_design_is_sparse_linear_regression():
+    fresh, plain = SparseRecovery(5, 2, "fresh", noise_std=0.3), SparseLinearRegression(5, 2, 0.3)
+    for a, b in zip(fresh.sample(3, 4, 2, generator()), plain.sample(3, 4, 2, generator()), strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_bad_designs_are_named(monkeypatch):
+    with pytest.raises(InputError, match=f"n_points is {DESIGN_ROWS + 1}, but a fixed design has {DESIGN_ROWS} rows."):
+        SparseRecovery(3, 1).sample(1, DESIGN_ROWS + 1, 1, generator())
+    with pytest.raises(InputError, match="rotation is 'per_prompt', but a fixed design has the same rows"):
+        SparseRecovery(3, 1, rotation="per_prompt")
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match=r"design is 'frozen', but it must be one of fixed, fresh\."):
+        SparseRecovery(3, 1, "frozen")
