@@ -5,12 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Path, Weights, X, Y
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+
+StepSize = float | Float[Tensor, " rows"]  # one for all problems, or one each
 
 
-def preprocess_then_gd_path(
-    x: X, y: Y, n_steps: int, step_size: float | Float[Tensor, " batch"], power: float = 1.0
-) -> Path:
+def preprocess_then_gd_path(x: X, y: Y, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
     """Gradient descent on features rescaled by |r_hat|^power; PAPER.md section 7.
 
     With r_hat = X^T y / n, D = diag(|r_hat|^power) and x~ = D x, iterates from u_0 = 0
@@ -19,23 +19,30 @@ def preprocess_then_gd_path(
     paper's R_hat keeps, cancels in w_t. ``step_size`` is one number for all prompts or one per prompt, such as
     ``inverse_curvature(preprocessed(x, x, y, power))``.
     """
-    if n_steps < 0:
-        raise InputError(f"n_steps is {n_steps}, but the number of steps must be 0 or larger.")
-    features = preprocessed(x, x, y, power)
-    gram = features.mT @ features / x.shape[1]
-    moment = torch.einsum("bpd,bp->bd", features, y) / x.shape[1]
-    step = torch.as_tensor(step_size, dtype=x.dtype, device=x.device).expand(x.shape[0])[:, None]
+    return preprocess_then_gd_path_from_moments(moments(x, y), n_steps, step_size, power).to(y.dtype)
+
+
+def preprocess_then_gd_path_from_moments(m: Moments, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
+    """``preprocess_then_gd_path`` of each row of ``m``."""
+    check_steps(n_steps)
+    scale, step = m.moment.abs() ** power, as_column(step_size, m)
+    gram, moment = _scaled_gram(m, power), scale * m.moment
     u = torch.zeros_like(moment)
     path = [u]
     for _ in range(n_steps):
-        u = u - step * (torch.einsum("bij,bj->bi", gram, u) - moment)
+        u = u - step * (torch.einsum("rij,rj->ri", gram, u) - moment)
         path.append(u)
-    return torch.stack(path) * feature_scale(x, y, power)
+    return torch.stack(path) * scale
 
 
-def gradient_descent_path(x: X, y: Y, n_steps: int, step_size: float | Float[Tensor, " batch"]) -> Path:
+def gradient_descent_path(x: X, y: Y, n_steps: int, step_size: StepSize) -> Path:
     """Gradient descent on (1/2n) ||y - X w||^2 from 0: preprocess-then-GD with unit feature weights."""
     return preprocess_then_gd_path(x, y, n_steps, step_size, power=0.0)
+
+
+def gradient_descent_path_from_moments(m: Moments, n_steps: int, step_size: StepSize) -> Path:
+    """``gradient_descent_path`` of each row of ``m``."""
+    return preprocess_then_gd_path_from_moments(m, n_steps, step_size, power=0.0)
 
 
 def feature_scale(x: X, y: Y, power: float = 1.0) -> Weights:
@@ -57,3 +64,26 @@ def inverse_curvature(x: X) -> Float[Tensor, " batch"]:
     """
     largest = torch.linalg.matrix_norm(x, ord=2).square() / x.shape[1]
     return torch.where(largest > 0, 1 / largest, 0.0)
+
+
+def inverse_curvature_from_moments(m: Moments, power: float = 0.0) -> Float[Tensor, " rows"]:
+    """``inverse_curvature`` of the features of each row of ``m``, rescaled by |r_hat|^power."""
+    largest = torch.linalg.eigvalsh(_scaled_gram(m, power))[:, -1]
+    return torch.where(largest > 0, 1 / largest, 0.0)
+
+
+def as_column(value: StepSize, m: Moments) -> Float[Tensor, "rows 1"]:
+    """A hyper-parameter, one number or one for each row of ``m``, as a column."""
+    return torch.as_tensor(value, dtype=m.moment.dtype, device=m.moment.device).expand(len(m.moment))[:, None]
+
+
+def check_steps(n_steps: int) -> None:
+    """Refuses a negative number of steps."""
+    if n_steps < 0:
+        raise InputError(f"n_steps is {n_steps}, but the number of steps must be 0 or larger.")
+
+
+def _scaled_gram(m: Moments, power: float) -> Float[Tensor, "rows dims dims"]:
+    """X~^T X~ / n of the rescaled features."""
+    scale = m.moment.abs() ** power
+    return scale[:, :, None] * m.gram * scale[:, None]

@@ -1,0 +1,73 @@
+"""Iterations that use the curvature X^T X / n: GD++ and Newton's iteration for its inverse. All iterates.
+
+Both act on each eigenvector of C = X^T X / n separately, so they are computed in its eigenbasis. That keeps directions
+without data (n < d) at exactly 0, where the matrix form of Newton's iteration doubles their rounding error each step.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+
+
+def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
+    """GD++ (von Oswald et al. 2023): every step first transforms the inputs, then descends on the transformed ones.
+
+    Step t maps examples and queries alike, x <- (I - gamma C_t) x with C_t = X_t^T X_t / n of the inputs as they
+    stand, and adds a gradient step to every prediction: f_{t+1}(x) = f_t(x) + step_size (1/n) sum_i r_i <x_i, x>,
+    r_i = y_i - f_t(x_i) being what the label slots of the examples hold. In the original coordinates the inputs are
+    P_t x with P_0 = I and P_{t+1} = (I - gamma P_t C P_t) P_t, a polynomial in C and so symmetric; hence
+    f_t(x) = <w_t, x> with w_0 = 0 and w_{t+1} = w_t + step_size P_{t+1}^2 (X^T y / n - C w_t): gradient descent whose
+    preconditioner flattens the spectrum. gamma = 0 is gradient descent. (A linear attention layer that updates inputs
+    and labels at once transforms after the step: its first step is plain gradient descent.)
+
+    Needs gamma below 1 / lambda_max(C) to keep every direction; see ``inverse_curvature``.
+    """
+    return gd_plus_plus_path_from_moments(moments(x, y), n_steps, step_size, gamma).to(y.dtype)
+
+
+def gd_plus_plus_path_from_moments(m: Moments, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
+    """``gd_plus_plus_path`` of each row of ``m``."""
+    check_steps(n_steps)
+    step, shrinkage = as_column(step_size, m), as_column(gamma, m)
+    curvature, moment, vectors = _eigenbasis(m)
+    w, transform = torch.zeros_like(moment), torch.ones_like(moment)
+    path = [w]
+    for _ in range(n_steps):
+        transform = (1 - shrinkage * curvature * transform**2) * transform
+        w = w + step * transform**2 * (moment - curvature * w)
+        path.append(w)
+    return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
+
+
+def newton_path(x: X, y: Y, n_steps: int) -> Path:
+    """Newton's iteration for the inverse of S = X^T X (Schulz 1933; Fu et al. 2023): w_t = M_t X^T y, t = 0 .. n_steps.
+
+    M_0 = S / lambda_max(S)^2 and M_{t+1} = 2 M_t - M_t S M_t. Along an eigenvector of S with eigenvalue lambda the
+    error is |1 - lambda mu_t| = (1 - (lambda / lambda_max)^2)^(2^t): it squares with each step, and after about
+    2 log2(lambda_max / lambda) steps it vanishes. The limit is least squares (of smallest norm where n < d). Unlike
+    the other paths this one does not start from 0: w_0 = M_0 X^T y.
+    """
+    return newton_path_from_moments(moments(x, y), n_steps).to(y.dtype)
+
+
+def newton_path_from_moments(m: Moments, n_steps: int) -> Path:
+    """``newton_path`` of each row of ``m``."""
+    check_steps(n_steps)
+    curvature, moment, vectors = _eigenbasis(m)
+    largest = curvature[:, -1:]
+    inverse = torch.where(largest > 0, curvature / largest**2, 0.0)
+    path = [inverse * moment]
+    for _ in range(n_steps):
+        inverse = inverse * (2 - curvature * inverse)
+        path.append(inverse * moment)
+    return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
+
+
+def _eigenbasis(m: Moments) -> tuple[Weights, Weights, Float[Tensor, "rows dims dims"]]:
+    """Eigenvalues of the Gram matrix (rounding set to 0), the moment in its eigenbasis, and the eigenvectors."""
+    eigenvalues, vectors = torch.linalg.eigh(m.gram)
+    negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
+    return torch.where(negligible, 0.0, eigenvalues), torch.einsum("rji,rj->ri", vectors, m.moment), vectors
