@@ -5,6 +5,7 @@ if __name__ != "lightning_icl.callbacks":
     raise ImportError("import lightning_icl.callbacks, not callbacks: this folder is part of the package lightning_icl")
 
 from lightning_icl.callbacks.analysis import Analysis
+from lightning_icl.callbacks.curriculum import Curriculum
 from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.head_pruning import HeadPruning
 from lightning_icl.callbacks.linear_probe import LinearProbe
@@ -14,6 +15,7 @@ from lightning_icl.callbacks.summary import Summary
 
 __all__ = [
     "Analysis",
+    "Curriculum",
     "HeadImportance",
     "HeadPruning",
     "LinearProbe",

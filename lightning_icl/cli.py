@@ -1,6 +1,7 @@
 """The command line: wiring only."""
 
 import os
+import pydoc
 import sys
 import warnings
 from importlib.metadata import entry_points
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -57,7 +59,7 @@ class ICLCommandLine(LightningCLI):
             default=None,
             help="Threads of each process; null leaves torch's choice. Small models are fastest on 1.",
         )
-        parser.link_arguments("data.task.init_args.n_dims", "model.n_dims")
+        parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
         parser.link_arguments("seed_everything", "data.seed")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
@@ -101,6 +103,20 @@ class ICLCommandLine(LightningCLI):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def n_dims(task: Namespace | None) -> int | None:
+    """The n_dims of a configured task: its own option, or that of a task inside it, or what the task itself says."""
+    if task is None:  # which the parser reports after this
+        return None
+    options = task.get("init_args", Namespace())
+    if "n_dims" in options:
+        return options.n_dims
+    inner = [options.get("task"), *(options.get("tasks") or [])]
+    if isinstance(inner_task := next(filter(None, inner), None), Namespace):
+        return n_dims(inner_task)
+    task_class = pydoc.locate(task.class_path)
+    return task_class(**options).n_dims  # type: ignore[operator]
 
 
 def fail(message: str) -> NoReturn:

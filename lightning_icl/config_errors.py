@@ -9,22 +9,26 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
 from lightning_icl.functional.tasks import Task
+from lightning_icl.streams import ValidationStream
 
+STREAM_OPTIONS = ValidationStream.__annotations__
 TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
     "str": "text",
+    "dict": "a mapping, such as {noise_std: 1.0}, or {}",
     "tuple": "a list, such as [8, 16]",
     "list": "a list, such as [8, 8]",
     "collections.abc.Sequence": "a list, such as [8, 8]",
+    "collections.abc.Mapping": "a mapping, such as {noisier: {shift: {noise_std: 1.0}}}",
 }
 
 
 def sentence(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser's message; what no rule knows keeps its first and last line."""
-    rules = (_unknown_class_option, _wrong_type, _unknown_class, _unknown_key, _none_of_several, _missing, _bad_yaml)
-    for rule in rules:
+    rules = (_unknown_class_option, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
+    for rule in (*rules, _missing, _bad_yaml):
         if found := rule(message, parser):
             return found
     lines = [line.strip() for line in message.splitlines() if line.strip()]
@@ -58,6 +62,15 @@ def _options(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     signature = inspect.signature(getattr(__import__(module, fromlist=[name]), name))
     return [parameter for parameter in signature.parameters if parameter not in ("args", "kwargs")]
+
+
+def _validation_stream(message: str, parser: ArgumentParser) -> str | None:
+    """An option of a validation stream that does not exist, or its n_points."""
+    if found := re.search(r"Unexpected keys: \{'(.+?)'.*\}\. Got value", message):
+        return f"{_key(message)}a stream has no option {found[1]!r}; {did_you_mean(found[1], STREAM_OPTIONS)}"
+    if _key(message) == "data.validation: " and "Subtypes: [<class 'int'>, tuple[int, int]]" in message:
+        return _none_of_several(message.replace("data.validation", "data.validation: n_points"), parser)
+    return None
 
 
 def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
@@ -133,7 +146,8 @@ def _missing(message: str, parser: ArgumentParser) -> str | None:
     """A file, a required option or a subcommand that is not there."""
     if found := re.search(r"File does not exist: '?([^'\n]+)'?", message):
         return f"the config file {found[1]} does not exist."
-    if found := re.search(r"arguments? (?:is|are) required: (?:\w+\.)?(data\.task)", message):
+    no_task = r'Parser key "data\.task":\s+Not a valid subclass of Task\. Got value: None'
+    if re.search(no_task, message) or re.search(r"arguments? (?:is|are) required: (?:\w+\.)?(data\.task)", message):
         return "data.task is missing: name a task, or a --config that does, such as configs/quickstart.yaml."
     if found := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
         return f"there is no command {found[1]!r}; {did_you_mean(found[1], re.findall(r'[a-z]+', found[2]))}"

@@ -1,85 +1,37 @@
-"""The stream of fresh prompts."""
+"""The data module: streams of fresh prompts."""
 
 import zlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from torch import Generator
 
+from lightning_icl.functional.curriculum import Sizes
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.tasks import Task
+from lightning_icl.streams import (
+    MAX_BLOCKS,
+    MAX_STEPS,
+    EvaluationStream,
+    StepLoader,
+    StreamToken,
+    ValidationStream,
+    checked_n_points,
+    evaluation_streams,
+    stream_generator,
+)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-STREAMS = ("train", "validate", "test", "predict", "n_points", "held_out")
-MAX_STEPS = 2**25  # of a stream: a 32-bit seed holds 16 streams x 2^25 steps x 8 blocks
-MAX_BLOCKS = 8
 BLOCK_PROMPTS = 256
-
-
-def block_seed(seed: int, stream: str, step: int, block: int) -> int:
-    """A generator seed that no other (stream, step, block) of the same ``seed`` shares.
-
-    torch's CPU generator uses only the low 32 bits of its seed, so hashing into 64 would let two batches, or
-    training and validation, collide. The triple is packed into 32 bits instead, and mixed by a bijection (the
-    murmur3 finaliser) so that neighbouring steps get distant seeds.
-    """
-    packed = (STREAMS.index(stream) * MAX_STEPS + step) * MAX_BLOCKS + block
-    # The seed enters twice: once alone would make the streams of two seeds translates of each other.
-    return _mixed(_mixed(packed ^ _mixed(seed)) ^ _mixed(~seed & 0xFFFFFFFF))
-
-
-def _mixed(x: int) -> int:
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = (x ^ (x >> shift)) * factor & 0xFFFFFFFF
-    return x ^ (x >> 16)
 
 
 def _batches_ready(trainer: Trainer) -> int:
     """Batches of this epoch so far, by the counter from which Lightning decides when to step (not public)."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-
-def stream_generator(seed: int, stream: str, step: int, block: int, device: torch.device | str) -> Generator:
-    """The generator of one block of prompts. CPU and CUDA generators of one seed give different numbers."""
-    return torch.Generator(device).manual_seed(block_seed(seed, stream, step, block))
-
-
-class StreamToken(NamedTuple):
-    """What a loader yields in place of data: which stream, and which of its steps."""
-
-    stream: str
-    step: int
-
-
-class StepLoader:
-    """An iterable of tokens. It is stateless: the trainer's own counter says where training stands.
-
-    Its empty state tells Lightning that a resume in mid-epoch is safe.
-    """
-
-    def __init__(self, stream: str, n_steps: int | None) -> None:
-        self.stream, self.n_steps = stream, n_steps
-
-    def __iter__(self) -> Iterator[StreamToken]:
-        step = 0
-        while self.n_steps is None or step < self.n_steps:
-            yield StreamToken(self.stream, step)
-            step += 1
-
-    def __len__(self) -> int:
-        if self.n_steps is None:
-            raise TypeError("this stream is endless")
-        return self.n_steps
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 class PromptDataModule(LightningDataModule):
@@ -88,6 +40,15 @@ class PromptDataModule(LightningDataModule):
     The global batch of a step depends on (seed, stream, step) alone: not on the number of ranks, on gradient
     accumulation or on restarts. The streams train, validate, test, predict and the callbacks' held-out sets never
     share a generator seed. Validation replays the same prompts each time.
+
+    Validation and test draw from ``task.fresh()``, or from each of the laws that ``validation`` names. Named streams
+    share their seeds, so that their prompts are paired as far as their laws allow (a shift of the noise level alone
+    leaves features, weights and noise the same up to that factor). Predict and the callbacks' held-out sets draw from
+    the first.
+
+    Attributes:
+        streams: what validation and test draw from, in order.
+        curriculum: how the size of training prompts grows, where the Curriculum callback says so.
 
     Args:
         task: the law of the prompts.
@@ -98,6 +59,8 @@ class PromptDataModule(LightningDataModule):
         eval_prompts: prompts of each of the validation, test and predict streams.
         eval_batch_size: prompts of one evaluation batch, all ranks together.
         seed: seed of every stream, 0 to 2^32 - 1. The command line sets it to seed_everything.
+        validation: validation streams by name, such as {in_distribution: {}, noisier: {shift: {noise_std: 1.0}},
+            longer: {n_points: 40}, other: {task: {class_path: ...}}}.
     """
 
     def __init__(
@@ -109,22 +72,21 @@ class PromptDataModule(LightningDataModule):
         eval_prompts: int = 2048,
         eval_batch_size: int = 512,
         seed: int = 0,
+        validation: Mapping[str, ValidationStream] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.task = task
-        self.smallest_n, self.largest_n = (n_points, n_points) if isinstance(n_points, int) else n_points
+        self.smallest_n, self.largest_n = checked_n_points(n_points)
         self.n_queries = n_queries
         self.batch_size = batch_size
         self.eval_prompts, self.eval_batch_size = eval_prompts, eval_batch_size
         self.seed = seed
+        self.streams = evaluation_streams(task, (self.smallest_n, self.largest_n), validation)
+        self.curriculum = Sizes()
+        self._truncated = task
         self._check()
 
     def _check(self) -> None:
-        if not 1 <= self.smallest_n <= self.largest_n:
-            raise InputError(
-                f"n_points is {[self.smallest_n, self.largest_n]}, but it must be a number from 1 up, "
-                "or [smallest, largest] with 1 <= smallest <= largest."
-            )
         for name in ("n_queries", "batch_size", "eval_prompts", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
@@ -137,6 +99,7 @@ class PromptDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot be shared out among ranks and accumulation, before anything runs."""
+        self.curriculum = Sizes()  # the Curriculum callback is set up after this
         trainer = self.trainer
         if trainer is None:
             return
@@ -191,6 +154,7 @@ class PromptDataModule(LightningDataModule):
             "n_queries": self.n_queries,
             "batch_size": self.batch_size,
             "seed": self.seed,
+            "curriculum": {name: growth and growth._asdict() for name, growth in self.curriculum._asdict().items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,8 +163,9 @@ class PromptDataModule(LightningDataModule):
             return
         for name, value in self.state_dict().items():
             if state_dict.get(name, value) != value:
+                option = name if name == "curriculum" else f"data.{name}"
                 raise InputError(
-                    f"the checkpoint was trained with data.{name} = {state_dict[name]}, but the config asks for "
+                    f"the checkpoint was trained with {option} = {state_dict[name]}, but the config asks for "
                     f"{value}; resume with the same, or start a new run."
                 )
 
@@ -215,14 +180,20 @@ class PromptDataModule(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         return StepLoader("train", self._train_batches())
 
-    def val_dataloader(self) -> StepLoader:
-        return StepLoader("validate", self.eval_prompts // self.eval_batch_size)
+    def val_dataloader(self) -> list[StepLoader]:
+        return self._loaders("validate")
 
-    def test_dataloader(self) -> StepLoader:
-        return StepLoader("test", self.eval_prompts // self.eval_batch_size)
+    def test_dataloader(self) -> list[StepLoader]:
+        return self._loaders("test")
 
     def predict_dataloader(self) -> StepLoader:
-        return StepLoader("predict", self.eval_prompts // self.eval_batch_size)
+        return self._loaders("predict")[0]
+
+    def _loaders(self, stream: str) -> list[StepLoader]:
+        return [StepLoader(stream, self._eval_steps(), law) for law in range(len(self.streams))]
+
+    def _eval_steps(self) -> int:
+        return self.eval_prompts // self.eval_batch_size
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Turn a token into this rank's share of its batch, sampled on ``device``."""
@@ -231,7 +202,7 @@ class PromptDataModule(LightningDataModule):
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if batch.stream != "train" or trainer is None:
-            return self.sample(batch.stream, batch.step, rank, ranks, device)
+            return self.sample(batch.stream, batch.step, rank, ranks, device, batch.law)
         # The loader runs one token ahead of training and starts from 0 at a resume, so only the trainer's own counts,
         # which checkpoints keep, say which batch this is: its optimizer steps, and its batches since the last one.
         accumulated = _batches_ready(trainer) % trainer.accumulate_grad_batches
@@ -239,39 +210,80 @@ class PromptDataModule(LightningDataModule):
         return self.sample("train", trainer.global_step, accumulated * ranks + rank, parts, device)
 
     def sample(
-        self, stream: str, step: int, part: int = 0, parts: int = 1, device: torch.device | str = "cpu"
-    ) -> Prompt:
-        """Part ``part`` of ``parts`` of the global batch of one step of a stream."""
-        batch_size = self.batch_size if stream == "train" else self.eval_batch_size
-        share = batch_size // parts
-        n_points = self._drawn_n_points(step) if stream == "train" else self._spread_n_points(step)
-        sampled_n = self.largest_n if stream == "train" else n_points
-        prompt = self._rows(stream, step, batch_size, part * share, (part + 1) * share, sampled_n, device)
-        return prompt if self.smallest_n == self.largest_n or stream != "train" else prompt.padded_after(n_points)
-
-    def held_out(
-        self, name: str, n_prompts: int, device: torch.device | str = "cpu", n_points: int | None = None
-    ) -> Prompt:
-        """A fixed set of prompts of its own for each ``name``, with the largest number of examples unless told."""
-        step = zlib.crc32(name.encode()) % MAX_STEPS
-        return self._rows("held_out", step, n_prompts, 0, n_prompts, n_points or self.largest_n, device)
-
-    def _rows(
         self,
         stream: str,
         step: int,
+        part: int = 0,
+        parts: int = 1,
+        device: torch.device | str = "cpu",
+        law: int = 0,
+    ) -> Prompt:
+        """Part ``part`` of ``parts`` of the global batch of one step of a stream; in evaluation, of streams[law]."""
+        if stream == "train":
+            rows = self._share(self.batch_size, part, parts)
+            prompt = self._rows(self._training_task(step), stream, step, self.batch_size, rows, self.largest_n, device)
+            return self._trimmed(prompt, step)
+        rows, source = self._share(self.eval_batch_size, part, parts), self.streams[law]
+        n_points = source.n_points(step, self._eval_steps())
+        return self._rows(source.task, stream, step, self.eval_batch_size, rows, n_points, device)
+
+    def _share(self, batch_size: int, part: int, parts: int) -> range:
+        share = batch_size // parts
+        return range(part * share, (part + 1) * share)
+
+    def _training_task(self, step: int) -> Task:
+        """The task, cut to the curriculum's dimensions at ``step``."""
+        n_dims = self.curriculum.dims.at(step) if self.curriculum.dims else self.task.n_dims
+        if n_dims == self.task.n_dims:
+            return self.task
+        if n_dims != self._truncated.n_dims:
+            self._truncated = self.task.truncated(n_dims)
+        return self._truncated
+
+    def _trimmed(self, prompt: Prompt, step: int) -> Prompt:
+        """Training prompts at full size, of which only the step's dimensions and examples are not blank."""
+        if self.curriculum.dims:
+            prompt = prompt.widened(self.task.n_dims)
+        if self.curriculum.points:
+            return prompt.padded_after(self.curriculum.points.at(step))
+        if self.smallest_n == self.largest_n:
+            return prompt
+        generator = stream_generator(self.seed, "n_points", step, 0, "cpu")
+        return prompt.padded_after(int(torch.randint(self.smallest_n, self.largest_n + 1, (), generator=generator)))
+
+    def held_out(
+        self,
+        name: str,
+        n_prompts: int,
+        device: torch.device | str = "cpu",
+        n_points: int | None = None,
+        stream: EvaluationStream | None = None,
+    ) -> Prompt:
+        """A fixed set of prompts of its own for each ``name``, with the largest number of examples unless told.
+
+        They are of the law of ``stream``, one of ``streams``; of the first unless told.
+        """
+        step = zlib.crc32(name.encode()) % MAX_STEPS
+        stream = stream or self.streams[0]
+        n_points = n_points or stream.largest_n
+        return self._rows(stream.task, "held_out", step, n_prompts, range(n_prompts), n_points, device)
+
+    def _rows(
+        self,
+        task: Task,
+        stream: str,
+        step: int,
         batch_size: int,
-        start: int,
-        stop: int,
+        rows: range,
         n_points: int,
         device: torch.device | str,
     ) -> Prompt:
-        """Rows ``start`` to ``stop`` of a batch, which is made of up to 8 blocks with a generator each."""
+        """Some rows of a batch, which is made of up to 8 blocks with a generator each."""
         n_blocks = min(MAX_BLOCKS, -(-batch_size // BLOCK_PROMPTS))
         size = -(-batch_size // n_blocks)
-        blocks = range(start // size, -(-stop // size))
+        blocks = range(rows.start // size, -(-rows.stop // size))
         prompts = [
-            self.task.sample(
+            task.sample(
                 min(size, batch_size - block * size),
                 n_points,
                 self.n_queries,
@@ -280,15 +292,4 @@ class PromptDataModule(LightningDataModule):
             for block in blocks
         ]
         whole = prompts[0] if len(prompts) == 1 else concatenated(prompts)
-        return whole.rows(start - blocks.start * size, stop - blocks.start * size)
-
-    def _drawn_n_points(self, step: int) -> int:
-        if self.smallest_n == self.largest_n:
-            return self.largest_n
-        generator = stream_generator(self.seed, "n_points", step, 0, "cpu")
-        return int(torch.randint(self.smallest_n, self.largest_n + 1, (), generator=generator))
-
-    def _spread_n_points(self, step: int) -> int:
-        """Evaluation batch i's number of examples: from smallest to largest, evenly, so every run sees the same."""
-        n_batches = self.eval_prompts // self.eval_batch_size
-        return self.smallest_n + round((self.largest_n - self.smallest_n) * step / max(1, n_batches - 1))
+        return whole.rows(rows.start - blocks.start * size, rows.stop - blocks.start * size)

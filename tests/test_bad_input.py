@@ -33,8 +33,8 @@ TABLE = [
     ("trianer: {max_steps: 3}", "there is no option 'trianer.max_steps'; did you mean 'trainer.max_steps'?"),
     ("trainer: {max_step: 3}", "there is no option 'trainer.max_step'; did you mean 'trainer.max_steps'?"),
     (
-        "data: {task: {class_path: SparseLinearRegression, init_args: {n_dims: 8, sparsity: 2, noise: 1}}}",
-        "data.task: SparseLinearRegression has no option 'noise'; did you mean 'noise_std'?",
+        "data: {task: {class_path: SparseLinearRegression, init_args: {n_dims: 8, sparsity: 2, noise_sd: 1}}}",
+        "data.task: SparseLinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
     ),
     (
         callbacks("HeadImportance", '{"n_prompt": 9}'),
@@ -67,6 +67,50 @@ TABLE = [
     (callbacks("HeadImportance", '{"n_prompts": 1}'), "n_prompts is 1, but it must be at least 2."),
     (callbacks("LinearProbe", '{"alpha": 0}'), "alpha is 0.0, but the probe's ridge strength must be a finite number"),
     (["--seed_everything", "true"], "data.seed is 'True', but it must be a whole number."),
+    # token layouts
+    (["--model.layout", "triples"], "model.layout is 'triples', but it must be one of pairs, prefixes, alternating."),
+    (["--model.layout", "prefixes"], "mask is 'context', but layout='prefixes' needs mask='causal'"),
+    (["--model.schedule", "linear"], "model.schedule is 'linear', but it must be one of cosine, constant."),
+    # validation streams
+    ("data: {validation: {a: {shfit: {}}}}", "data.validation: a stream has no option 'shfit'; did you mean 'shift'?"),
+    (
+        "data: {validation: {noisier: {shift: {noise_sd: 1}}}}",
+        "validation.noisier: SparseLinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
+    ),
+    (
+        "data: {validation: {denser: {shift: {sparsity: 9}}}}",
+        "validation.denser: sparsity is 9, but it must lie between",
+    ),
+    (
+        "data: {validation: {a: {task: {class_path: LinearRegression, init_args: {n_dims: 8, noise_sd: 1}}}}}",
+        "data.validation: LinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
+    ),
+    (
+        "data: {validation: {a: {task: {class_path: LinearRegresion}}}}",
+        "data.validation: there is no class 'LinearRegresion'; did you mean 'LinearRegression'?",
+    ),
+    (
+        "data: {validation: {wider: {task: {class_path: LinearRegression, init_args: {n_dims: 9}}}}}",
+        "validation.wider: its task has n_dims 9, but the model is as wide as the training task's, 8.",
+    ),
+    (
+        "data: {validation: {a: {shift: {sparsity: 3}, task: {class_path: LinearRegression, init_args: {n_dims: 8}}}}}",
+        "validation.a has both a shift and a task; give one of them.",
+    ),
+    ("data: {validation: {longer: {n_points: 0}}}", "validation.longer: n_points is [0, 0], but it must be a number"),
+    ("data: {validation: {longer: {n_points: many}}}", "data.validation: n_points is 'many', but it must be a whole"),
+    ("data: {validation: {a/b: {}}}", "validation has a stream 'a/b', but a name is made of letters, digits, _ and -."),
+    ("data: {validation: {a: }}", "data.validation is 'None', but it must be a mapping"),
+    ("data: {validation: 3}", "data.validation is '3', but it must be a mapping"),
+    # curricula
+    (callbacks("Curriculum"), "Curriculum has nothing to grow: set dims_start, points_start or both."),
+    (callbacks("Curriculum", '{"dims_start": 9}'), "dims_start is 9, but the task has only 8 dimensions."),
+    (
+        callbacks("Curriculum", '{"dims_start": 1}'),
+        "the task cannot grow from 1 to 8 dimensions: sparsity is 2, but it must lie between 1 and n_dims, which is 1.",
+    ),
+    (callbacks("Curriculum", '{"points_start": 9}'), "points_start is 9, but n_points is only 8."),
+    (callbacks("Curriculum", '{"points_start": 2, "every": 0}'), "every is 0, but it must be at least 1."),
     # a trainer that cannot run this stream
     (["--trainer.accumulate_grad_batches", "3"], "batch_size is 64, but it must divide into processes x"),
     (["--trainer.val_check_interval", "9"], "trainer.val_check_interval is 9 batches, but the run has only 4"),

@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from recorder import Recorder
 
-from lightning_icl.data import MAX_BLOCKS, MAX_STEPS, STREAMS, StreamToken, block_seed, stream_generator
 from lightning_icl.functional.errors import InputError
+from lightning_icl.streams import MAX_BLOCKS, MAX_STEPS, STREAMS, StreamToken, block_seed, stream_generator
 
 
 def test_no_two_blocks_of_any_stream_share_a_seed():

@@ -44,6 +44,13 @@ class Prompt(NamedTuple):
         f = None if self.f is None else self.f * kept
         return self._replace(x=self.x * kept[..., None], y=self.y * kept, point_mask=kept, f=f)
 
+    def widened(self, n_dims: int) -> "Prompt":
+        """The same prompts in ``n_dims`` dimensions, of which the new ones are zero."""
+        missing = (0, n_dims - self.x.shape[-1])
+        x, x_query = (torch.nn.functional.pad(field, missing) for field in (self.x, self.x_query))
+        w = None if self.w is None else torch.nn.functional.pad(self.w, missing)
+        return self._replace(x=x, x_query=x_query, w=w)
+
 
 def concatenated(prompts: Sequence[Prompt]) -> Prompt:
     """One batch from several with equal numbers of points and queries, padded or not."""

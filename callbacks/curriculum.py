@@ -1,0 +1,90 @@
+"""Prompts that grow while the model trains."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_icl.callbacks.analysis import check_at_least, datamodule
+from lightning_icl.data import PromptDataModule
+from lightning_icl.functional.curriculum import Growth, Sizes
+from lightning_icl.functional.errors import InputError
+
+
+class Curriculum(Callback):
+    """Trains on small prompts first: fewer dimensions, fewer examples, or both (Garg et al. 2022).
+
+    Both start small and grow in steps up to the task's n_dims and the data's n_points. The dimensions not yet in use
+    and the examples after those in use are zero, the latter masked too, so that shapes never change. Validation is at
+    full size throughout. Sizes depend on the optimizer step alone, so a resumed run goes on exactly.
+    Logs curriculum/dims and curriculum/points, whichever grow.
+
+    Garg et al. grow 20 dimensions from 5 by 1 and 41 points (the query among them) from 11 by 2, every 2,000 steps:
+    dims_start 5, points_start 10, points_step 2, with n_points 40.
+
+    Args:
+        dims_start: dimensions in use at the start; none means all of them, always.
+        dims_step: how many are added at a time.
+        points_start: examples in use at the start; none means all of them, always.
+        points_step: how many are added at a time.
+        every: optimizer steps between one addition and the next.
+    """
+
+    def __init__(
+        self,
+        dims_start: int | None = None,
+        dims_step: int = 1,
+        points_start: int | None = None,
+        points_step: int = 2,
+        every: int = 2000,
+    ) -> None:
+        if dims_start is None and points_start is None:
+            raise InputError("Curriculum has nothing to grow: set dims_start, points_start or both.")
+        for name, value in (("dims_start", dims_start), ("points_start", points_start)):
+            check_at_least(name, 1 if value is None else value, 1)
+        for name, value in (("dims_step", dims_step), ("points_step", points_step), ("every", every)):
+            check_at_least(name, value, 1)
+        self.dims_start, self.dims_step = dims_start, dims_step
+        self.points_start, self.points_step = points_start, points_step
+        self.every = every
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hand the schedule to the data module, which applies it to the training stream."""
+        if stage != "fit":
+            return
+        data = datamodule(trainer)
+        if data.curriculum != Sizes():
+            raise InputError("trainer.callbacks has two Curriculum callbacks, but dims and points grow in one.")
+        data.curriculum = Sizes(self._dims(data), self._points(data))
+
+    def _dims(self, data: PromptDataModule) -> Growth | None:
+        if self.dims_start is None:
+            return None
+        n_dims = data.task.n_dims
+        if self.dims_start > n_dims:
+            raise InputError(f"dims_start is {self.dims_start}, but the task has only {n_dims} dimensions.")
+        growth = Growth(self.dims_start, self.dims_step, self.every, n_dims)
+        for smaller in growth.sizes()[:-1]:
+            try:
+                data.task.truncated(smaller)
+            except InputError as error:
+                raise InputError(
+                    f"the task cannot grow from {self.dims_start} to {n_dims} dimensions: {error}"
+                ) from error
+        return growth
+
+    def _points(self, data: PromptDataModule) -> Growth | None:
+        if self.points_start is None:
+            return None
+        if data.smallest_n < data.largest_n:
+            raise InputError(
+                f"n_points is {[data.smallest_n, data.largest_n]}, but points_start needs one number of examples to "
+                "grow to."
+            )
+        if self.points_start > data.largest_n:
+            raise InputError(f"points_start is {self.points_start}, but n_points is only {data.largest_n}.")
+        return Growth(self.points_start, self.points_step, self.every, data.largest_n)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        for name, growth in datamodule(trainer).curriculum._asdict().items():
+            if growth is not None:
+                pl_module.log(f"curriculum/{name}", float(growth.at(trainer.global_step)), batch_size=1)
