@@ -55,5 +55,7 @@ class SparseRecovery(SparseLinearRegression):
     def truncated(self, n_dims: int) -> Task:
         """As for every task, where the design is fresh."""
         if self.design == "fixed":
-            raise InputError(f"design is 'fixed', which has all {self.n_dims} dimensions; they cannot be cut to {n_dims}.")
+            raise InputError(
+                f"design is 'fixed', which has all {self.n_dims} dimensions; they cannot be cut to {n_dims}."
+            )
         return super().truncated(n_dims)
