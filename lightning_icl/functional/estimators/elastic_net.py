@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, RowWeights, lasso_fit
+from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, RowWeights, lasso_fit, positive
 from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, moments
 
 
@@ -34,6 +34,6 @@ def elastic_net_fit(m: Moments, alpha: float | PerRow, l1_ratio: float, relative
     """
     if not 0 < l1_ratio <= 1:
         raise InputError(f"l1_ratio is {l1_ratio}, but it must lie above 0 and be at most 1; 0 is ridge at n * alpha.")
-    strength = torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device).expand(len(m.power))
+    strength = positive(torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device)).expand(len(m.power))
     ridge = torch.diag_embed((strength * (1 - l1_ratio))[:, None].expand_as(m.moment))
     return lasso_fit(m._replace(gram=m.gram + ridge), strength * l1_ratio, relative_gap)

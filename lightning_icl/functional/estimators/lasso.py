@@ -89,11 +89,8 @@ def lasso_path_fit(
     solved once more on the support and signs found, and if that does not do, by FISTA from there. ``max_iterations``
     bounds the pivots of the first and the iterations of the last.
     """
-    alphas = torch.as_tensor(alphas, dtype=m.power.dtype, device=m.power.device)
+    alphas = positive(torch.as_tensor(alphas, dtype=m.power.dtype, device=m.power.device))
     alphas = (alphas if alphas.ndim == 2 else alphas[:, None]).expand(-1, len(m.power))
-    if not ((alphas > 0) & alphas.isfinite()).all():
-        wrong = float(alphas[~((alphas > 0) & alphas.isfinite())][0])
-        raise InputError(f"alpha is {wrong}, but the lasso needs a finite strength above 0; use least_squares for 0.")
     tolerance = relative_gap * m.power / 2
     max_pivots = min(max_iterations, PIVOTS_PER_DIM * m.moment.shape[1])
     if start is None:
@@ -114,6 +111,15 @@ def lasso_path_fit(
             stacklevel=2,
         )
     return fit
+
+
+def positive(alpha: Tensor) -> Tensor:
+    """``alpha``, refused where it is no finite number above 0."""
+    fine = (alpha > 0) & alpha.isfinite()
+    if not fine.all():
+        wrong = float(alpha[~fine][0])
+        raise InputError(f"alpha is {wrong}, but the lasso needs a finite strength above 0; use least_squares for 0.")
+    return alpha
 
 
 def _resolved(
@@ -147,7 +153,7 @@ def fista(m: Moments, w: RowWeights, alpha: PerRow, relative_gap: float, max_ite
     """FISTA (Beck & Teboulle 2009) with the gradient restart of O'Donoghue & Candes 2015, until the gap is reached."""
     tolerance = relative_gap * m.power / 2
     curvature = torch.linalg.eigvalsh(m.gram)[:, -1:]
-    step = torch.where(curvature > 0, 1 / curvature, 0.0)
+    step = torch.where(curvature > 0, 1 / curvature, 1.0)  # without curvature any step leads to 0
     # Conditioning varies over orders of magnitude between problems: go on with the unfinished ones alone.
     unfinished = torch.arange(len(w), device=w.device)
     state = FistaState(w, w, torch.ones_like(alpha)[:, None])

@@ -150,7 +150,8 @@ def oracle_least_squares_prefixes(x: X, y: Y, support: Bool[Tensor, "batch dims"
 def _strength(alpha: float | Tensor, like: Tensor) -> PerPrompt:
     """alpha as one float64 number for each row of ``like``."""
     strength = torch.as_tensor(alpha, dtype=torch.float64, device=like.device).expand(len(like))
-    if not ((strength >= 0) & strength.isfinite()).all():
-        wrong = float(strength[~((strength >= 0) & strength.isfinite())][0])
+    fine = (strength >= 0) & strength.isfinite()
+    if not fine.all():
+        wrong = float(strength[~fine][0])
         raise InputError(f"alpha is {wrong}, but the ridge strength must be a finite number that is 0 or larger.")
     return strength
