@@ -1,7 +1,7 @@
 """The figures of the analyses: plain results in, a matplotlib figure out."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -58,14 +58,51 @@ def _kind(name: str) -> str:
     return {"transformer": MODEL, "oracle_support": ORACLE}.get(name, REFERENCE)
 
 
-def risk_by_estimator(risks: Mapping[str, RiskAndError], labels: Mapping[str, str]) -> Figure:
+def _cut(by_place: Iterable[Mapping[str, RiskAndError]]) -> float:
+    """Where a plot of risks may end: a few times the zero predictor's, or, without it, the model's."""
+    return ABSURD * max(risks.get("zero", risks["transformer"])[0] for risks in by_place)
+
+
+def risk_by_estimator(risks: Mapping[str, RiskAndError], labels: Mapping[str, str], prompts: str) -> Figure:
     """The model among the reference estimators, for one number of examples."""
-    figure = _dots(risks, labels, {name: _kind(name) for name in risks}, cut=ABSURD * risks["zero"][0])
-    figure.axes[0].set_title("Excess risk on the evaluated prompts")
+    figure = _dots(risks, labels, {name: _kind(name) for name in risks}, cut=_cut([risks]))
+    figure.axes[0].set_title(f"Excess risk on {prompts}")
     return figure
 
 
-def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapping[str, str]) -> Figure:
+def risk_by_stream(risks: Mapping[str, Mapping[str, RiskAndError]], labels: Mapping[str, str]) -> Figure:
+    """Excess risk on every validation stream side by side, one marker an estimator."""
+    streams, cut = list(risks), _cut(risks.values())
+    names = [name for name in labels if any(name in risks[stream] for stream in streams)]
+    figure = Figure(figsize=(3.5 + 1.8 * len(streams) + 3, 4.8), layout="constrained")
+    axes = figure.subplots()
+    colours = itertools.cycle(COLOURS)
+    for i, name in enumerate(names):
+        places = [k for k, stream in enumerate(streams) if risks[stream].get(name, (np.inf, 0))[0] <= cut]
+        values = np.array([risks[streams[k]][name] for k in places]).reshape(-1, 2)
+        bars = 1.96 * np.nan_to_num(values[:, 1])
+        bars = np.stack([np.minimum(bars, 0.9 * values[:, 0]), bars])  # a logarithmic axis has no zero
+        colour = _kind(name) if _kind(name) != REFERENCE else next(colours)
+        marker = "D" if name == "transformer" else "o"
+        shift = 0.6 * ((i + 0.5) / len(names) - 0.5)
+        axes.errorbar(
+            np.array(places) + shift, values[:, 0], bars, fmt=marker, ms=5, capsize=2, color=colour, label=labels[name]
+        )
+    for boundary in range(1, len(streams)):
+        axes.axvline(boundary - 0.5, color="black", lw=0.5, alpha=0.3)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(range(len(streams)), streams)
+    axes.set_xlim(-0.5, len(streams) - 0.5)
+    axes.set_xlabel("stream of prompts")
+    axes.set_ylabel(RISK + INTERVAL)
+    axes.set_title(f"Excess risk under shifts (what lies beyond {cut:.3g} is left out)")
+    axes.grid(axis="y", alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return figure
+
+
+def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapping[str, str], prompts: str) -> Figure:
     """Excess risk against the number of examples, one line an estimator."""
     n_points = sorted(risks)
     figure = Figure(figsize=(9, 4.5), layout="constrained")
@@ -79,11 +116,11 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
         bars = np.stack([np.minimum(bars, 0.9 * values[:, 0]), bars])  # a logarithmic axis has no zero
         axes.errorbar(n_points, values[:, 0], bars, label=labels[name], color=colour, lw=width, marker=".", capsize=2)
     axes.set_yscale("log")
-    axes.set_ylim(top=min(axes.get_ylim()[1], ABSURD * max(by_name["zero"][0] for by_name in risks.values())))
+    axes.set_ylim(top=min(axes.get_ylim()[1], _cut(risks.values())))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("number of in-context examples n")
     axes.set_ylabel(RISK + INTERVAL)
-    axes.set_title("Excess risk on the evaluated prompts")
+    axes.set_title(f"Excess risk on {prompts}")
     axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure

@@ -16,7 +16,6 @@ from lightning_icl.callbacks.analysis import (
 from lightning_icl.functional import estimators, probes
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import gd_path
 from lightning_icl.functional.risk import excess_risk, mean_and_standard_error
 from lightning_icl.module import ICLModule
 
@@ -93,10 +92,12 @@ class LinearProbe(Analysis):
 
 
 def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[float]]:
-    """Excess risk of GD and of preprocess-then-GD after 0, 1, ... depth - 1 steps, to set beside layers 1 .. depth."""
+    """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
     prompt = prompt.double()
     curves = {}
     for name, power in (("GD", 0.0), ("preprocess + GD", 1.0)):
-        path = estimators.predictions(gd_path(prompt, depth - 1, power), prompt.x_query)
+        step_size = estimators.inverse_curvature(estimators.preprocessed(prompt.x, prompt.x, prompt.y, power))
+        w_hat = estimators.preprocess_then_gd_path(prompt.x, prompt.y, depth - 1, step_size, power)
+        path = estimators.predictions(w_hat, prompt.x_query)
         curves[name] = [float(excess_risk(p, prompt.f_query)) for p in path]
     return curves

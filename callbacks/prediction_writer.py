@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_icl.callbacks.analysis import all_ranks, icl_module
 from lightning_icl.callbacks.reference_risk import ReferenceRisk
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import reference_predictions
+from lightning_icl.functional.references import whole_prompts
 
 
 class PredictionWriter(Callback):
@@ -38,9 +38,10 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
-        settings = self._references.settings(trainer, icl_module(pl_module), batch.x.shape[1])
+        settled = self._references.settled(trainer, icl_module(pl_module), batch.x.shape[1])
         with torch.autocast(pl_module.device.type, enabled=False):
-            predictions = {"transformer": outputs} | reference_predictions(batch, settings)
+            problems = whole_prompts(batch)
+            predictions = {"transformer": outputs} | {r.key: r.predictions(problems)[:, 0] for r in settled}
         n_points = torch.full((batch.x.shape[0],), batch.x.shape[1], device=pl_module.device)
         prompt = {name: field for name, field in batch._asdict().items() if field is not None}
         mine = {**prompt, "n_points": n_points, **predictions}

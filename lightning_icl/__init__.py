@@ -25,6 +25,7 @@ from lightning_icl.functional.tasks import (
     TaskPool,
 )
 from lightning_icl.module import ICLModule
+from lightning_icl.streams import ValidationStream
 from lightning_icl.transformer import Transformer, TransformerOutput
 
 __all__ = [
@@ -53,4 +54,5 @@ __all__ = [
     "TaskPool",
     "Transformer",
     "TransformerOutput",
+    "ValidationStream",
 ]

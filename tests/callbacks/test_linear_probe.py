@@ -74,8 +74,7 @@ class Quadratic(Task):
 
 
 def test_a_task_without_weights_has_no_target_w(tmp_path):
-    data = small_data()
-    data.task = Quadratic(4, 0.1)
+    data = small_data(Quadratic(4, 0.1))
     trainer = small_trainer(tmp_path, [LinearProbe(n_prompts=32)])
     trainer.validate(small_module(), datamodule=data, verbose=False)
     assert "probe/f_query/layer2" in trainer.callback_metrics

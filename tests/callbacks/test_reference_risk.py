@@ -7,10 +7,19 @@ import pytest
 import torch
 from conftest import small_data, small_module, small_trainer
 from sklearn.linear_model import Lasso, Ridge
+from sklearn.neighbors import KNeighborsRegressor
 
-from lightning_icl import PromptDataModule
+from lightning_icl import PromptDataModule, Task, ValidationStream
 from lightning_icl.callbacks import PredictionWriter, ReferenceRisk, Summary
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.references import Bayes, LeastSquares, NearestNeighbours, ZeroPredictor
+
+
+class Squares(Task):
+    """Targets without weights."""
+
+    def sample_targets(self, x, generator):
+        return x.square().sum(-1), None
 
 
 def validated(tmp_path, data, **options):
@@ -36,13 +45,18 @@ def scored(prompts, fit):
 def test_references_are_scored_on_the_model_s_own_prompts(tmp_path):
     data = small_data()
     reference, logged, module = validated(tmp_path, data)
-    settings, prompts = reference._settings[5], validation_prompts(data)
+    prompts = validation_prompts(data)
+    settled = {r.key: r for r in reference._settled[0, 5, False]}
 
     def ridge(x, y):
         return Ridge(alpha=data.task.ridge_alpha, fit_intercept=False).fit(x, y).coef_
 
     def lasso(x, y):
-        return Lasso(alpha=settings.lasso_alpha, fit_intercept=False, tol=1e-12, max_iter=10**6).fit(x, y).coef_
+        return (
+            Lasso(alpha=float(settled["lasso"].setting[0, 0]), fit_intercept=False, tol=1e-12, max_iter=10**6)
+            .fit(x, y)
+            .coef_
+        )
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn warns where its gap is just above 1e-12
@@ -53,7 +67,7 @@ def test_references_are_scored_on_the_model_s_own_prompts(tmp_path):
     assert logged["val/excess_risk/least_squares"] == pytest.approx(least_squares, rel=1e-5)
     model = [(module(data.sample("validate", i)) - data.sample("validate", i).f_query).square().mean() for i in (0, 1)]
     assert logged["val/excess_risk/transformer"] == pytest.approx(float(sum(model) / 2), rel=1e-5)
-    assert reference.overall["transformer"][0] == pytest.approx(float(sum(model) / 2), rel=1e-5)
+    assert reference.results[0].overall["transformer"][0] == pytest.approx(float(sum(model) / 2), rel=1e-5)
 
 
 def test_free_settings_are_never_tuned_on_the_evaluated_prompts():
@@ -66,9 +80,87 @@ def test_free_settings_are_never_tuned_on_the_evaluated_prompts():
 def test_a_range_of_examples_gives_a_risk_for_each(tmp_path):
     data = small_data(n_points=(2, 5), eval_prompts=32)
     reference, logged, _ = validated(tmp_path, data)
-    assert sorted(reference.risks) == [2, 3, 4, 5]
-    means = [reference.risks[n]["ridge"][0] for n in (2, 3, 4, 5)]
+    by_points = reference.results[0].by_points
+    assert sorted(by_points) == [2, 3, 4, 5]
+    means = [by_points[n]["ridge"][0] for n in (2, 3, 4, 5)]
     assert logged["val/excess_risk/ridge"] == pytest.approx(np.mean(means), rel=1e-5)
+
+
+STREAMS = {
+    "in_distribution": ValidationStream(),
+    "noisier": ValidationStream(shift={"noise_std": 1.0}),
+    "longer": ValidationStream(n_points=9),
+    "squares": ValidationStream(task=Squares(4, 0.1)),
+}
+
+
+def test_every_stream_has_its_own_references_logged_side_by_side(tmp_path):
+    data = small_data(validation=STREAMS)
+    reference, logged, module = validated(tmp_path, data)
+    assert [result.name for result in reference.results] == list(STREAMS)
+    for law, name in enumerate(STREAMS):
+        prompts = [data.sample("validate", step, law=law) for step in range(2)]
+        zero = np.mean([float(p.f_query.double().square().mean()) for p in prompts])
+        assert logged[f"val/{name}/excess_risk/zero"] == pytest.approx(zero, rel=1e-5)
+        model = np.mean([float((module(p) - p.f_query).detach().square().mean()) for p in prompts])
+        assert logged[f"val/{name}/excess_risk/transformer"] == pytest.approx(model, rel=1e-4)
+    assert logged["val/excess_risk/ridge"] == logged["val/in_distribution/excess_risk/ridge"]
+    for name, noise_std in (("in_distribution", 0.3), ("noisier", 1.0)):  # ridge's strength is the stream's own
+        law = list(STREAMS).index(name)
+        prompts = [data.sample("validate", step, law=law).double() for step in range(2)]
+        fit = Ridge(alpha=noise_std**2 / 0.5, fit_intercept=False)
+        ridge = scored(prompts, lambda x, y, fit=fit: fit.fit(x, y).coef_)
+        assert logged[f"val/{name}/excess_risk/ridge"] == pytest.approx(ridge, rel=1e-5)
+    assert "val/squares/excess_risk/oracle_support" not in logged
+    assert "val/noisier/excess_risk/bayes" in logged
+    written = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert written == {f"excess_risk_{name}" for name in STREAMS} | {"excess_risk_by_stream"}
+
+
+@pytest.mark.parametrize("layout", ["prefixes", "alternating"])
+def test_layouts_that_predict_every_prefix_give_the_whole_curve(tmp_path, layout):
+    data = small_data()
+    reference = ReferenceRisk(32, references=[ZeroPredictor(), LeastSquares(), NearestNeighbours(2)])
+    trainer = small_trainer(tmp_path, [reference])
+    module = small_module(layout=layout, mask="causal")
+    trainer.validate(module, datamodule=data, verbose=False)
+    curve = reference.results[0].by_points
+    assert sorted(curve) == [1, 2, 3, 4, 5]
+    prompts = [data.sample("validate", step) for step in range(2)]
+    for k in (1, 3, 5):
+        errors = {"transformer": [], "least_squares": [], "nearest_neighbours_2": []}
+        for p in prompts:
+            output = module.output(p)
+            at_k = output.prediction[:, 0] if k == 5 else output.prefix_prediction[:, k]
+            target, f = (p.x_query[:, 0], p.f_query[:, 0]) if k == 5 else (p.x[:, k], p.f[:, k])
+            errors["transformer"] += (at_k - f).detach().square().tolist()
+            for b in range(8):
+                x, y = p.x[b, :k].double().numpy(), p.y[b, :k].double().numpy()
+                w = np.linalg.lstsq(x, y, rcond=None)[0]
+                errors["least_squares"].append((target[b].double().numpy() @ w - float(f[b])) ** 2)
+                nearest = KNeighborsRegressor(min(2, k)).fit(x, y).predict(target[b : b + 1].double().numpy())
+                errors["nearest_neighbours_2"].append((float(nearest[0]) - float(f[b])) ** 2)
+        for name, expected in errors.items():
+            assert curve[k][name][0] == pytest.approx(np.mean(expected), rel=1e-4), (name, k)
+    # The table and the logged keys are of the whole prompt, at all its queries.
+    whole = np.mean([float((module(p) - p.f_query).detach().square().mean()) for p in prompts])
+    assert reference.results[0].overall["transformer"][0] == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_curve_takes_no_more_prompts_than_asked(tmp_path):
+    reference = ReferenceRisk(16, references=[ZeroPredictor()], curve_prompts=8)
+    module = small_module(layout="prefixes", mask="causal")
+    small_trainer(tmp_path, [reference]).validate(module, datamodule=(data := small_data()), verbose=False)
+    first = data.sample("validate", 0)
+    assert reference.results[0].by_points[3]["zero"][0] == pytest.approx(float(first.f[:, 3].square().mean()), rel=1e-5)
+
+
+def test_a_reference_that_cannot_serve_a_stream_is_refused_before_any_work(tmp_path):
+    data = small_data(validation={"squares": ValidationStream(task=Squares(4))})
+    trainer = small_trainer(tmp_path, [ReferenceRisk(16, references=[Bayes()])])
+    with pytest.raises(InputError, match="Bayes needs an exact posterior"):
+        trainer.fit(small_module(), datamodule=data)
+    assert trainer.global_step == 0
 
 
 def test_references_stay_the_same_through_training_and_test_logs_its_own(tmp_path):

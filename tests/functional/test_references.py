@@ -1,198 +1,372 @@
 """Reference estimators of a task against scikit-learn, numpy and brute force over every setting."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LassoLars, Ridge
+from sklearn.linear_model import ElasticNet as SklearnElasticNet
+from sklearn.linear_model import LassoLars
+from sklearn.linear_model import OrthogonalMatchingPursuit as SklearnOMP
+from sklearn.linear_model import Ridge as SklearnRidge
+from sklearn.neighbors import KNeighborsRegressor
 
-from lightning_icl.functional.references import (
-    ReferenceSettings,
-    gd_path,
-    reference_errors,
-    reference_predictions,
-    reference_weights,
-    tuned_settings,
-)
-from lightning_icl.functional.tasks import SparseLinearRegression
+from lightning_icl.functional import references as r
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.references import reference as machinery
+from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task, TaskPool
 
-SHAPES = [(5, 12, 4), (3, 4, 9), (1, 1, 3), (3, 6, 1)]  # prompts (odd: the median is one of them), points, dims
-SETTINGS = [
-    ReferenceSettings(ridge_alpha=0.7, lasso_alpha=0.05, depth=3, gd_steps=9, preprocess_then_gd_steps=2),
-    ReferenceSettings(ridge_alpha=5.0, lasso_alpha=0.3, depth=4, gd_steps=0, preprocess_then_gd_steps=6),
-]
-ALWAYS = {
-    "zero", "least_squares", "ridge", "lasso", "gd_at_depth", "gd_best",
-    "preprocess_then_gd_at_depth", "preprocess_then_gd_best",
-}  # fmt: skip
+SHAPES = [(5, 12, 4), (3, 4, 9), (1, 1, 3), (3, 6, 1)]  # prompts, points, dims
 
 
-def sampled(batch, n, d, seed=0, noise_std=0.3):
-    task = SparseLinearRegression(d, (d + 1) // 2, noise_std)
-    return task.sample(batch, n, 2, torch.Generator().manual_seed(seed))
+class Squares(Task):
+    """A task without weights and without a posterior."""
+
+    def sample_targets(self, x, generator):
+        return x.square().sum(-1), None
 
 
-def arrays(prompt):
-    """(x, y, x_query, f_query, w) of each prompt in float64 numpy."""
-    return zip(
-        *(t.double().numpy() for t in (prompt.x, prompt.y, prompt.x_query, prompt.f_query, prompt.w)), strict=True
-    )
+def task_of(dims):
+    return SparseLinearRegression(dims, (dims + 1) // 2, noise_std=0.3)
 
 
-def ridge_by_hand(x, y, alpha):
-    return Ridge(alpha, fit_intercept=False).fit(x, y).coef_
+def sampled(task, batch, n, seed=0, n_queries=2):
+    return task.sample(batch, n, n_queries, torch.Generator().manual_seed(seed)).double()
 
 
-def lasso_by_hand(x, y, alpha):
-    return LassoLars(alpha, fit_intercept=False).fit(x, y).coef_  # exact: it follows the path of solutions
+def case_of(task, depth=3, trained_on=None):
+    return r.Case(task, trained_on or task, depth)
 
 
-def lasso_objective(x, y, w, alpha):
-    return ((y - x @ w) ** 2).sum() / (2 * len(y)) + alpha * np.abs(w).sum()
+def settled(reference, task, n, prefixes=False, n_tuning=40):
+    tuning = sampled(task, n_tuning, n, seed=7)
+    problems = r.every_prefix(tuning, at_queries=True) if prefixes else r.whole_prompts(tuning)
+    return reference.settled(case_of(task), problems)
 
 
-def gd_by_hand(x, y, n_steps, preprocess):
-    """PAPER.md section 7 with step 1 / lambda_max, as weights in the original coordinates."""
-    r_hat = x.T @ y / len(y) if preprocess else np.ones(x.shape[1])
-    features = x * r_hat
+# The problems
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whole_prompts_predict_the_queries_from_all_examples(shape):
+    prompt = sampled(task_of(shape[2]), *shape[:2])
+    problems = r.whole_prompts(prompt)
+    assert problems.sizes.tolist() == [shape[1]]
+    torch.testing.assert_close(problems.targets[:, 0], prompt.x_query)
+    torch.testing.assert_close(problems.f[:, 0], prompt.f_query)
+    for b in range(shape[0]):
+        gram = prompt.x[b].numpy().T @ prompt.x[b].numpy() / shape[1]
+        np.testing.assert_allclose(problems.moments.gram[b], gram, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("at_queries", [False, True])
+def test_every_prefix_predicts_what_follows_from_what_came_before(shape, at_queries):
+    batch, n, _ = shape
+    prompt = sampled(task_of(shape[2]), batch, n)
+    problems = r.every_prefix(prompt, at_queries)
+    assert problems.sizes.tolist() == list(range(1, n + 1))
+    rows = problems.by_size(problems.moments.moment)
+    for b in range(batch):
+        for k in range(1, n + 1):
+            x, y = prompt.x[b, :k].numpy(), prompt.y[b, :k].numpy()
+            np.testing.assert_allclose(rows[b, k - 1], x.T @ y / k, atol=1e-12)
+            at_end = (prompt.x_query[b, :1], prompt.f_query[b, :1])
+            following = (prompt.x[b, k : k + 1], prompt.f[b, k : k + 1]) if k < n else at_end
+            target, f = (prompt.x_query[b], prompt.f_query[b]) if at_queries else following
+            torch.testing.assert_close(problems.targets[b, k - 1], target)
+            torch.testing.assert_close(problems.f[b, k - 1], f)
+
+
+def test_chunks_are_the_problems_again():
+    problems = r.every_prefix(sampled(task_of(4), 5, 3))
+    parts = list(problems.chunks(2))
+    assert [len(part.x) for part in parts] == [2, 2, 1]
+    for name in ("x", "y", "targets", "f", "w"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(problems, name))
+    for i in range(4):
+        assert torch.equal(torch.cat([part.moments[i] for part in parts]), problems.moments[i])
+
+
+# Each reference against an independent fit of every prefix
+
+
+def gd_by_hand(x, y, n_steps, power, scale=1.0):
+    features = x * np.abs(x.T @ y / len(y)) ** power
     largest = np.linalg.eigvalsh(features.T @ features / len(y)).max()
-    path = [np.zeros(x.shape[1])]
-    for _ in range(n_steps):
-        path.append(path[-1] - features.T @ (features @ path[-1] - y) / len(y) / largest)
-    return [r_hat * w for w in path]
-
-
-def oracle_by_hand(x, y, support):
     w = np.zeros(x.shape[1])
-    w[support] = np.linalg.lstsq(x[:, support], y, rcond=None)[0]
+    for _ in range(n_steps):
+        w = w - scale / largest * features.T @ (features @ w - y) / len(y)
+    return np.abs(x.T @ y / len(y)) ** power * w
+
+
+def best_subset_by_hand(x, y, size):
+    import itertools
+
+    fits = []
+    for support in map(list, itertools.combinations(range(x.shape[1]), size)):
+        w = np.zeros(x.shape[1])
+        w[support] = np.linalg.lstsq(x[:, support], y, rcond=None)[0]
+        fits.append((((y - x @ w) ** 2).sum(), w))
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+def proximal_by_hand(x, y, alpha, n_steps, momentum):
+    step = 1 / np.linalg.eigvalsh(x.T @ x / len(y)).max()
+    w = ahead = np.zeros(x.shape[1])
+    t = 1.0
+    for _ in range(n_steps):
+        target = ahead - step * x.T @ (x @ ahead - y) / len(y)
+        w_next = np.sign(target) * np.maximum(np.abs(target) - step * alpha, 0)
+        t_next = (1 + np.sqrt(1 + 4 * t**2)) / 2
+        ahead = w_next + ((t - 1) / t_next * (w_next - w) if momentum else 0)
+        w, t = w_next, t_next
     return w
 
 
-def weights_by_hand(x, y, w, s):
-    gd, preprocessed = (gd_by_hand(x, y, 20, preprocess) for preprocess in (False, True))
-    return {
-        "zero": np.zeros(x.shape[1]),
-        "least_squares": np.linalg.pinv(x) @ y,
-        "ridge": ridge_by_hand(x, y, s.ridge_alpha),
-        "lasso": lasso_by_hand(x, y, s.lasso_alpha),
-        "gd_at_depth": gd[s.depth],
-        "gd_best": gd[s.gd_steps],
-        "preprocess_then_gd_at_depth": preprocessed[s.depth],
-        "preprocess_then_gd_best": preprocessed[s.preprocess_then_gd_steps],
-        "oracle_support": oracle_by_hand(x, y, w != 0),
-    }
+def hard_threshold_by_hand(x, y, sparsity, n_steps):
+    step = 1 / np.linalg.eigvalsh(x.T @ x / len(y)).max()
+    w = np.zeros(x.shape[1])
+    for _ in range(n_steps):
+        w = w - step * x.T @ (x @ w - y) / len(y)
+        w[np.argsort(-np.abs(w))[sparsity:]] = 0
+    return w
+
+
+def newton_by_hand(x, y, n_steps, start):
+    """Fu et al. 2023: M <- 2 M - M S M."""
+    s = x.T @ x
+    m = start * s
+    for _ in range(n_steps):
+        m = 2 * m - m @ s @ m
+    return m @ x.T @ y
+
+
+LINEAR = [
+    (r.ZeroPredictor(), lambda x, y, s: np.zeros(x.shape[1])),
+    (r.Averaging(), lambda x, y, s: x.T @ y / len(y)),
+    (r.LeastSquares(), lambda x, y, s: np.linalg.lstsq(x, y, rcond=None)[0]),
+    (r.Ridge(), lambda x, y, s: SklearnRidge(task_of(x.shape[1]).ridge_alpha, fit_intercept=False).fit(x, y).coef_),
+    (r.Ridge(alpha=2.0), lambda x, y, s: SklearnRidge(2.0, fit_intercept=False).fit(x, y).coef_),
+    (r.Lasso(alpha=0.2), lambda x, y, s: LassoLars(0.2, fit_intercept=False).fit(x, y).coef_),
+    (
+        r.ElasticNet(alpha=0.2, l1_ratio=0.3),
+        lambda x, y, s: (
+            SklearnElasticNet(0.2, l1_ratio=0.3, fit_intercept=False, tol=1e-14, max_iter=10**6).fit(x, y).coef_
+        ),
+    ),
+    (r.GD(steps="depth", scale=1.0), lambda x, y, s: gd_by_hand(x, y, 3, 0.0)),
+    (r.GD(steps=5, scale=1.5), lambda x, y, s: gd_by_hand(x, y, 5, 0.0, 1.5)),
+    (r.PreprocessThenGD(steps=4, scale=1.0), lambda x, y, s: gd_by_hand(x, y, 4, 1.0)),
+    (r.PreprocessThenGD(steps=4, scale=0.7, power=0.5), lambda x, y, s: gd_by_hand(x, y, 4, 0.5, 0.7)),
+    (r.ISTA(steps=6, alpha=0.1), lambda x, y, s: proximal_by_hand(x, y, 0.1, 6, momentum=False)),
+    (r.FISTA(steps=6, alpha=0.1), lambda x, y, s: proximal_by_hand(x, y, 0.1, 6, momentum=True)),
+    (r.IterativeHardThresholding(steps=6), lambda x, y, s: hard_threshold_by_hand(x, y, s, 6)),
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_reference_weights_equal_independent_ones(shape, settings):
-    prompt = sampled(*shape)
-    ours = reference_weights(prompt, settings)
-    assert {w.dtype for w in ours.values()} == {torch.float64}
-    for b, (x, y, _, _, w) in enumerate(arrays(prompt)):
-        expected = weights_by_hand(x, y, w, settings)
-        assert ours.keys() == expected.keys()
-        for name, weights in expected.items():
-            if name == "lasso":  # promised to a duality gap, not to a distance
-                objectives = [lasso_objective(x, y, v, settings.lasso_alpha) for v in (ours[name][b].numpy(), weights)]
-                assert objectives[0] - objectives[1] <= 1e-8 * (y @ y) / (2 * len(y)) + 1e-12
-            else:
-                np.testing.assert_allclose(ours[name][b], weights, rtol=0, atol=1e-9, err_msg=name)
+@pytest.mark.parametrize(("reference", "by_hand"), LINEAR, ids=[reference.key for reference, _ in LINEAR])
+def test_each_equals_an_independent_fit_of_every_prefix(shape, reference, by_hand):
+    task = task_of(shape[2])
+    prompt = sampled(task, *shape[:2])
+    for prefixes in (False, True):
+        problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
+        w_hat = settled(reference, task, shape[1], prefixes).weights(problems)
+        assert w_hat.shape == (shape[0], len(problems.sizes), shape[2])
+        for b in range(shape[0]):
+            for i, k in enumerate(problems.sizes.tolist()):
+                expected = by_hand(prompt.x[b, :k].numpy(), prompt.y[b, :k].numpy(), task.sparsity)
+                np.testing.assert_allclose(w_hat[b, i], expected, rtol=1e-6, atol=1e-6, err_msg=f"{reference.key} {k}")
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_reference_predictions_and_errors_equal_loops(settings):
-    prompt = sampled(4, 8, 5)
-    weights = reference_weights(prompt, settings)
-    ours, errors = reference_predictions(prompt, settings), reference_errors(prompt, settings)
-    assert ours.keys() == errors.keys() == weights.keys()
-    for name, w_hat in weights.items():
-        for b, (_, _, x_query, f_query, _) in enumerate(arrays(prompt)):
-            expected = np.array([q @ w_hat[b].numpy() for q in x_query])
-            np.testing.assert_allclose(ours[name][b], expected, atol=1e-10)
-            np.testing.assert_allclose(errors[name][b], ((expected - f_query) ** 2).mean(), atol=1e-10)
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_greedy_and_exhaustive_selection_equal_scikit_learn_and_brute_force(prefixes):
+    task = task_of(5)
+    prompt = sampled(task, 4, 9)
+    problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
+    subset, greedy = (
+        settled(reference, task, 9, prefixes).weights(problems)
+        for reference in (r.BestSubset(), r.OrthogonalMatchingPursuit())
+    )
+    for b in range(4):
+        for i, k in enumerate(problems.sizes.tolist()):
+            if k < 4:
+                continue  # fewer points than s + 1: several subsets fit perfectly
+            x, y = prompt.x[b, :k].numpy(), prompt.y[b, :k].numpy()
+            np.testing.assert_allclose(subset[b, i], best_subset_by_hand(x, y, 3), atol=1e-7)
+            expected = SklearnOMP(n_nonzero_coefs=3, fit_intercept=False).fit(x, y).coef_
+            np.testing.assert_allclose(greedy[b, i], expected, atol=1e-7)
 
 
-def test_the_oracle_needs_weights():
-    prompt = sampled(2, 6, 3)
-    assert reference_weights(prompt, SETTINGS[0]).keys() == ALWAYS | {"oracle_support"}
-    assert reference_weights(prompt._replace(w=None), SETTINGS[0]).keys() == ALWAYS
-    assert reference_errors(prompt._replace(w=None), SETTINGS[0]).keys() == ALWAYS
+def test_the_oracle_fits_the_supported_columns_alone():
+    task = task_of(5)
+    problems = r.every_prefix(prompt := sampled(task, 4, 9))
+    w_hat = r.OracleLeastSquares().settled(case_of(task), problems).weights(problems)
+    for b in range(4):
+        support = (prompt.w[b] != 0).numpy()
+        for k in (1, 3, 9):
+            expected = np.zeros(5)
+            x, y = prompt.x[b, :k].numpy(), prompt.y[b, :k].numpy()
+            expected[support] = np.linalg.lstsq(x[:, support], y, rcond=None)[0]
+            np.testing.assert_allclose(w_hat[b, k - 1], expected, atol=1e-8)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_gd_path_steps_by_each_prompts_inverse_curvature(shape, power):
-    prompt = sampled(*shape).double()
-    path = gd_path(prompt, 10, power)
-    for b, (x, y, *_) in enumerate(arrays(prompt)):
-        np.testing.assert_allclose(path[:, b], gd_by_hand(x, y, 10, preprocess=power == 1), rtol=0, atol=1e-9)
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_nearest_neighbours_equal_scikit_learn(k):
+    problems = r.every_prefix(prompt := sampled(task_of(4), 3, 8))
+    predicted = r.NearestNeighbours(k).predictions(problems)
+    for b in range(3):
+        for n in range(1, 9):
+            fit = KNeighborsRegressor(min(k, n)).fit(prompt.x[b, :n].numpy(), prompt.y[b, :n].numpy())
+            np.testing.assert_allclose(predicted[b, n - 1], fit.predict(problems.targets[b, n - 1].numpy()), atol=1e-10)
 
 
-def risk_by_hand(prompt, fit, alpha):
-    """Excess risk of ``fit(x, y, alpha)`` by the loop over prompts."""
-    errors = [((x_query @ fit(x, y, alpha) - f) ** 2).mean() for x, y, x_query, f, _ in arrays(prompt)]
-    return sum(errors) / len(errors)
+def test_bayes_of_a_dense_law_is_ridge_and_a_pool_s_posterior_its_likelihood_average():
+    dense = LinearRegression(4, noise_std=0.5)
+    problems = r.every_prefix(sampled(dense, 6, 7))
+    bayes, ridge = (settled(reference, dense, 7, True).weights(problems) for reference in (r.Bayes(), r.Ridge()))
+    torch.testing.assert_close(bayes, ridge, rtol=0, atol=1e-9)
+
+    pool = TaskPool(dense, n_tasks=6)
+    prompt = sampled(dense, 5, 7)
+    problems = r.every_prefix(prompt)
+    w_hat = r.PoolPosterior().settled(case_of(dense, trained_on=pool), problems).weights(problems)
+    for b in range(5):
+        for k in (1, 7):
+            residuals = prompt.y[b, :k] - (pool.pool.double() @ prompt.x[b, :k].T)
+            share = (-residuals.square().sum(-1) / (2 * 0.25)).softmax(0)
+            torch.testing.assert_close(w_hat[b, k - 1], share @ pool.pool.double(), rtol=0, atol=1e-9)
 
 
-def grid_by_hand(prompt):
-    largest = float(np.median([np.abs(x.T @ y).max() / len(y) for x, y, *_ in arrays(prompt)]))
-    return [largest / 10 ** (k / 4) for k in range(17)]
+# Settings
 
 
-@cache
-def tuned(shape, max_steps=40):
-    prompt = sampled(*shape, seed=1)
-    return prompt, tuned_settings(prompt, depth=2, max_steps=max_steps)
+@pytest.mark.parametrize("prefixes", [False, True])
+@pytest.mark.parametrize("reference", [r.Lasso(), r.GD(scale=1.0, max_steps=12), r.GD(steps=2)])
+def test_the_tuned_setting_is_the_best_candidate_for_every_number_of_examples(reference, prefixes):
+    task = task_of(4)
+    tuning = sampled(task, 30, 6, seed=3)
+    problems = r.every_prefix(tuning, at_queries=True) if prefixes else r.whole_prompts(tuning)
+    tuned = reference.settled(case_of(task), problems)
+    candidates = reference.candidates(case_of(task), problems)
+    risks = []
+    for candidate in candidates:  # one at a time, each as a setting of its own
+        alone = machinery.copy.copy(reference)
+        alone.setting = candidate
+        risks.append(alone.errors(problems).mean(0))
+    risks = torch.stack(risks)
+    chosen = tuned.errors(problems).mean(0)
+    torch.testing.assert_close(chosen, risks.min(0).values, rtol=1e-5, atol=1e-9)
+    assert (risks.max(0).values > 1.01 * risks.min(0).values).all()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_tuned_strengths_have_the_lowest_risk_of_the_grid(shape):
-    prompt, settings = tuned(shape)
-    for fit, chosen, unit, tolerance in (
-        (ridge_by_hand, settings.ridge_alpha, shape[1], 1e-9),
-        (lasso_by_hand, settings.lasso_alpha, 1, 1e-2),  # solved approximately while tuning: near-ties fall either way
-    ):
-        grid = [unit * alpha for alpha in grid_by_hand(prompt)]
-        risks = [risk_by_hand(prompt, fit, alpha) for alpha in grid]
-        nearest = int(np.argmin([abs(np.log(chosen / alpha)) for alpha in grid]))
-        assert chosen == pytest.approx(grid[nearest], rel=1e-9)
-        assert risks[nearest] <= min(risks) * (1 + tolerance) + 1e-12
+def test_a_shared_step_is_one_number_for_all_prompts_and_is_tuned():
+    task = task_of(4)
+    gd = settled(r.GD(steps=3, step_size="shared"), task, 6)
+    step = float(gd.setting[0, 0])
+    problems = r.whole_prompts(prompt := sampled(task, 5, 6))
+    w_hat = gd.weights(problems)[:, 0]
+    for b in range(5):
+        w = np.zeros(4)
+        for _ in range(3):
+            w = w - step * prompt.x[b].numpy().T @ (prompt.x[b].numpy() @ w - prompt.y[b].numpy()) / 6
+        np.testing.assert_allclose(w_hat[b], w, atol=1e-10)
+    assert "one for all prompts" in gd.label()
+    assert gd.key == "gd_3_shared_step"
 
 
-@pytest.mark.parametrize(("shape", "max_steps"), [*((shape, 40) for shape in SHAPES), (SHAPES[0], 0), (SHAPES[0], 1)])
-def test_tuned_numbers_of_steps_are_the_best_of_all(shape, max_steps):
-    prompt, settings = tuned(shape, max_steps)
-    assert settings.depth == 2
-    for preprocess, chosen in ((False, settings.gd_steps), (True, settings.preprocess_then_gd_steps)):
-        errors = []
-        for x, y, x_query, f_query, _ in arrays(prompt):
-            path = gd_by_hand(x, y, max_steps, preprocess)
-            errors.append([((x_query @ w - f_query) ** 2).mean() for w in path])
-        risks = np.mean(errors, axis=0)
-        assert 0 <= chosen <= max_steps
-        assert risks[chosen] <= risks.min() + 1e-12
+def test_ridge_takes_its_strength_from_the_law_and_is_tuned_where_there_is_none():
+    law = settled(r.Ridge(), task_of(4), 6)
+    assert float(law.setting[0, 0]) == pytest.approx(task_of(4).ridge_alpha)
+    assert law.label() == "ridge, alpha 0.18 (from the law)"
+    shifted = LinearRegression(4, noise_std=[0.1, 1.0])
+    assert "(tuned)" in settled(r.Ridge(), shifted, 6).label()
+    assert settled(r.Ridge(alpha=2.0), task_of(4), 6).label() == "ridge, alpha 2 (given)"
 
 
-def test_stopping_early_wins_where_labels_are_noisy():
-    """GD overfits the noise of few points, so that the best number of steps is neither the first nor the last."""
-    settings = tuned_settings(sampled(61, 12, 8, noise_std=1.0), depth=2)
-    assert 0 < settings.gd_steps < 200
-    assert 0 < settings.preprocess_then_gd_steps < 200
+def test_small_parts_change_nothing(monkeypatch):
+    task = task_of(4)
+    problems = r.every_prefix(sampled(task, 7, 5))
+    whole = [settled(reference, task, 5, True).predictions(problems) for reference in r.default_references(task)]
+    monkeypatch.setattr(machinery, "ROWS_AT_ONCE", 11)
+    parts = [settled(reference, task, 5, True).predictions(problems) for reference in r.default_references(task)]
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.123, 40.0])
-def test_the_laws_ridge_strength_is_kept(alpha):
-    prompt = sampled(5, 8, 3)
-    settings = tuned_settings(prompt, 2, ridge_alpha=alpha, max_steps=2)
-    assert settings.ridge_alpha == alpha
-    assert settings._replace(ridge_alpha=0.0) == tuned_settings(prompt, 2, max_steps=2)._replace(ridge_alpha=0.0)
+def test_settings_of_all_prefixes_serve_shorter_prompts():
+    task = task_of(4)
+    lasso = settled(r.Lasso(), task, 8, prefixes=True)
+    prompt = sampled(task, 3, 8)
+    long = lasso.weights(r.every_prefix(prompt))
+    short = lasso.weights(r.every_prefix(prompt._replace(x=prompt.x[:, :5], y=prompt.y[:, :5], f=prompt.f[:, :5])))
+    torch.testing.assert_close(short, long[:, :5], rtol=0, atol=1e-9)
 
 
-def test_prompts_without_any_signal_get_zero_weights():
-    prompt = sampled(3, 6, 4)
-    prompt = prompt._replace(y=0 * prompt.y, f_query=0 * prompt.f_query, w=0 * prompt.w)
-    weights = reference_weights(prompt, tuned_settings(prompt, depth=2, max_steps=3))
-    assert weights.keys() == ALWAYS | {"oracle_support"}
-    assert not any(w.any() for w in weights.values())
+# Names and refusals
+
+
+def test_the_default_references_of_a_law():
+    keys = [reference.key for reference in r.default_references(task_of(4))]
+    always = ["zero", "least_squares", "ridge", "lasso", "gd_at_depth", "gd_best"]
+    always += ["preprocess_then_gd_at_depth", "preprocess_then_gd_best"]
+    assert keys == [*always, "bayes", "oracle_support"]
+    assert [reference.key for reference in r.default_references(Squares(4))] == always
+    too_many = SparseLinearRegression(24, 8)
+    assert "bayes" not in [reference.key for reference in r.default_references(too_many)]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(), r.ElasticNet(),
+        r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(), r.FISTA(),
+        r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(), r.NearestNeighbours(),
+    ],
+    ids=lambda reference: reference.key,
+)  # fmt: skip
+def test_every_reference_settles_and_names_itself(reference):
+    task = task_of(4)
+    reference.check(case_of(task))
+    fixed = settled(reference, task, 6)
+    assert len(fixed.label()) > 3
+    assert fixed.key == reference.key
+    assert " " not in fixed.key
+    assert torch.isfinite(fixed.errors(r.whole_prompts(sampled(task, 3, 6)))).all()
+
+
+def test_two_references_of_one_name_are_refused():
+    r.check_references([r.Lasso(), r.Lasso(alpha=0.1), r.Lasso(alpha=0.2)])
+    with pytest.raises(InputError, match="references has lasso_0.1 2 times"):
+        r.check_references([r.Lasso(alpha=0.1), r.Lasso(alpha=0.1)])
+
+
+@pytest.mark.parametrize(
+    ("reference", "task", "words"),
+    [
+        (r.OracleLeastSquares(), Squares(4), "OracleLeastSquares needs a task with weights"),
+        (r.BestSubset(), Squares(4), "BestSubset needs a sparsity"),
+        (r.IterativeHardThresholding(sparsity=9), task_of(4), "sparsity of IterativeHardThresholding is 9"),
+        (r.Bayes(), Squares(4), "Bayes needs an exact posterior"),
+        (r.Bayes(), SparseLinearRegression(40, 10), "hypotheses behind the posterior"),
+        (r.PoolPosterior(), task_of(4), "PoolPosterior needs a model trained on a TaskPool"),
+    ],
+)
+def test_a_case_that_cannot_be_served_is_refused_before_any_work(reference, task, words):
+    with pytest.raises(InputError, match=words):
+        reference.check(case_of(task))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: r.GD(steps=-1), "steps is -1"),
+        (lambda: r.GD(scale=0.0), "scale is 0.0"),
+        (lambda: r.Newton(max_steps=0), "max_steps is 0"),
+        (lambda: r.NearestNeighbours(0), "k is 0"),
+        (lambda: r.Ridge(alpha=-1.0), "alpha is -1.0"),
+        (lambda: r.Lasso(alpha=0.0), "alpha is 0.0"),
+    ],
+)
+def test_bad_settings_are_named(build, words):
+    with pytest.raises(InputError, match=words):
+        build()

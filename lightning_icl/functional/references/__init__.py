@@ -1,0 +1,78 @@
+"""The reference estimators a model is compared with: each knows its settings, where they come from, and its name."""
+
+from collections.abc import Sequence
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.references.iterative import FISTA, GD, ISTA, GDPlusPlus, Newton, PreprocessThenGD
+from lightning_icl.functional.references.linear import (
+    AdaptiveLasso,
+    Averaging,
+    ElasticNet,
+    Lasso,
+    LeastSquares,
+    OracleLeastSquares,
+    Ridge,
+    ZeroPredictor,
+    has_weights,
+)
+from lightning_icl.functional.references.posterior import Bayes, NearestNeighbours, PoolPosterior
+from lightning_icl.functional.references.problems import Problems, every_prefix, whole_prompts
+from lightning_icl.functional.references.reference import Case, Reference
+from lightning_icl.functional.references.sparse import BestSubset, IterativeHardThresholding, OrthogonalMatchingPursuit
+from lightning_icl.functional.tasks import Task
+
+__all__ = [
+    "FISTA",
+    "GD",
+    "ISTA",
+    "AdaptiveLasso",
+    "Averaging",
+    "Bayes",
+    "BestSubset",
+    "Case",
+    "ElasticNet",
+    "GDPlusPlus",
+    "IterativeHardThresholding",
+    "Lasso",
+    "LeastSquares",
+    "NearestNeighbours",
+    "Newton",
+    "OracleLeastSquares",
+    "OrthogonalMatchingPursuit",
+    "PoolPosterior",
+    "PreprocessThenGD",
+    "Problems",
+    "Reference",
+    "Ridge",
+    "ZeroPredictor",
+    "check_references",
+    "default_references",
+    "every_prefix",
+    "whole_prompts",
+]
+
+MAX_DEFAULT_TERMS = 5000  # hypotheses that Bayes may weigh without being asked: a second for 1,000 prompts
+
+
+def default_references(task: Task) -> list[Reference]:
+    """What a model is compared with unless told otherwise; Bayes and the oracle where the task has what they need."""
+    return [
+        ZeroPredictor(),
+        LeastSquares(),
+        Ridge(),
+        Lasso(),
+        GD(steps="depth", scale=1.0),
+        GD(steps="best", scale=1.0),
+        PreprocessThenGD(steps="depth", scale=1.0),
+        PreprocessThenGD(steps="best", scale=1.0),
+        *([Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []),
+        *([OracleLeastSquares()] if has_weights(task) else []),
+    ]
+
+
+def check_references(references: Sequence[Reference]) -> None:
+    """Refuse two references that would be logged under one name."""
+    keys = [reference.key for reference in references]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"references has {key} {keys.count(key)} times, but each must be there once.")

@@ -1,0 +1,282 @@
+"""References that iterate: how many steps, and of what size, is part of their name."""
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_icl.functional import estimators
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import Moments
+from lightning_icl.functional.references.problems import Problems
+from lightning_icl.functional.references.reference import (
+    Candidates,
+    Case,
+    Fit,
+    Reference,
+    SearchedReference,
+    Setting,
+    constant,
+    span,
+    strengths,
+)
+
+Steps = int | Literal["depth", "best"]
+StepSizeRule = Literal["per_prompt", "shared"]
+
+MAX_STEPS = 200  # when the best number of steps is sought
+RELATIVE_STEPS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 1.9)  # times 1/lambda_max; plain GD diverges from 2 on
+PathOfRows = Float[Tensor, "iterates rows dims"]
+
+
+class IterativeReference(SearchedReference):
+    """One that runs a number of steps: so many, one for each layer of the model ("depth"), or the "best".
+
+    The last parameter of its setting is the number of steps; ``others`` lists the candidates for those before it.
+    """
+
+    title: str
+
+    def __init__(self, steps: Steps = "best", max_steps: int = MAX_STEPS) -> None:
+        if steps not in ("depth", "best") and (not isinstance(steps, int) or steps < 0):
+            raise InputError(f"steps is {steps!r}, but it must be a number of steps from 0 up, or depth, or best.")
+        if max_steps < 1:
+            raise InputError(f"max_steps is {max_steps}, but it must be at least 1.")
+        self.steps, self.max_steps = steps, max_steps
+
+    @abstractmethod
+    def others(self, case: Case, tuning: Problems) -> Candidates:
+        """The candidates for the parameters besides the number of steps."""
+
+    @abstractmethod
+    def path(self, m: Moments, n_steps: int, parameters: list[Float[Tensor, " rows"]]) -> PathOfRows:
+        """All iterates, the start included."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}_at_depth" if self.steps == "depth" else f"{self.name}_{self.steps}"
+
+    def candidates(self, case: Case, tuning: Problems) -> Candidates:
+        fixed = case.depth if self.steps == "depth" else self.steps
+        steps = constant(range(self.max_steps + 1) if fixed == "best" else [int(fixed)], tuning)
+        others = self.others(case, tuning)
+        return torch.cat([others.repeat_interleave(len(steps), 0), steps.repeat(len(others), 1, 1)], dim=1)
+
+    def fits(self, problems: Problems, candidates: Candidates) -> Iterator[Fit]:
+        """One path serves all numbers of steps."""
+        for _, alike in itertools.groupby(candidates, key=lambda c: c[:-1].tolist()):
+            group = torch.stack(list(alike))
+            path = self._path(problems, group[0], int(group[:, -1].max()))
+            yield from (path[int(candidate[-1, 0])] for candidate in group)
+
+    def fit(self, problems: Problems, setting: Setting) -> Fit:
+        steps = setting[-1].long()
+        path = self._path(problems, setting, int(steps.max()))
+        return path[steps, :, torch.arange(len(steps), device=steps.device)].transpose(0, 1)
+
+    def _path(self, problems: Problems, setting: Setting, n_steps: int) -> Float[Tensor, "iterates batch sizes dims"]:
+        parameters = [problems.per_row(parameter) for parameter in setting[:-1]]
+        return problems.by_size(self.path(problems.moments, n_steps, parameters))
+
+    def label(self, same: Sequence[Reference] = ()) -> str:
+        setting = self.settings(same)
+        if setting is None:
+            return f"{self.title}, {self.steps} steps"
+        why = {"depth": " (= layers)", "best": f" (best up to {self.max_steps})"}.get(str(self.steps), "")
+        return f"{self.title}, {span(setting[-1])} steps{self.in_words(setting)}{why}"
+
+    def in_words(self, setting: Setting) -> str:
+        """The parameters besides the number of steps, for the label."""
+        return ""
+
+
+def check_rule(step_size: str) -> None:
+    """Refuse a step-size rule that is none."""
+    if step_size not in get_args(StepSizeRule):
+        raise InputError(f"step_size is {step_size!r}, but it must be one of {', '.join(get_args(StepSizeRule))}.")
+
+
+class PreprocessThenGD(IterativeReference):
+    """Gradient descent on features rescaled by |r_hat|^power; PAPER.md section 7.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        step_size: the rule: "per_prompt" (c / lambda_max of each prompt's own rescaled features) or "shared" (one
+            number for all prompts). The comparison hangs on it, so the label names it.
+        scale: c, or the shared step size; tuned if left out.
+        power: of |r_hat|; 0 is plain gradient descent.
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "preprocess_then_gd", "preprocess + GD"
+
+    def __init__(
+        self,
+        steps: Steps = "best",
+        step_size: StepSizeRule = "per_prompt",
+        scale: float | None = None,
+        power: float = 1.0,
+        max_steps: int = MAX_STEPS,
+    ) -> None:
+        super().__init__(steps, max_steps)
+        check_rule(step_size)
+        if scale is not None and not 0 < scale < float("inf"):
+            raise InputError(f"scale is {scale}, but a step size must be a finite number above 0.")
+        self.step_size, self.scale, self.power = step_size, scale, power
+
+    @property
+    def key(self) -> str:
+        rule = "" if self.step_size == "per_prompt" else "_shared_step"
+        power = "" if self.power in (0, 1) else f"_power_{self.power:g}"
+        return f"{super().key}{power}{rule}"
+
+    def others(self, case: Case, tuning: Problems) -> Candidates:
+        if self.scale is not None:
+            return constant([self.scale], tuning)
+        if self.step_size == "per_prompt":
+            return constant(RELATIVE_STEPS, tuning)
+        # From the typical prompt's 1/lambda_max down: the steepest prompt limits what is stable for all.
+        typical = float(self.inverse_curvature(tuning.moments).median())
+        return constant([2 * typical * 10 ** (-k / 10) for k in range(31)], tuning)
+
+    def inverse_curvature(self, m: Moments) -> Float[Tensor, " rows"]:
+        """1 / lambda_max of the rescaled features."""
+        return estimators.inverse_curvature_from_moments(m, self.power)
+
+    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        step = parameters[0] * (self.inverse_curvature(m) if self.step_size == "per_prompt" else 1)
+        return estimators.preprocess_then_gd_path_from_moments(m, n_steps, step, self.power)
+
+    def in_words(self, setting: Setting) -> str:
+        rule = "/λmax" if self.step_size == "per_prompt" else ", one for all prompts"
+        return f" of {span(setting[0])}{rule}"
+
+
+class GD(PreprocessThenGD):
+    """Gradient descent on (1/2n) ||y - X w||^2 from 0.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        step_size: the rule: "per_prompt" (c / lambda_max of each prompt's own examples) or "shared" (one number for
+            all prompts). The comparison hangs on it, so the label names it.
+        scale: c, or the shared step size; tuned if left out.
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "gd", "GD"
+
+    def __init__(
+        self,
+        steps: Steps = "best",
+        step_size: StepSizeRule = "per_prompt",
+        scale: float | None = None,
+        max_steps: int = MAX_STEPS,
+    ) -> None:
+        super().__init__(steps, step_size, scale, 0.0, max_steps)
+
+
+class GDPlusPlus(IterativeReference):
+    """GD++ (von Oswald et al. 2023): each step first transforms the inputs, x <- (I - gamma C) x, then descends.
+
+    Step size and gamma are tuned, together with the number of steps where that is free.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        step_size: the rule for both: "per_prompt" (times 1 / lambda_max of each prompt's own examples) or "shared" (one
+            number each for all prompts).
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "gd_plus_plus", "GD++"
+
+    def __init__(self, steps: Steps = "best", step_size: StepSizeRule = "per_prompt", max_steps: int = 50) -> None:
+        super().__init__(steps, max_steps)
+        check_rule(step_size)
+        self.step_size = step_size
+
+    @property
+    def key(self) -> str:
+        return super().key + ("" if self.step_size == "per_prompt" else "_shared_step")
+
+    def others(self, case: Case, tuning: Problems) -> Candidates:
+        # The transformed inputs' curvature is lambda (1 - gamma lambda)^2, so steps beyond 2 / lambda_max are stable.
+        steps, gammas = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+        pairs = torch.cartesian_prod(tuning.x.new_tensor(steps), tuning.x.new_tensor(gammas))
+        if self.step_size == "shared":
+            pairs = pairs * estimators.inverse_curvature_from_moments(tuning.moments).median()
+        return pairs[..., None].expand(-1, -1, len(tuning.sizes))
+
+    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        unit = estimators.inverse_curvature_from_moments(m) if self.step_size == "per_prompt" else 1
+        return estimators.gd_plus_plus_path_from_moments(m, n_steps, parameters[0] * unit, parameters[1] * unit)
+
+    def in_words(self, setting: Setting) -> str:
+        if self.step_size == "per_prompt":
+            return f" of {span(setting[0])}/λmax, gamma {span(setting[1])}/λmax"
+        return f" of {span(setting[0])}, gamma {span(setting[1])}, for all prompts"
+
+
+class Newton(IterativeReference):
+    """Newton's iteration for the inverse of X^T X (Fu et al. 2023); each step doubles the digits.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "newton", "Newton"
+
+    def __init__(self, steps: Steps = "best", max_steps: int = 30) -> None:
+        super().__init__(steps, max_steps)
+
+    def others(self, case: Case, tuning: Problems) -> Candidates:
+        return tuning.x.new_zeros(1, 0, len(tuning.sizes))
+
+    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        return estimators.newton_path_from_moments(m, n_steps)
+
+
+class ISTA(IterativeReference):
+    """Proximal gradient descent on the lasso's objective, with steps 1 / lambda_max of each prompt.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        alpha: the lasso's strength; tuned, together with the number of steps, if left out.
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "ista", "ISTA"
+
+    def __init__(self, steps: Steps = "best", alpha: float | None = None, max_steps: int = 50) -> None:
+        super().__init__(steps, max_steps)
+        self.alpha = alpha
+
+    def others(self, case: Case, tuning: Problems) -> Candidates:
+        return strengths(tuning, 13) if self.alpha is None else constant([self.alpha], tuning)
+
+    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        step = estimators.inverse_curvature_from_moments(m, 0.0)
+        return estimators.ista_path_from_moments(m, parameters[0], n_steps, step)
+
+    def in_words(self, setting: Setting) -> str:
+        return f" of 1/λmax, alpha {span(setting[0])}"
+
+
+class FISTA(ISTA):
+    """ISTA with Nesterov's momentum (Beck & Teboulle 2009).
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        alpha: the lasso's strength; tuned, together with the number of steps, if left out.
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "fista", "FISTA"
+
+    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        step = estimators.inverse_curvature_from_moments(m, 0.0)
+        return estimators.fista_path_from_moments(m, parameters[0], n_steps, step)

@@ -1,0 +1,132 @@
+"""References that know how many weights are non-zero."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_icl.functional import estimators
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.references.iterative import IterativeReference, PathOfRows, Steps
+from lightning_icl.functional.references.problems import Problems
+from lightning_icl.functional.references.reference import (
+    Candidates,
+    Case,
+    Fit,
+    Reference,
+    SearchedReference,
+    Setting,
+    constant,
+    span,
+)
+from lightning_icl.functional.tasks import Task
+
+
+def law_sparsity(task: Task, asked_for: int | None, name: str) -> int:
+    """The number of non-zero weights: as given, or that of the task's law."""
+    sparsity = getattr(task, "sparsity", None) if asked_for is None else asked_for
+    if sparsity is None:
+        raise InputError(f"{name} needs a sparsity: {type(task).__name__} implies none, so set its option sparsity.")
+    if not 1 <= sparsity <= task.n_dims:
+        raise InputError(
+            f"sparsity of {name} is {sparsity}, but it must lie between 1 and n_dims, which is {task.n_dims}."
+        )
+    return int(sparsity)
+
+
+class BestSubset(SearchedReference):
+    """Least squares on the support of the given size that fits best, of all there are.
+
+    Args:
+        sparsity: size of the support; left out, the law's.
+    """
+
+    name = "best_subset"
+
+    def __init__(self, sparsity: int | None = None) -> None:
+        self.sparsity = sparsity
+
+    @property
+    def key(self) -> str:
+        return self.name if self.sparsity is None else f"{self.name}_{self.sparsity}"
+
+    def label(self, same: Sequence[Reference] = ()) -> str:
+        settings = self.settings(same)
+        return f"best subset of {'s' if settings is None else span(settings[0])}"
+
+    def check(self, case: Case) -> None:
+        law_sparsity(case.task, self.sparsity, "BestSubset")
+
+    def candidates(self, case: Case, tuning: Problems) -> Candidates:
+        return constant([law_sparsity(case.task, self.sparsity, "BestSubset")], tuning)
+
+    def fit(self, problems: Problems, setting: Setting) -> Fit:
+        return problems.by_size(estimators.best_subset_from_moments(problems.moments, int(setting[0, 0])))
+
+
+class OrthogonalMatchingPursuit(SearchedReference):
+    """Least squares on features added one at a time, each the most correlated with the residual.
+
+    Args:
+        sparsity: how many features; left out, the law's, and tuned where the law has none.
+    """
+
+    name = "orthogonal_matching_pursuit"
+
+    def __init__(self, sparsity: int | None = None) -> None:
+        self.sparsity = sparsity
+
+    @property
+    def key(self) -> str:
+        return self.name if self.sparsity is None else f"{self.name}_{self.sparsity}"
+
+    def label(self, same: Sequence[Reference] = ()) -> str:
+        settings = self.settings(same)
+        return f"orthogonal matching pursuit, {'s' if settings is None else span(settings[0])} features"
+
+    def check(self, case: Case) -> None:
+        if self.sparsity is not None:
+            law_sparsity(case.task, self.sparsity, "OrthogonalMatchingPursuit")
+
+    def candidates(self, case: Case, tuning: Problems) -> Candidates:
+        if self.sparsity is None and getattr(case.task, "sparsity", None) is None:
+            return constant(range(case.task.n_dims + 1), tuning)
+        return constant([law_sparsity(case.task, self.sparsity, "OrthogonalMatchingPursuit")], tuning)
+
+    def fit(self, problems: Problems, setting: Setting) -> Fit:
+        n_features = setting[0].long()
+        path = problems.by_size(
+            estimators.orthogonal_matching_pursuit_from_moments(problems.moments, int(n_features.max()))
+        )
+        return path[n_features, :, torch.arange(len(n_features), device=path.device)].transpose(0, 1)
+
+
+class IterativeHardThresholding(IterativeReference):
+    """Gradient descent that keeps the s largest weights after each step (Blumensath & Davies 2009), steps 1/lambda_max.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        sparsity: how many weights are kept; left out, the law's.
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    name, title = "iterative_hard_thresholding", "iterative hard thresholding"
+
+    def __init__(self, steps: Steps = "best", sparsity: int | None = None, max_steps: int = 100) -> None:
+        super().__init__(steps, max_steps)
+        self.sparsity = sparsity
+        self._kept = 0
+
+    def check(self, case: Case) -> None:
+        law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
+
+    def settle(self, case: Case, tuning: Problems) -> None:
+        self._kept = law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
+        super().settle(case, tuning)
+
+    def others(self, case: Case, tuning: Problems) -> Candidates:
+        return tuning.x.new_zeros(1, 0, len(tuning.sizes))
+
+    def path(self, m: estimators.Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        step = estimators.inverse_curvature_from_moments(m, 0.0)
+        return estimators.iterative_hard_thresholding_path_from_moments(m, self._kept, n_steps, step)
