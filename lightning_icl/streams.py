@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Spectrum, Task
 
 STREAMS = ("train", "validate", "test", "predict", "n_points", "held_out")
 MAX_STEPS = 2**25  # of a stream: a 32-bit seed holds 16 streams x 2^25 steps x 8 blocks
@@ -80,7 +80,7 @@ class ValidationStream(TypedDict, total=False):
     examples. A TypedDict, because the command line would pass over a misspelt key of a dataclass in silence.
     """
 
-    shift: dict[str, Any]
+    shift: dict[str, Spectrum | Any]  # Any alone would not find a spectrum by its short name
     n_points: int | tuple[int, int]
     task: Task
 
@@ -114,7 +114,7 @@ def _named_stream(name: str, stream: ValidationStream, task: Task, n_points: tup
     if own_task is not None and shift:
         raise InputError(f"validation.{name} has both a shift and a task; give one of them.")
     try:
-        law = own_task or task.fresh().shifted(**shift)
+        law = own_task or _shifted(task.fresh(), shift)
         smallest_n, largest_n = checked_n_points(stream.get("n_points", n_points))
     except InputError as error:
         raise InputError(f"validation.{name}: {error}") from error
@@ -124,6 +124,16 @@ def _named_stream(name: str, stream: ValidationStream, task: Task, n_points: tup
             f"{task.n_dims}."
         )
     return EvaluationStream(name, law, smallest_n, largest_n)
+
+
+def _shifted(task: Task, shift: Mapping[str, Any]) -> Task:
+    for option, value in shift.items():
+        if isinstance(value, Mapping):
+            raise InputError(f"shift.{option} is {dict(value)}, but there is no such class or it has no such option.")
+    try:
+        return task.shifted(**shift)
+    except TypeError as error:
+        raise InputError(f"shift is {dict(shift)}, but one of these is of the wrong type.") from error
 
 
 def checked_n_points(n_points: int | tuple[int, int]) -> tuple[int, int]:

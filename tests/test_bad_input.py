@@ -82,6 +82,14 @@ TABLE = [
         "validation.denser: sparsity is 9, but it must lie between",
     ),
     (
+        "data: {validation: {noisier: {shift: {noise_std: high}}}}",
+        "validation.noisier: shift is {'noise_std': 'high'}, but one of these is of the wrong type.",
+    ),
+    (
+        "data: {validation: {decaying: {shift: {spectrum: {class_path: Powerlaw}}}}}",
+        "validation.decaying: shift.spectrum is {'class_path': 'Powerlaw'}, but there is no such class or",
+    ),
+    (
         "data: {validation: {a: {task: {class_path: LinearRegression, init_args: {n_dims: 8, noise_sd: 1}}}}}",
         "data.validation: LinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
     ),

@@ -10,7 +10,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from recorder import Recorder
 
+from lightning_icl import LinearRegression, PromptDataModule, SparseLinearRegression
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks import TaskPool
 from lightning_icl.streams import MAX_BLOCKS, MAX_STEPS, STREAMS, StreamToken, block_seed, stream_generator
 
 
@@ -186,6 +188,158 @@ def test_validation_replays_its_prompts(tmp_path):
     torch.testing.assert_close(seen[0], seen[2], rtol=0, atol=0)
     torch.testing.assert_close(seen[1], seen[3], rtol=0, atol=0)
     assert not torch.isin(seen[0], seen[1]).any()
+
+
+SHIFTS = {
+    "in_distribution": {},
+    "noisier": {"shift": {"noise_std": 1.5}},
+    "denser": {"shift": {"sparsity": 4}},
+    "longer": {"n_points": (5, 9)},
+    "other": {"task": LinearRegression(4), "n_points": 2},
+}
+
+
+def test_without_names_there_is_one_stream_of_the_fresh_law():
+    pool = TaskPool(SparseLinearRegression(4, 2, 0.3), n_tasks=3)
+    (stream,) = PromptDataModule(pool, 5).streams
+    assert stream == (None, pool.task, 5, 5)
+    assert small_data(n_points=(2, 5)).streams[0][2:] == (2, 5)
+
+
+def test_a_pool_of_tasks_is_for_training_and_validation_may_name_it_too():
+    pool = TaskPool(SparseLinearRegression(4, 2, 0.3), n_tasks=3)
+    data = PromptDataModule(
+        pool, 5, validation={"fresh": {}, "pool": {"task": pool}, "clean": {"shift": {"noise_std": 0.0}}}
+    )
+
+    def from_the_pool(prompt):
+        return (prompt.w[:, None] == pool.pool).all(dim=-1).any(dim=-1)
+
+    assert from_the_pool(data.sample("train", 0)).all()
+    assert [bool(from_the_pool(data.sample("validate", 0, law=law)).any()) for law in range(3)] == [False, True, False]
+    clean = data.sample("validate", 0, law=2)
+    torch.testing.assert_close(clean.y, clean.f, rtol=0, atol=0)
+
+
+def test_named_streams_are_the_shifted_laws_on_paired_prompts():
+    data = small_data(validation=SHIFTS, n_queries=4)
+    assert [stream.name for stream in data.streams] == list(SHIFTS)
+    plain, noisier, denser, longer, other = (data.sample("validate", 0, law=law) for law in range(5))
+    for name in ("x", "x_query", "f", "f_query", "w"):
+        torch.testing.assert_close(getattr(noisier, name), getattr(plain, name), rtol=0, atol=0)
+    torch.testing.assert_close(noisier.y - noisier.f, 5 * (plain.y - plain.f))  # 1.5 / 0.3
+    torch.testing.assert_close(denser.x, plain.x, rtol=0, atol=0)
+    assert (denser.w != 0).all()
+    assert ((plain.w != 0).sum(dim=1) == 2).all()
+    assert longer.x.shape[1] == 5
+    assert data.sample("validate", 1, law=3).x.shape[1] == 9
+    assert other.x.shape[1] == 2
+    torch.testing.assert_close(other.y, other.f, rtol=0, atol=0)
+    torch.testing.assert_close(small_data(n_queries=4).sample("validate", 0).x, plain.x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8])
+def test_parts_of_a_shifted_batch_make_up_the_whole(parts):
+    data = small_data(validation=SHIFTS)
+    for law in range(5):
+        whole = data.sample("test", 1, law=law)
+        shares = [data.sample("test", 1, part, parts, law=law).y for part in range(parts)]
+        torch.testing.assert_close(torch.cat(shares), whole.y, rtol=0, atol=0)
+
+
+def test_held_out_prompts_are_of_the_first_stream_unless_told():
+    data = small_data(validation=SHIFTS)
+    assert data.held_out("a", 8).x.shape == (8, 5, 4)
+    longer, other = data.streams[3:]
+    assert data.held_out("a", 8, stream=longer).x.shape == (8, 9, 4)
+    assert data.held_out("a", 8, n_points=3, stream=longer).x.shape == (8, 3, 4)
+    prompt = data.held_out("a", 8, stream=other)
+    torch.testing.assert_close(prompt.y, prompt.f, rtol=0, atol=0)
+    swapped = small_data(validation={"other": SHIFTS["other"], "in_distribution": {}}).held_out("a", 8)
+    torch.testing.assert_close(swapped.y, prompt.y, rtol=0, atol=0)
+
+
+def risk(module, data, stream, law):
+    """The mean over every batch of a stream, by hand."""
+    prompts = [data.sample(stream, step, law=law) for step in range(2)]
+    with torch.no_grad():
+        return torch.cat([(module(p) - p.f_query).double().square() for p in prompts]).mean().item()
+
+
+@pytest.mark.parametrize("names", [["noisier"], ["noisier", "longer"], list(SHIFTS)])
+@pytest.mark.parametrize(("command", "stage", "stream"), [("validate", "val", "validate"), ("test", "test", "test")])
+def test_every_named_stream_logs_its_risk_and_the_first_the_unnamed_key_too(tmp_path, command, stage, stream, names):
+    data, module = small_data(validation={name: SHIFTS[name] for name in names}), small_module()
+    trainer = small_trainer(tmp_path)
+    getattr(trainer, command)(module, datamodule=data, verbose=False)
+    expected = {
+        f"{stage}/{name}/excess_risk/transformer": risk(module, data, stream, i) for i, name in enumerate(names)
+    }
+    expected[f"{stage}/excess_risk/transformer"] = expected[f"{stage}/{names[0]}/excess_risk/transformer"]
+    assert {k: float(v) for k, v in trainer.callback_metrics.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_names_only_the_plain_key_is_logged(tmp_path):
+    trainer, data, module = small_trainer(tmp_path), small_data(), small_module()
+    trainer.validate(module, datamodule=data, verbose=False)
+    expected = {"val/excess_risk/transformer": risk(module, data, "validate", 0)}
+    assert {k: float(v) for k, v in trainer.callback_metrics.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_checkpoints_can_be_kept_by_the_first_stream_s_risk_or_another_s(tmp_path):
+    data = small_data(validation={"in_distribution": {}, "denser": SHIFTS["denser"]})
+    for key in ("val/excess_risk/transformer", "val/denser/excess_risk/transformer"):
+        keep = ModelCheckpoint(tmp_path, monitor=key)
+        trainer = small_trainer(tmp_path, [keep], val_check_interval=0.5, enable_checkpointing=True)
+        trainer.fit(small_module(), datamodule=data)
+        assert keep.best_model_score is not None
+
+
+def test_a_shifted_stream_without_a_finite_risk_does_not_stop_the_run(tmp_path):
+    shift = {"absurd": {"shift": {"noise_std": 1e30}}}
+    for order, stops in (({"plain": {}} | shift, False), (shift | {"plain": {}}, True)):
+        trainer = small_trainer(tmp_path, num_sanity_val_steps=0)
+        module = small_module(attention="linear", norm="none")
+        if stops:
+            with pytest.raises(InputError, match="training has diverged"):
+                trainer.fit(module, datamodule=small_data(validation=order))
+        else:
+            trainer.fit(module, datamodule=small_data(validation=order))
+            assert not trainer.callback_metrics["val/absurd/excess_risk/transformer"].isfinite()
+            assert trainer.callback_metrics["val/excess_risk/transformer"].isfinite()
+
+
+def test_predictions_are_of_the_first_stream(tmp_path):
+    data, module = small_data(validation={"noisier": SHIFTS["noisier"], "longer": SHIFTS["longer"]}), small_module()
+    predictions = small_trainer(tmp_path).predict(module, datamodule=data)
+    assert len(predictions) == 2
+    for step, prediction in enumerate(predictions):
+        torch.testing.assert_close(prediction, module(data.sample("predict", step)), rtol=0, atol=1e-6)
+
+
+def test_a_resume_may_validate_on_other_streams(tmp_path):
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_top_k=-1)
+    recorded(tmp_path, small_data(), 4, callbacks=[keep], enable_checkpointing=True)
+    batches, _ = recorded(tmp_path, small_data(validation=SHIFTS), 6, tmp_path / "step=4.ckpt")
+    assert list(batches) == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        ({"shift": {"noise_sd": 1}}, "validation.odd: SparseLinearRegression has no option 'noise_sd'"),
+        ({"shift": {"sparsity": 5}}, "validation.odd: sparsity is 5, but it must lie between 1 and n_dims"),
+        ({"shift": {"n_dims": 3}}, "validation.odd: its task has n_dims 3, but the model is as wide"),
+        ({"shift": {"noise_std": "high"}}, "validation.odd: shift is {'noise_std': 'high'}, but"),
+        ({"task": LinearRegression(3)}, "validation.odd: its task has n_dims 3, but the model is as wide"),
+        ({"task": LinearRegression(4), "shift": {"noise_std": 1}}, "validation.odd has both a shift and a task"),
+        ({"n_points": (4, 2)}, "validation.odd: n_points is [4, 2]"),
+    ],
+)
+def test_bad_streams_are_named(stream, words):
+    with pytest.raises(InputError) as error:
+        small_data(validation={"odd": stream})
+    assert words in str(error.value)
 
 
 CONFIG = """
