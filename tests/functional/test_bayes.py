@@ -1,13 +1,14 @@
 """Posterior means against dense Gaussian densities, quadrature and brute force over supports, signs and pools."""
 
-import subprocess
-import sys
 from itertools import combinations, product
 
 import numpy as np
 import pytest
 import torch
 from regression_cases import CASES, assert_close, each, problem, sparse_problem
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
@@ -332,23 +333,32 @@ def test_means_come_in_the_type_of_the_labels_and_evidences_in_float64():
     assert {p.log_evidence.dtype for p in posteriors} == {torch.float64}
 
 
-MEMORY = """
-import resource, torch
-from lightning_icl.functional.estimators.moments import prefix_moments
-from lightning_icl.functional.estimators.bayes import gaussian_posterior_from_moments
-from lightning_icl.functional.estimators.subsets import all_supports
-m = prefix_moments(torch.randn(256, 16, 16), torch.randn(256, 16))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-mean = gaussian_posterior_from_moments(m, all_supports(16, 4), 0.4).mean
-assert mean.shape == (4096, 16)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "MiB more")
-"""
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that results of torch's operations held at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak, self.sizes = 0, WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor):
+                self.sizes[tensor.untyped_storage()] = tensor.untyped_storage().nbytes()
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return results
 
 
-def test_every_prefix_of_256_prompts_over_1820_supports_fits_in_little_memory():
-    """The joint densities alone would take 60 MB, and the factors of all supports at once over 1.5 GB."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=240, check=True)
-    assert int(done.stdout.split()[0]) < 200, done.stdout
+@both_laws
+def test_the_block_bounds_the_memory_whatever_the_number_of_prompts_and_supports(law):
+    """Some 30 numbers for each pair in the block, where the joint densities alone are one for each of many pairs."""
+    block = 2**15
+    for n_prompts, d in [(4, 16), (16, 16), (4, 20)]:
+        m, supports = estimators.prefix_moments(*problem(n_prompts, 8, d, "plain")), all_supports(d, 4)
+        with LiveBytes() as memory:
+            posterior = law(m, supports, 0.4, block=block)
+        answer = 8 * sum(part.numel() for part in posterior)
+        assert 8 * block < memory.peak - answer < 8 * 40 * block, memory.peak - answer
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ log p(y | X), so that a mixture of laws (noise levels, sparsities, priors) is ``
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import combinations
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from lightning_icl.functional.estimators.subsets import (
     BLOCK,
     Supports,
     block_shape,
-    check_supports,
+    checked_supports,
     refuse_above_limit,
     ridge_on_supports,
 )
@@ -59,7 +60,7 @@ def gaussian_posterior_from_moments(
     if not 0 < slab_std < math.inf:
         raise InputError(f"slab_std is {slab_std}, but the spread of the weights must be a finite number above 0.")
     refuse_above_limit(len(supports), "supports")
-    check_supports(supports, m.moment.shape[1])
+    supports = checked_supports(supports, m)
     size = supports.shape[1]
 
     def of_block(sums: _Sums, chosen: slice) -> Posterior:
@@ -93,10 +94,10 @@ def sign_posterior_from_moments(
     """``sign_posterior`` for each row of ``m``; at most ``block`` triples of support, pattern and row at once."""
     if not 0 < magnitude < math.inf:
         raise InputError(f"magnitude is {magnitude}, but the size of the weights must be a finite number above 0.")
-    n_dims, size = m.moment.shape[1], supports.shape[1]
+    size = supports.shape[1]
     n_terms = len(supports) * 2**size
     refuse_above_limit(n_terms, f"supports x sign patterns ({len(supports):,} x 2^{size})")
-    check_supports(supports, n_dims)
+    supports = checked_supports(supports, m)
     device = m.gram.device
     signs = 1.0 - 2.0 * (torch.arange(2**size, device=device)[:, None] >> torch.arange(size, device=device) & 1)
     signs = magnitude * signs.to(m.gram)
@@ -110,7 +111,7 @@ def sign_posterior_from_moments(
         products = torch.cat([sums.moment[columns], -sums.gram[columns[first], columns[second]]]) / sums.variance
         log_joint = torch.einsum("pf,fsr->psr", patterns, torch.cat([products, constant[None]]))
         share, log_evidence = _normalised(log_joint.flatten(0, 1))
-        weights = (signs.T @ share.view(len(signs), -1)).view(-1, share.shape[-1])
+        weights = (signs.T @ share.reshape(len(signs), -1)).view(-1, share.shape[-1])
         mean = torch.zeros_like(sums.moment).index_add_(0, columns.flatten(), weights)
         return Posterior(mean.T, log_evidence)
 
@@ -193,7 +194,8 @@ def _in_blocks(
         part, n = m.rows(rows), m.n_points[rows]
         gram, moment = (part.gram.permute(1, 2, 0) * n).contiguous(), (part.moment.T * n).contiguous()
         sums = _Sums(gram, moment, part.power * n, n, variance[rows])
-        answer.mean[rows], answer.log_evidence[rows] = _combined([of_block(sums, chosen) for chosen in terms])
+        parts = (of_block(sums, chosen) for chosen in terms)
+        answer.mean[rows], answer.log_evidence[rows] = reduce(lambda *two: _combined(two), parts)
     return answer
 
 

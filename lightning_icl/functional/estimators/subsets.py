@@ -13,7 +13,7 @@ from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, 
 Supports = Int[Tensor, "supports size"]
 
 MAX_TERMS = 2**20  # supports (or supports x sign patterns) a prompt: .1 s each prompt on one CPU core at size 4
-BLOCK = 2**15  # (support, prompt) pairs worked on at once: some 30 numbers each at size 4, which fit a CPU's caches
+BLOCK = 2**16  # (support, prompt) pairs worked on at once: some 30 numbers each at size 4, 16 MB, near a CPU's cache
 RANK_TOLERANCE = 1e-12  # eigenvalues of X^T X below this share of the largest count as 0
 
 
@@ -52,11 +52,12 @@ def refuse_above_limit(n_terms: int, terms: str) -> None:
         )
 
 
-def check_supports(supports: Supports, n_dims: int) -> None:
-    """Refuses supports that name a feature twice, or one that is not there."""
-    ordered = supports.sort(1).values
+def checked_supports(supports: Supports, m: Moments) -> Supports:
+    """The supports beside the problems; refuses those that name a feature twice, or one that is not there."""
+    ordered, n_dims = supports.sort(1).values, m.moment.shape[1]
     if supports.numel() == 0 or (ordered.diff(dim=1) <= 0).any() or ordered.min() < 0 or ordered.max() >= n_dims:
         raise InputError(f"supports must hold different features, 0 to {n_dims - 1}, in every row, and have a row.")
+    return supports.to(m.gram.device)
 
 
 class SupportFits(NamedTuple):
@@ -120,7 +121,7 @@ def best_subset_from_moments(m: Moments, sparsity: int, block: int = BLOCK) -> W
     for start in range(0, len(m.power), n_rows):
         part = m.rows(slice(start, start + n_rows))
         alpha = 1e-10 * part.gram.diagonal(dim1=1, dim2=2).amax(-1).clamp(min=1e-200)
-        gram = part.gram + alpha[:, None, None] * torch.eye(m.gram.shape[1]).to(m.gram)
+        gram = part.gram + alpha[:, None, None] * torch.eye(m.gram.shape[1], device=m.gram.device)
         gram, moment = gram.permute(1, 2, 0).contiguous(), part.moment.T.contiguous()
         parts = [ridge_on_supports(gram, moment, some).explained.max(0) for some in supports.split(n_supports)]
         winner = torch.stack([p.values for p in parts]).argmax(0)
