@@ -24,6 +24,7 @@ from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks import Task
 from lightning_icl.module import ICLModule
 
 SHIPPED_CONFIGS = Path(__file__).parent / "configs"
@@ -112,11 +113,17 @@ def n_dims(task: Namespace | None) -> int | None:
     options = task.get("init_args", Namespace())
     if "n_dims" in options:
         return options.n_dims
-    inner = [options.get("task"), *(options.get("tasks") or [])]
-    if isinstance(inner_task := next(filter(None, inner), None), Namespace):
-        return n_dims(inner_task)
-    task_class = pydoc.locate(task.class_path)
-    return task_class(**options).n_dims  # type: ignore[operator]
+    for value in vars(options).values():
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Namespace) and issubclass(_class(inner), Task):
+                return n_dims(inner)
+    return _class(task)(**options).n_dims
+
+
+def _class(config: Namespace) -> type:
+    found = pydoc.locate(config.class_path)
+    assert isinstance(found, type)  # the parser has found it before
+    return found
 
 
 def fail(message: str) -> NoReturn:
