@@ -102,10 +102,11 @@ def lasso_path_fit(
     fit = CertifiedFit(w, lasso_duality_gap_from_moments(m, w, alphas))
     for solve in (solved_on_support, partial(fista, relative_gap=relative_gap, max_iterations=max_iterations)):
         fit = _resolved(fit, m, alphas, tolerance, solve)
-    if n_above := int((fit.gap > tolerance).sum()):
-        largest = float((fit.gap / (m.power / 2)).max())
+    above = fit.gap > tolerance
+    if above.any():
+        largest = float((fit.gap / (m.power / 2))[above].max())
         warnings.warn(
-            f"{n_above} of {fit.gap.numel()} lasso problems are above the relative duality gap {relative_gap:g} after "
+            f"{int(above.sum())} of {fit.gap.numel()} lasso problems are above the relative duality gap {relative_gap:g} after "
             f"{max_iterations} iterations; the largest is {largest:.1e}.",
             RuntimeWarning,
             stacklevel=2,
