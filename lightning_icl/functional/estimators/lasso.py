@@ -106,8 +106,8 @@ def lasso_path_fit(
     if above.any():
         largest = float((fit.gap / (m.power / 2))[above].max())
         warnings.warn(
-            f"{int(above.sum())} of {fit.gap.numel()} lasso problems are above the relative duality gap {relative_gap:g} after "
-            f"{max_iterations} iterations; the largest is {largest:.1e}.",
+            f"{int(above.sum())} of {above.numel()} lasso problems are above the relative duality gap {relative_gap:g} "
+            f"after {max_iterations} iterations; the largest is {largest:.1e}.",
             RuntimeWarning,
             stacklevel=2,
         )
