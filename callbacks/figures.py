@@ -13,7 +13,10 @@ MODEL, REFERENCE, ORACLE = "tab:red", "tab:blue", "tab:gray"
 RISK = "excess risk (squared label units)"
 INTERVAL = ", 95 % interval"
 ABSURD = 5  # times the zero predictor's risk: beyond lies least squares at n = d, whose risk has no mean
-COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+COLOURS = (
+    "tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan",
+    "black", "gold", "navy", "teal", "magenta", "sienna",
+)  # fmt: skip
 
 
 def _dots(
@@ -96,7 +99,8 @@ def risk_by_stream(risks: Mapping[str, Mapping[str, RiskAndError]], labels: Mapp
     axes.set_xlim(-0.5, len(streams) - 0.5)
     axes.set_xlabel("stream of prompts")
     axes.set_ylabel(RISK + INTERVAL)
-    axes.set_title(f"Excess risk under shifts (what lies beyond {cut:.3g} is left out)")
+    beyond = any(risk > cut for by_name in risks.values() for risk, _ in by_name.values())
+    axes.set_title("Excess risk by stream" + (f" (what lies beyond {cut:.3g} is left out)" if beyond else ""))
     axes.grid(axis="y", alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure

@@ -218,24 +218,24 @@ class ReferenceRisk(Analysis):
         prompts = f"{self.stage} prompts" + (f", stream {result.name}" if result.name else "")
         if len(result.by_points) == 1:
             return figures.risk_by_estimator(result.overall, self.labels(stream), prompts)
-        return figures.risk_by_points(result.by_points, self.labels(stream), prompts)
+        labels = self.labels(stream, prefixes=bool(self._curves[stream]))
+        return figures.risk_by_points(result.by_points, labels, prompts)
 
-    def labels(self, stream: int | None = None) -> dict[str, str]:
-        """What each estimator is called in figures and tables, with its settings on one stream or on all."""
+    def labels(self, stream: int | None = None, prefixes: bool = False) -> dict[str, str]:
+        """What each estimator is called in figures and tables, with its settings on one stream or on all.
+
+        The settings are those for whole prompts, or for their ``prefixes``.
+        """
         same = defaultdict(list)
-        for (of_stream, _, _), references in self._settled.items():
-            if stream is None or stream == of_stream:
+        for (of_stream, _, of_prefixes), references in self._settled.items():
+            if stream in (None, of_stream) and prefixes == of_prefixes:
                 for reference in references:
                     same[reference.key].append(reference)
         return {MODEL: MODEL} | {key: references[0].label(references) for key, references in same.items()}
 
-    @property
-    def oracles(self) -> set[str]:
-        """The keys of the references that are told what the others must infer."""
-        return {r.key for references in self._settled.values() for r in references if r.oracle}
-
     def summary(self) -> list[str]:
-        return [line for stream in range(len(self.results)) for line in self._table(stream)]
+        tables = [self._table(stream) for stream in range(len(self.results))]
+        return [line for table in tables for line in ["", *table]][1:]
 
     def _table(self, stream: int) -> list[str]:
         result, labels = self.results[stream], self.labels(stream)

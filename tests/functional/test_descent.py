@@ -157,13 +157,13 @@ def test_ista_without_penalty_is_gradient_descent():
 
 
 def tokens_by_hand(x, y, queries, n_steps, step, gamma):
-    """Every layer transforms the inputs of all tokens, then updates all label slots; minus the query's is read."""
+    """Every layer updates inputs and label slots of all tokens from what they were; minus the query's slot is read."""
     x, queries, n = x.copy(), queries.copy(), len(y)
     slot, query_slot, answers = y.copy(), np.zeros(len(queries)), [np.zeros(len(queries))]
     for _ in range(n_steps):
+        slot, query_slot = slot - step / n * (x @ x.T) @ slot, query_slot - step / n * (queries @ x.T) @ slot
         curvature = x.T @ x / n
         x, queries = x - gamma * x @ curvature, queries - gamma * queries @ curvature
-        slot, query_slot = slot - step / n * (x @ x.T) @ slot, query_slot - step / n * (queries @ x.T) @ slot
         answers.append(-query_slot)
     return answers
 

@@ -318,8 +318,8 @@ def test_the_default_references_of_a_law():
 @pytest.mark.parametrize(
     "reference",
     [
-        r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(), r.ElasticNet(),
-        r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(), r.FISTA(),
+        r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(),
+        r.ElasticNet(), r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(), r.FISTA(),
         r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(), r.NearestNeighbours(),
     ],
     ids=lambda reference: reference.key,
@@ -336,7 +336,7 @@ def test_every_reference_settles_and_names_itself(reference):
 
 def test_two_references_of_one_name_are_refused():
     r.check_references([r.Lasso(), r.Lasso(alpha=0.1), r.Lasso(alpha=0.2)])
-    with pytest.raises(InputError, match="references has lasso_0.1 2 times"):
+    with pytest.raises(InputError, match=r"references has lasso_0\.1 2 times"):
         r.check_references([r.Lasso(alpha=0.1), r.Lasso(alpha=0.1)])
 
 

@@ -13,15 +13,15 @@ from lightning_icl.functional.estimators.moments import Moments, Path, Weights, 
 
 
 def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
-    """GD++ (von Oswald et al. 2023): every step first transforms the inputs, then descends on the transformed ones.
+    """GD++ (von Oswald et al. 2023): every step descends, and transforms the inputs for the next one.
 
-    Step t maps examples and queries alike, x <- (I - gamma C_t) x with C_t = X_t^T X_t / n of the inputs as they
-    stand, and adds a gradient step to every prediction: f_{t+1}(x) = f_t(x) + step_size (1/n) sum_i r_i <x_i, x>,
-    r_i = y_i - f_t(x_i) being what the label slots of the examples hold. In the original coordinates the inputs are
-    P_t x with P_0 = I and P_{t+1} = (I - gamma P_t C P_t) P_t, a polynomial in C and so symmetric; hence
-    f_t(x) = <w_t, x> with w_0 = 0 and w_{t+1} = w_t + step_size P_{t+1}^2 (X^T y / n - C w_t): gradient descent whose
-    preconditioner flattens the spectrum. gamma = 0 is gradient descent. (A linear attention layer that updates inputs
-    and labels at once transforms after the step: its first step is plain gradient descent.)
+    As a layer of linear attention does both at once: step t adds a gradient step to every prediction,
+    f_{t+1}(x) = f_t(x) + step_size (1/n) sum_i r_i <x_i, x> with r_i = y_i - f_t(x_i) what the label slots of the
+    examples hold, and maps examples and queries alike to (I - gamma C_t) x, C_t = X_t^T X_t / n, x and X_t being the
+    inputs as they stand. In the original coordinates these are P_t x with P_0 = I and
+    P_{t+1} = (I - gamma P_t C P_t) P_t, a polynomial in C and so symmetric; hence f_t(x) = <w_t, x> with w_0 = 0 and
+    w_{t+1} = w_t + step_size P_t^2 (X^T y / n - C w_t): gradient descent, plain in its first step, then with a
+    preconditioner that flattens the spectrum. gamma = 0 is gradient descent.
 
     Needs gamma below 1 / lambda_max(C) to keep every direction; see ``inverse_curvature``.
     """
@@ -36,8 +36,8 @@ def gd_plus_plus_path_from_moments(m: Moments, n_steps: int, step_size: StepSize
     w, transform = torch.zeros_like(moment), torch.ones_like(moment)
     path = [w]
     for _ in range(n_steps):
-        transform = (1 - shrinkage * curvature * transform**2) * transform
         w = w + step * transform**2 * (moment - curvature * w)
+        transform = (1 - shrinkage * curvature * transform**2) * transform
         path.append(w)
     return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
 

@@ -180,7 +180,7 @@ class GD(PreprocessThenGD):
 
 
 class GDPlusPlus(IterativeReference):
-    """GD++ (von Oswald et al. 2023): each step first transforms the inputs, x <- (I - gamma C) x, then descends.
+    """GD++ (von Oswald et al. 2023): each step descends and transforms the inputs, x <- (I - gamma C) x, for the next.
 
     Step size and gamma are tuned, together with the number of steps where that is free.
 

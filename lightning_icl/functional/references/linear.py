@@ -63,7 +63,6 @@ class OracleLeastSquares(LinearReference):
     """Least squares on the true support of w, which it is told."""
 
     name = "oracle_support"
-    oracle = True
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         return "least squares on the true support (oracle)"

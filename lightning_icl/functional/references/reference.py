@@ -38,11 +38,10 @@ class Reference(ABC):
     """A reference estimator: settings in the constructor, ``None`` for those the law implies or that are tuned.
 
     ``settled`` fixes them for a case, on ``tuning``: problems of the law and sizes it is then scored on, from separate
-    prompts. Attributes: ``name``, by which it is logged, and ``oracle``, whether it is told what the others must infer.
+    prompts. ``name`` is what it is logged by.
     """
 
     name: ClassVar[str]
-    oracle: ClassVar[bool] = False
 
     @property
     def key(self) -> str:
