@@ -319,8 +319,9 @@ def test_the_default_references_of_a_law():
     "reference",
     [
         r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(),
-        r.ElasticNet(), r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(), r.FISTA(),
-        r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(), r.NearestNeighbours(),
+        r.ElasticNet(), r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(),
+        r.FISTA(), r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(),
+        r.NearestNeighbours(),
     ],
     ids=lambda reference: reference.key,
 )  # fmt: skip

@@ -102,7 +102,7 @@ def lasso_path_fit(
     fit = CertifiedFit(w, lasso_duality_gap_from_moments(m, w, alphas))
     for solve in (solved_on_support, partial(fista, relative_gap=relative_gap, max_iterations=max_iterations)):
         fit = _resolved(fit, m, alphas, tolerance, solve)
-    above = fit.gap > tolerance
+    above = ~(fit.gap <= tolerance)  # a gap that is no number is above too
     if above.any():
         largest = float((fit.gap / (m.power / 2))[above].max())
         warnings.warn(
