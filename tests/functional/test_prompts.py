@@ -138,3 +138,15 @@ def test_padded_after_blanks_and_masks_the_rest(n_points):
 def test_padding_twice_keeps_the_shorter(first, second):
     prompt = numbered(points=3)
     assert_same(prompt.padded_after(first).padded_after(second), prompt.padded_after(min(first, second)))
+
+
+@pytest.mark.parametrize("with_w", [True, False])
+@pytest.mark.parametrize("n_dims", [2, 3, 5])
+def test_widened_appends_zeros_to_the_dimensions_alone(n_dims, with_w):
+    prompt = numbered(dims=2, with_w=with_w)
+    wide = prompt.widened(n_dims)
+    changed = ("x", "x_query", "w") if with_w else ("x", "x_query")
+    for name in changed:
+        assert getattr(wide, name).shape[-1] == n_dims
+        assert not getattr(wide, name)[..., 2:].any()
+    assert_same(wide._replace(**{name: getattr(wide, name)[..., :2] for name in changed}), prompt)
