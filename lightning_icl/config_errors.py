@@ -2,16 +2,19 @@
 
 import inspect
 import re
-from collections.abc import Iterable
-from difflib import get_close_matches
+import textwrap
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.errors import did_you_mean
+from lightning_icl.functional.references import Reference
+from lightning_icl.functional.tasks import Spectrum, Task
 from lightning_icl.streams import ValidationStream
 
 STREAM_OPTIONS = ValidationStream.__annotations__
+# Lines of a union's list of errors that only say which type each of its parts is.
+NO_REFUSAL = r"Expected|Not a valid subclass|Problem with|Does not validate|a (class|dict) "
 TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -27,19 +30,34 @@ TYPES = {
 
 def sentence(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser's message; what no rule knows keeps its first and last line."""
+    message = _innermost(message)
     rules = (_unknown_class_option, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
     for rule in (*rules, _missing, _bad_yaml):
         if found := rule(message, parser):
             return found
+    message = re.sub(r"Call to compute_fn of link .+ failed: ", "", message)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """The nearest valid name as a question, or all of them where none is near."""
-    valid = sorted(set(valid))
-    near = get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"valid are: {', '.join(valid)}."
+def _innermost(message: str) -> str:
+    """The part about the most deeply nested option, such as one of a reference in the options of a callback."""
+    lines = message.splitlines()
+    path: list[tuple[int, str]] = []
+    deepest: tuple[int, str, int] = (-1, "", 0)
+    for i, line in enumerate(lines):
+        if found := re.match(r'(\s*)Parser key "([^"]+)":', line):
+            path = [*((indent, key) for indent, key in path if indent < len(found[1])), (len(found[1]), found[2])]
+            deepest = max(deepest, (len(path), ": ".join(key for _, key in path), i), key=lambda place: place[0])
+    if deepest[0] < 2:
+        return message
+    indent = len(lines[deepest[2]]) - len(lines[deepest[2]].lstrip())
+    inside = []
+    for line in lines[deepest[2] + 1 :]:
+        if line.strip() and len(line) - len(line.lstrip()) <= indent:
+            break
+        inside.append(line)
+    return f'Parser key "{deepest[1]}":\n' + textwrap.dedent("\n".join(inside))
 
 
 def _key(message: str) -> str:
@@ -60,8 +78,10 @@ def _unknown_class_option(message: str, parser: ArgumentParser) -> str | None:
 
 def _options(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
-    signature = inspect.signature(getattr(__import__(module, fromlist=[name]), name))
-    return [parameter for parameter in signature.parameters if parameter not in ("args", "kwargs")]
+    named = getattr(__import__(module, fromlist=[name]), name)
+    if hasattr(named, "option_names"):
+        return list(named.option_names())
+    return [parameter for parameter in inspect.signature(named).parameters if parameter not in ("args", "kwargs")]
 
 
 def _validation_stream(message: str, parser: ArgumentParser) -> str | None:
@@ -80,8 +100,14 @@ def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
     )
     if not found:
         return None
-    known = [c.__name__ for base in (Task, Callback) for c in _subclasses(base) if not c.__name__.startswith("_")]
+    bases = (Task, Spectrum, Callback, Reference)
+    wanted = [base for base in bases if f"{base.__name__}'>" in message or f"{base.__name__}]" in message]
+    known = [c.__name__ for base in wanted or bases for c in _subclasses(base) if _is_usable(c)]
     return f"{_key(message)}there is no class {found[1]!r}; {did_you_mean(found[1], known)}"
+
+
+def _is_usable(named: type) -> bool:
+    return not named.__name__.startswith("_") and not inspect.isabstract(named)
 
 
 def _subclasses(base: type) -> list[type]:
@@ -134,7 +160,7 @@ def _none_of_several(message: str, parser: ArgumentParser) -> str | None:
     if "Union subtypes" not in message:
         return None
     bullets = re.findall(r"^\s*- (.+)$", message.partition("Errors:")[2], flags=re.MULTILINE)
-    refusals = [b for b in bullets if not re.match(r"Expected|Not a valid subclass|Problem with|a (class|dict) ", b)]
+    refusals = [b for b in bullets if not re.match(NO_REFUSAL, b)]
     if refusals:
         return f"{_key(message)}{refusals[0]}"
     expected = [found[1] for b in bullets if (found := re.match(r"Expected an? (.+)", b)) and "NoneType" not in b]

@@ -119,6 +119,39 @@ TABLE = [
     ),
     (callbacks("Curriculum", '{"points_start": 9}'), "points_start is 9, but n_points is only 8."),
     (callbacks("Curriculum", '{"points_start": 2, "every": 0}'), "every is 0, but it must be at least 1."),
+    # tasks and references
+    (
+        callbacks("ReferenceRisk", '{"references": ["Ridg"]}'),
+        "trainer.callbacks: references: there is no class 'Ridg'; did you mean 'Ridge'?",
+    ),
+    (
+        callbacks("ReferenceRisk", '{"references": [{"class_path": "Lasso", "init_args": {"alfa": 1}}]}'),
+        "trainer.callbacks: references: Lasso has no option 'alfa'; did you mean 'alpha'?",
+    ),
+    (
+        callbacks("ReferenceRisk", '{"references": [{"class_path": "Lasso", "init_args": {"alpha": -1}}]}'),
+        "alpha is -1.0, but the strength of Lasso must be a number above 0.",
+    ),
+    (
+        callbacks("ReferenceRisk", '{"references": ["Lasso", "Lasso"]}'),
+        "references has lasso 2 times, but each must be there once.",
+    ),
+    (
+        callbacks("ReferenceRisk", '{"references": ["PoolPosterior"]}'),
+        "PoolPosterior needs a model trained on a TaskPool, but data.task is a SparseLinearRegression.",
+    ),
+    (
+        ["--data.task.noise_std", "high"],
+        "data.task: noise_std is 'high', but it must be a number or a list, such as [8, 8].",
+    ),
+    (
+        ["--data.task.spectrum", "Spikd"],
+        "data.task: spectrum: there is no class 'Spikd'; did you mean 'Spiked'?",
+    ),
+    (
+        ["--data.task.featurs", "uniform"],
+        "SparseLinearRegression has no option 'featurs'; did you mean 'features'?",
+    ),
     # a trainer that cannot run this stream
     (["--trainer.accumulate_grad_batches", "3"], "batch_size is 64, but it must divide into processes x"),
     (["--trainer.val_check_interval", "9"], "trainer.val_check_interval is 9 batches, but the run has only 4"),

@@ -1,8 +1,18 @@
 """The one error that is the user's to mend."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class InputError(ValueError):
     """A value that cannot work; the message names it and says what would.
 
     The command line prints the message as one sentence, without a traceback.
     """
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The nearest valid name as a question, or all of them where none is near."""
+    valid = sorted(set(valid))
+    near = get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"valid are: {', '.join(valid)}."

@@ -69,9 +69,8 @@ class OracleLeastSquares(LinearReference):
 
     def check(self, case: Case) -> None:
         if not has_weights(case.task):
-            raise InputError(
-                f"OracleLeastSquares needs a task with weights, which {case.task!r} has not: leave it out."
-            )
+            law = type(case.task).__name__
+            raise InputError(f"OracleLeastSquares needs a task with weights, which {law} has not: leave it out.")
 
     def weights(self, problems: Problems) -> Fit:
         assert problems.w is not None, "this task has no weights"

@@ -26,10 +26,11 @@ class Bayes(LinearReference):
     def check(self, case: Case) -> None:
         if case.task.posterior_terms is None:
             raise InputError(
-                f"Bayes needs an exact posterior, which {case.task!r} has not in closed form: leave it out, "
-                "or take Ridge or Lasso."
+                f"Bayes needs an exact posterior, which this {type(case.task).__name__} has not in closed form: "
+                "leave it out, or take Ridge or Lasso."
             )
-        refuse_above_limit(case.task.posterior_terms, f"hypotheses behind the posterior of {case.task!r}")
+        hypotheses = f"hypotheses behind the posterior of this {type(case.task).__name__}"
+        refuse_above_limit(case.task.posterior_terms, hypotheses)
 
     def settle(self, case: Case, tuning: Problems) -> None:
         self._task = case.task
@@ -50,7 +51,8 @@ class PoolPosterior(LinearReference):
 
     def check(self, case: Case) -> None:
         if not isinstance(case.trained_on, TaskPool):
-            raise InputError(f"PoolPosterior needs a model trained on a TaskPool, but it is {case.trained_on!r}.")
+            law = type(case.trained_on).__name__
+            raise InputError(f"PoolPosterior needs a model trained on a TaskPool, but data.task is a {law}.")
 
     def settle(self, case: Case, tuning: Problems) -> None:
         assert isinstance(case.trained_on, TaskPool)

@@ -3,7 +3,6 @@
 import inspect
 from abc import ABC
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -53,12 +52,6 @@ class Configured(ABC):
         args, kwargs = self._arguments
         positional = list(inspect.signature(type(self).__init__).parameters)[1:]
         return type(self)(**(dict(zip(positional, args, strict=False)) | kwargs | changes))
-
-
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """The nearest valid name as a question, or all of them where none is near."""
-    near = get_close_matches(name, sorted(valid), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"valid are: {', '.join(sorted(valid))}."
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

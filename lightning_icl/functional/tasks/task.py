@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.configured import Configured, check_choice, did_you_mean
+from lightning_icl.functional.tasks.configured import Configured, check_choice
 from lightning_icl.functional.tasks.features import Rotation, haar_rotations, mixing_matrix
 from lightning_icl.functional.tasks.laws import FeatureLaw, NoiseLaw, unit_variance
 from lightning_icl.functional.tasks.spectrum import Spectrum
