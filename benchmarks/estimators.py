@@ -36,9 +36,10 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch.profiler import ProfilerActivity, profile
 
+from lightning_icl import SparseLinearRegression
 from lightning_icl.functional import estimators
 
-PROMPTS, POINTS, DIMS, SPARSITY = 64, 41, 16, 4
+POINTS, DIMS, SPARSITY = 41, 16, 4
 ALPHAS = [1.0, 0.1, 0.01, 1e-3, 1e-4]
 RIDGE_ALPHA = 0.25  # sigma^2 / Var(w_j) at noise 0.5 on the support
 
@@ -49,13 +50,10 @@ class Timed(NamedTuple):
     stopped: int = 0
 
 
-def prompts(noise_std: float) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(PROMPTS, POINTS, DIMS, generator=generator, dtype=torch.float64)
-    w = torch.randn(PROMPTS, DIMS, generator=generator, dtype=torch.float64)
-    w *= torch.rand(PROMPTS, DIMS, generator=generator).argsort(dim=1) < SPARSITY
-    noise = torch.randn(PROMPTS, POINTS, generator=generator, dtype=torch.float64)
-    return x, torch.einsum("bpd,bd->bp", x, w) + noise_std * noise
+def prompts(noise_std: float, n_prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    task = SparseLinearRegression(DIMS, SPARSITY, noise_std)
+    prompt = task.sample(n_prompts, POINTS, 1, torch.Generator().manual_seed(0)).double()
+    return prompt.x, prompt.y
 
 
 def prefixes(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -132,6 +130,7 @@ def largest_gap(x: torch.Tensor, y: torch.Tensor, weights: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="of ours; the peers run a third as often")
+    parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--profile", action="store_true", help="where the time of our lasso goes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -144,7 +143,7 @@ def main() -> None:
     print("| noise | estimator | peer | peer, s | ours, s | ratio | excess | gap | stopped |")
     print("|---|---|---|---|---|---|---|---|---|")
     for noise_std in (0.0, 0.5):
-        x, y = prompts(noise_std)
+        x, y = prompts(noise_std, arguments.prompts)
         for name, ours, peer_name, peer, penalty in comparisons:
             mine = timed(ours, x, y, arguments.repeats)
             theirs = timed(peer, x, y, max(1, arguments.repeats // 3))

@@ -1,5 +1,7 @@
 """Every command and every piece of Python the README shows is run."""
 
+import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +13,17 @@ from conftest import ROOT, TINY, run_command
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
+# Starting Python and importing torch would take most of the time of each command.
+IN_ONE_PROCESS = """
+import json, sys
+from lightning_icl import cli
+for args in json.loads(sys.argv[1]):
+    sys.argv = ["lightning-icl", *args]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert "--help" in args and not stop.code, (args, stop.code)
+"""
 # Smaller still than TINY. The README's own options come after both, and win.
 SMALLER = """
 model: {d_model: 8}
@@ -22,15 +35,23 @@ trainer: {precision: 32}
 def test_every_lightning_icl_command_runs_in_order(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "smaller.yaml").write_text(SMALLER)
-    for language, block in BLOCKS:
-        if language == "python" and block.startswith("# my_"):
-            (tmp_path / block.splitlines()[0][2:]).write_text(block)
+    for _, block in BLOCKS:
+        if found := re.match(r"# (\w+\.(py|yaml))\n", block):
+            (tmp_path / found[1]).write_text(block)
     commands = [shlex.split(line) for line in COMMANDS if line.startswith("lightning-icl ")]
-    assert len(commands) >= 8
+    assert len(commands) >= 12
+    full = []
     for _, *args in commands:
         config = args.index("--config") + 2 if "--config" in args else len(args)
         tiny = ["--config", "tiny.yaml", "--config", "smaller.yaml"] if "--config" in args else []
-        run_command(*args[:config], *tiny, *args[config:], cwd=tmp_path)
+        full.append([*args[:config], *tiny, *args[config:]])
+    for in_two_processes, group in itertools.groupby(full, key=lambda args: "--trainer.devices" in args):
+        if in_two_processes:
+            for args in group:
+                run_command(*args, cwd=tmp_path)
+        else:
+            script = (sys.executable, "-c", IN_ONE_PROCESS)
+            run_command(json.dumps(list(group)), cwd=tmp_path, command=script, timeout=400)
     assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists()
     assert list(tmp_path.glob("lightning_logs/*/predictions.npz"))
 
@@ -45,13 +66,24 @@ def test_the_make_targets_exist():
 
 
 def test_every_bash_line_is_covered():
-    assert all(line.startswith(("lightning-icl ", "make ")) for line in COMMANDS)
+    benchmarks = [line for line in COMMANDS if line.startswith("python benchmarks/")]
+    assert all(line.startswith(("lightning-icl ", "make ")) for line in COMMANDS if line not in benchmarks)
+    assert sorted(line.split()[1] for line in benchmarks) == sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks").glob("*.py")
+    )
+
+
+@pytest.mark.parametrize("options", [("estimators.py", "--prompts", 1), ("preprocess_then_gd.py", "--prompts", 10)])
+def test_the_benchmarks_run(tmp_path, options):
+    script, *smaller = options
+    run_command(ROOT / "benchmarks" / script, "--repeats", 2, *smaller, cwd=tmp_path, command=(sys.executable,))
 
 
 def test_the_notebook_piece_runs(tmp_path):
     piece = next(block for language, block in BLOCKS if language == "python" and not block.startswith("# my_"))
     done = run_command("-c", piece, cwd=tmp_path, command=(sys.executable,))
-    assert 0 < float(re.search(r"tensor\(([\d.]+)", done.stdout)[1]) < 1
+    lasso, bayes = (float(risk) for risk in re.findall(r"tensor\(([\d.]+)", done.stdout))
+    assert 0 < bayes < lasso < 1
 
 
 def test_the_extensions_take_15_lines_or_fewer():
