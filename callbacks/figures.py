@@ -120,7 +120,8 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
         bars = np.stack([np.minimum(bars, 0.9 * values[:, 0]), bars])  # a logarithmic axis has no zero
         axes.errorbar(n_points, values[:, 0], bars, label=labels[name], color=colour, lw=width, marker=".", capsize=2)
     axes.set_yscale("log")
-    axes.set_ylim(top=min(axes.get_ylim()[1], _cut(risks.values())))
+    lowest = min(risk for by_name in risks.values() for risk, _ in by_name.values() if risk > 0)
+    axes.set_ylim(0.6 * lowest, min(axes.get_ylim()[1], _cut(risks.values())))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("number of in-context examples n")
     axes.set_ylabel(RISK + INTERVAL)

@@ -73,7 +73,7 @@ class ReferenceRisk(Analysis):
         self,
         tuning_prompts: int = 512,
         references: list[Reference] | None = None,
-        curve_prompts: int = 512,
+        curve_prompts: int = 1024,
         every_n_validations: int = 1,
     ) -> None:
         super().__init__(every_n_validations)
