@@ -8,6 +8,36 @@ from regression_cases import CASES, assert_close, each, problem
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
 
+SUPPORTS, WEIGHTS = estimators.all_supports(3, 2), torch.eye(2, 3, dtype=torch.float64)
+SEEING_EXAMPLES = {
+    "averaging": estimators.averaging,
+    "least squares": estimators.least_squares,
+    "least squares, prefixes": estimators.least_squares_prefixes,
+    "oracle": lambda x, y: estimators.oracle_least_squares(x, y, WEIGHTS == 0),
+    "oracle, prefixes": lambda x, y: estimators.oracle_least_squares_prefixes(x, y, WEIGHTS == 0),
+    "ridge": lambda x, y: estimators.ridge(x, y, 0.3),
+    "ridge, prefixes": lambda x, y: estimators.ridge_prefixes(x, y, 0.3),
+    "lasso": lambda x, y: estimators.lasso(x, y, 0.1),
+    "lasso path": lambda x, y: estimators.lasso_path(x, y, [0.1, 0.01]),
+    "elastic net": lambda x, y: estimators.elastic_net(x, y, 0.1, 0.5),
+    "adaptive lasso": lambda x, y: estimators.adaptive_lasso(x, y, 0.1),
+    "GD": lambda x, y: estimators.gradient_descent_path(x, y, 2, 0.1),
+    "preprocess then GD": lambda x, y: estimators.preprocess_then_gd_path(x, y, 2, 0.1),
+    "GD++": lambda x, y: estimators.gd_plus_plus_path(x, y, 2, 0.1, 0.1),
+    "Newton": lambda x, y: estimators.newton_path(x, y, 2),
+    "ISTA": lambda x, y: estimators.ista_path(x, y, 0.1, 2, 0.1),
+    "FISTA": lambda x, y: estimators.fista_path(x, y, 0.1, 2, 0.1),
+    "IHT": lambda x, y: estimators.iterative_hard_thresholding_path(x, y, 2, 2, 0.1),
+    "OMP": lambda x, y: estimators.orthogonal_matching_pursuit(x, y, 2),
+    "best subset": lambda x, y: estimators.best_subset(x, y, 2),
+    "Gaussian posterior": lambda x, y: estimators.gaussian_posterior(x, y, SUPPORTS, 0.3),
+    "sign posterior": lambda x, y: estimators.sign_posterior(x, y, SUPPORTS, 0.3),
+    "pool posterior": lambda x, y: estimators.pool_posterior(x, y, WEIGHTS, 0.3),
+    "neighbours": lambda x, y: estimators.nearest_neighbours(x, y, x),
+    "neighbours, prefixes": lambda x, y: estimators.nearest_neighbours_prefixes(x, y, torch.cat([x, x[:, :1]], dim=1)),
+    "prefix moments": estimators.prefix_moments,
+    "inverse curvature": lambda x, y: estimators.inverse_curvature(x * y[..., None]),
+}
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -134,6 +164,17 @@ def test_inverse_curvature_equals_numpy(case):
 
 
 # Arguments
+
+
+@pytest.mark.parametrize("name", SEEING_EXAMPLES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["x", "y"])
+def test_a_value_that_is_not_finite_is_refused_with_its_prompt(name, value, where):
+    x, y = problem(2, 5, 3, "plain")
+    SEEING_EXAMPLES[name](x, y)
+    (x[1, 2] if where == "x" else y[1])[0] = value
+    with pytest.raises(InputError, match="prompt 1 of the batch, counted from 0, holds a value that is not finite"):
+        SEEING_EXAMPLES[name](x, y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

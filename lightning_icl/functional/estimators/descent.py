@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, in_float64, moments
 
 StepSize = float | Float[Tensor, " rows"]  # one for all problems, or one each
 
@@ -62,8 +62,9 @@ def inverse_curvature(x: X) -> Float[Tensor, " batch"]:
 
     Gradient descent converges below twice that. 0 where x is 0 (then the gradient is 0 too).
     """
-    largest = torch.linalg.matrix_norm(x, ord=2).square() / x.shape[1]
-    return torch.where(largest > 0, 1 / largest, 0.0)
+    (features,) = in_float64(x)
+    largest = torch.linalg.matrix_norm(features, ord=2).square() / x.shape[1]
+    return torch.where(largest > 0, 1 / largest, 0.0).to(x.dtype)
 
 
 def inverse_curvature_from_moments(m: Moments, power: float = 0.0) -> Float[Tensor, " rows"]:

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y
+from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, in_float64
 
 STRONG_RIDGE = (
     1e-6  # alpha / trace(X^T X) from which X^T X + alpha I can be factorised without losing digits that count
@@ -26,7 +26,7 @@ def predictions(
 
 def averaging(x: X, y: Y) -> Weights:
     """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022)."""
-    return (torch.einsum("bpd,bp->bd", x.double(), y.double()) / x.shape[1]).to(y.dtype)
+    return (torch.einsum("bpd,bp->bd", *in_float64(x, y)) / x.shape[1]).to(y.dtype)
 
 
 def averaging_from_moments(m: Moments) -> Float[Tensor, "rows dims"]:
@@ -40,7 +40,8 @@ def ridge(x: X, y: Y, alpha: float | PerPrompt) -> Weights:
     Computed from the singular values s of X as w = V diag(s / (s^2 + alpha)) U^T y, so alpha = 0 gives the
     minimum-norm least-squares solution also where X is rank-deficient. In float64; returned in y's dtype.
     """
-    return _ridge_by_svd(x.double(), y.double(), _strength(alpha, x)).to(y.dtype)
+    dtype, (x, y) = y.dtype, in_float64(x, y)
+    return _ridge_by_svd(x, y, _strength(alpha, x)).to(dtype)
 
 
 def _ridge_by_svd(x: X, y: Y, alpha: PerPrompt) -> Weights:
@@ -73,7 +74,7 @@ def ridge_prefixes(x: X, y: Y, alpha: float | PerPrompt) -> PrefixWeights:
     U = L^-1 X and z = L^-1 y, the weights X_k^T (X_k X_k^T + alpha I)^-1 y_k are sum_{i <= k} z_i U_i: a running sum.
     Where alpha is so small that this would lose digits, each prefix is solved by its singular values.
     """
-    dtype, x, y, alpha = y.dtype, x.double(), y.double(), _strength(alpha, x)
+    dtype, (x, y), alpha = y.dtype, in_float64(x, y), _strength(alpha, x)
     gram = x @ x.mT
     easy = alpha > STRONG_RIDGE * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     w = torch.empty_like(x)
@@ -110,7 +111,7 @@ def least_squares_prefixes(x: X, y: Y) -> PrefixWeights:
     equations with one step of correction (Bjorck 1987, corrected seminormal equations). A prompt too ill-conditioned
     for that is solved prefix by prefix from the singular values.
     """
-    dtype, x, y = y.dtype, x.double(), y.double()
+    dtype, (x, y) = y.dtype, in_float64(x, y)
     n_wide = min(x.shape[1:])
     q, r = torch.linalg.qr(x[:, :n_wide].mT)
     # The least singular value of the first d rows bounds that of every prefix: before them, rows are left out, which

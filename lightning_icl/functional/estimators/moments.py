@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_icl.functional.errors import InputError
+
 X = Float[Tensor, "batch points dims"]
 Y = Float[Tensor, "batch points"]
 Weights = Float[Tensor, "batch dims"]
@@ -29,9 +31,20 @@ class Moments(NamedTuple):
         return Moments._make(field[chosen] for field in self)
 
 
+def in_float64(*parts: Float[Tensor, "batch ..."]) -> tuple[Tensor, ...]:
+    """The parts of some prompts, refused where a value is not finite: LAPACK would say something else, or nothing."""
+    fine = torch.stack([part.isfinite().flatten(1).all(1) for part in parts]).all(0)
+    if not fine.all():
+        raise InputError(
+            f"prompt {int(fine.int().argmin())} of the batch, counted from 0, holds a value that is not finite; leave "
+            "such prompts out."
+        )
+    return tuple(part.double() for part in parts)
+
+
 def moments(x: X, y: Y) -> Moments:
     """The statistics of all examples of each prompt: rows = batch."""
-    x, y, n = x.double(), y.double(), x.shape[1]
+    (x, y), n = in_float64(x, y), x.shape[1]
     return Moments(
         gram=x.mT @ x / n,
         moment=torch.einsum("bpd,bp->bd", x, y) / n,
@@ -42,7 +55,7 @@ def moments(x: X, y: Y) -> Moments:
 
 def prefix_moments(x: X, y: Y) -> Moments:
     """The statistics of the first k examples for k = 1 .. n, by cumulative sums: rows = batch * points, k fastest."""
-    x, y = x.double(), y.double()
+    x, y = in_float64(x, y)
     k = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
     return Moments(
         gram=((x[..., :, None] * x[..., None, :]).cumsum(1) / k[:, None, None]).flatten(0, 1),

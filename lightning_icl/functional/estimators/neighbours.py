@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import X, Y
+from lightning_icl.functional.estimators.moments import X, Y, in_float64
 
 DISTANCES_AT_ONCE = 2**22  # a prompt's points x queries, 32 MB; sorting them takes some three times that
 
@@ -38,15 +38,16 @@ def _in_parts(
     """Some prompts after others, so that their distances fit in memory."""
     if k < 1:
         raise InputError(f"k is {k}, but there must be at least 1 neighbour.")
+    dtype, (x, y, x_query) = y.dtype, in_float64(x, y, x_query)
     size = max(1, DISTANCES_AT_ONCE // seen.numel())
     parts = zip(x.split(size), y.split(size), x_query.split(size), strict=True)
-    return torch.cat([_mean_label(*part, seen, k) for part in parts])
+    return torch.cat([_mean_label(*part, seen, k) for part in parts]).to(dtype)
 
 
 def _mean_label(
     x: X, y: Y, x_query: Float[Tensor, "batch queries dims"], seen: Bool[Tensor, "queries points"], k: int
 ) -> Float[Tensor, "batch queries"]:
-    distance = torch.cdist(x_query.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distance = torch.cdist(x_query, x, compute_mode="donot_use_mm_for_euclid_dist")
     distance = torch.where(seen, distance, torch.inf)
     nearest = distance.sort(stable=True).indices[..., :k]
     labels = y[:, None].expand(-1, x_query.shape[1], -1).gather(2, nearest)
