@@ -361,6 +361,26 @@ def test_the_block_bounds_the_memory_whatever_the_number_of_prompts_and_supports
         assert 8 * block < memory.peak - answer < 8 * 40 * block, memory.peak - answer
 
 
+@pytest.mark.parametrize("d", [20, 40])
+def test_large_supports_take_no_more_memory(d):
+    """A factor of one has d^2 / 2 entries."""
+    block, supports = 2**10, all_supports(d, d)
+    m = estimators.prefix_moments(*problem(16, 64, d, "plain"))
+    with LiveBytes() as memory:
+        posterior = gaussian_posterior_from_moments(m, supports, 0.4, block=block)
+    given = 8 * sum(part.numel() for part in (*m, *posterior))  # views of m count as m
+    assert memory.peak - given < 8 * 200 * block
+
+
+@pytest.mark.parametrize("size", [24, 25, 29])
+@pytest.mark.parametrize("slab_mean", [0.0, 1.0])
+def test_large_supports_equal_dense_densities(size, slab_mean):
+    x, y = problem(3, 12, 30, "plain")
+    supports = torch.stack([torch.arange(size), torch.arange(30)[30 - size :]])
+    hand = [gaussian_by_hand(a, b, supports.tolist(), 0.4, 1.0, slab_mean) for a, b in each(x, y)]
+    assert_posterior(gaussian_posterior(x, y, supports, 0.4, 1.0, slab_mean), hand)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

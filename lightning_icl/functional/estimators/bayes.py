@@ -21,6 +21,7 @@ from lightning_icl.functional.estimators.subsets import (
     Supports,
     block_shape,
     checked_supports,
+    pairs_at_once,
     refuse_above_limit,
     ridge_on_supports,
 )
@@ -76,7 +77,7 @@ def gaussian_posterior_from_moments(
         return Posterior(mean.T, log_evidence)
 
     variance = _variance(m, noise_std, slab_std**2 + slab_mean**2)
-    return _in_blocks(m, variance, len(supports), block, of_block)
+    return _in_blocks(m, variance, len(supports), pairs_at_once(block, size), of_block)
 
 
 def sign_posterior(x: X, y: Y, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0) -> Posterior:

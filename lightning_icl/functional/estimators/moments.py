@@ -57,8 +57,9 @@ def prefix_moments(x: X, y: Y) -> Moments:
     """The statistics of the first k examples for k = 1 .. n, by cumulative sums: rows = batch * points, k fastest."""
     x, y = in_float64(x, y)
     k = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
+    products = x[..., :, None] * x[..., None, :]  # summed in place: much the largest thing here
     return Moments(
-        gram=((x[..., :, None] * x[..., None, :]).cumsum(1) / k[:, None, None]).flatten(0, 1),
+        gram=products.cumsum_(1).div_(k[:, None, None]).flatten(0, 1),
         moment=((x * y[..., None]).cumsum(1) / k[:, None]).flatten(0, 1),
         power=(y.square().cumsum(1) / k).flatten(),
         n_points=k.repeat(x.shape[0]),

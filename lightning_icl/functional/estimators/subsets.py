@@ -14,6 +14,7 @@ Supports = Int[Tensor, "supports size"]
 
 MAX_TERMS = 2**20  # supports (or supports x sign patterns) a prompt: .1 s each prompt on one CPU core at size 4
 BLOCK = 2**16  # (support, prompt) pairs worked on at once: some 30 numbers each at size 4, 16 MB, near a CPU's cache
+WRITTEN_OUT = 24  # size of a support up to which its factorisation is written out; beyond, torch's is faster
 RANK_TOLERANCE = 1e-12  # eigenvalues of X^T X below this share of the largest count as 0
 
 
@@ -74,8 +75,10 @@ def ridge_on_supports(
     """Solves A u = b for every support, given X^T X + alpha I and b = X^T y (the sums, not the means).
 
     A Cholesky factorisation written out over the few entries of a support, each step on all supports and problems at
-    once: torch's batched one spends 1 to 2 us on a matrix of size 4, this one .1.
+    once: torch's batched one spends 1 to 2 us on a matrix of size 4, this one .1. Large supports are left to torch.
     """
+    if supports.shape[1] > WRITTEN_OUT:
+        return _ridge_on_large_supports(gram, moment, supports)
     n_dims, flat = len(moment), gram.flatten(0, 1)
     factor: list[list[Tensor]] = []  # A = L L^T, strictly lower part
     inverse: list[Tensor] = []  # 1 / L_ii
@@ -104,6 +107,17 @@ def ridge_on_supports(
     return SupportFits(torch.stack(z), explained, log_det)
 
 
+def _ridge_on_large_supports(
+    gram: Float[Tensor, "dims dims rows"], moment: Float[Tensor, "dims rows"], supports: Supports
+) -> SupportFits:
+    factor = torch.linalg.cholesky(gram[supports[:, :, None], supports[:, None]].movedim(-1, 1))
+    target = moment[supports].mT[..., None]  # supports, rows, size, 1
+    z = torch.linalg.solve_triangular(factor, target, upper=False)
+    u = torch.linalg.solve_triangular(factor.mT, z, upper=True)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return SupportFits(u[..., 0].movedim(-1, 0), z.square().sum((-2, -1)), log_det)
+
+
 def best_subset(x: X, y: Y, sparsity: int) -> Weights:
     """Minimises ||y - X w||^2 over all w with at most ``sparsity`` non-zeros, by trying every support.
 
@@ -116,7 +130,7 @@ def best_subset(x: X, y: Y, sparsity: int) -> Weights:
 def best_subset_from_moments(m: Moments, sparsity: int, block: int = BLOCK) -> Weights:
     """The best subset of each row of ``m``; at most ``block`` pairs of a support and a row are in memory at once."""
     supports = all_supports(m.moment.shape[1], sparsity, m.gram.device)
-    n_supports, n_rows = block_shape(len(supports), block)
+    n_supports, n_rows = block_shape(len(supports), pairs_at_once(block, sparsity))
     chosen = []
     for start in range(0, len(m.power), n_rows):
         part = m.rows(slice(start, start + n_rows))
@@ -128,6 +142,11 @@ def best_subset_from_moments(m: Moments, sparsity: int, block: int = BLOCK) -> W
         within = torch.stack([p.indices for p in parts]).gather(0, winner[None])[0]
         chosen.append(supports[winner * n_supports + within])
     return least_squares_on(m, torch.cat(chosen))
+
+
+def pairs_at_once(block: int, size: int) -> int:
+    """``block`` pairs of a support and a problem, or fewer of large supports, whose factors have size^2 / 2 entries."""
+    return max(1, block // max(1, size**2 // 32))
 
 
 def block_shape(n_terms: int, block: int) -> tuple[int, int]:
