@@ -12,7 +12,13 @@ from sklearn.neighbors import KNeighborsRegressor
 from lightning_icl.functional import references as r
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import reference as machinery
-from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task, TaskPool
+from lightning_icl.functional.tasks import (
+    GroupSparseLinearRegression,
+    LinearRegression,
+    SparseLinearRegression,
+    Task,
+    TaskPool,
+)
 
 SHAPES = [(5, 12, 4), (3, 4, 9), (1, 1, 3), (3, 6, 1)]  # prompts, points, dims
 
@@ -197,6 +203,14 @@ def test_greedy_and_exhaustive_selection_equal_scikit_learn_and_brute_force(pref
             np.testing.assert_allclose(greedy[b, i], expected, atol=1e-7)
 
 
+def test_the_size_of_a_subset_is_the_law_s_or_tuned_where_it_has_none():
+    grouped = GroupSparseLinearRegression(6, group_size=2, n_groups=2)
+    assert settled(r.BestSubset(), grouped, 8).label() == "best subset, 4 features"
+    assert settled(r.OrthogonalMatchingPursuit(sparsity=1), grouped, 8).label().endswith("pursuit, 1 feature")
+    tuned = settled(r.OrthogonalMatchingPursuit(), Squares(3), 8, prefixes=True)
+    assert tuned.setting.shape == (1, 8)
+
+
 def test_the_oracle_fits_the_supported_columns_alone():
     task = task_of(5)
     problems = r.every_prefix(prompt := sampled(task, 4, 9))
@@ -347,6 +361,7 @@ def test_two_references_of_one_name_are_refused():
         (r.OracleLeastSquares(), Squares(4), "OracleLeastSquares needs a task with weights"),
         (r.BestSubset(), Squares(4), "BestSubset needs a sparsity"),
         (r.IterativeHardThresholding(sparsity=9), task_of(4), "sparsity of IterativeHardThresholding is 9"),
+        (r.BestSubset(), SparseLinearRegression(40, 10), "supports of 10 among 40 features"),
         (r.Bayes(), Squares(4), "Bayes needs an exact posterior"),
         (r.Bayes(), SparseLinearRegression(40, 10), "hypotheses behind the posterior"),
         (r.PoolPosterior(), task_of(4), "PoolPosterior needs a model trained on a TaskPool"),

@@ -1,12 +1,14 @@
 """References that know how many weights are non-zero."""
 
 from collections.abc import Sequence
+from math import comb
 
 import torch
 from torch import Tensor
 
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.references.iterative import IterativeReference, PathOfRows, Steps
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
@@ -17,24 +19,54 @@ from lightning_icl.functional.references.reference import (
     SearchedReference,
     Setting,
     constant,
+    given,
     span,
 )
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import LinearTask, Task
+
+
+def support_size(task: Task) -> int | None:
+    """The number of non-zero weights under the task's law, where it has one."""
+    size = getattr(task, "support_size", None)
+    return None if size is None else int(size)
 
 
 def law_sparsity(task: Task, asked_for: int | None, name: str) -> int:
     """The number of non-zero weights: as given, or that of the task's law."""
-    sparsity = getattr(task, "sparsity", None) if asked_for is None else asked_for
+    implied = task.support_size if isinstance(task, LinearTask) else getattr(task, "sparsity", None)
+    sparsity = implied if asked_for is None else asked_for
     if sparsity is None:
         raise InputError(f"{name} needs a sparsity: {type(task).__name__} implies none, so set its option sparsity.")
     if not 1 <= sparsity <= task.n_dims:
         raise InputError(
             f"sparsity of {name} is {sparsity}, but it must lie between 1 and n_dims, which is {task.n_dims}."
         )
-    return int(sparsity)
+    return sparsity
 
 
-class BestSubset(SearchedReference):
+class SubsetReference(SearchedReference):
+    """Least squares on a number of features that it chooses."""
+
+    def __init__(self, sparsity: int | None = None) -> None:
+        self.sparsity = sparsity
+
+    @property
+    def key(self) -> str:
+        return self.name if self.sparsity is None else f"{self.name}_{self.sparsity}"
+
+    def label(self, same: Sequence[Reference] = ()) -> str:
+        settings = self.settings(same)
+        size = "s" if settings is None else span(settings[0])
+        return f"{self.name.replace('_', ' ')}, {size} {'feature' if size == '1' else 'features'}"
+
+    def check(self, case: Case) -> None:
+        law_sparsity(case.task, self.sparsity, type(self).__name__)
+
+    def candidates(self, case: Case, tuning: Problems) -> Candidates:
+        return constant([law_sparsity(case.task, self.sparsity, type(self).__name__)], tuning)
+
+
+class BestSubset(SubsetReference):
     """Least squares on the support of the given size that fits best, of all there are.
 
     Args:
@@ -43,28 +75,16 @@ class BestSubset(SearchedReference):
 
     name = "best_subset"
 
-    def __init__(self, sparsity: int | None = None) -> None:
-        self.sparsity = sparsity
-
-    @property
-    def key(self) -> str:
-        return self.name if self.sparsity is None else f"{self.name}_{self.sparsity}"
-
-    def label(self, same: Sequence[Reference] = ()) -> str:
-        settings = self.settings(same)
-        return f"best subset of {'s' if settings is None else span(settings[0])}"
-
     def check(self, case: Case) -> None:
-        law_sparsity(case.task, self.sparsity, "BestSubset")
-
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        return constant([law_sparsity(case.task, self.sparsity, "BestSubset")], tuning)
+        super().check(case)
+        size = law_sparsity(case.task, self.sparsity, "BestSubset")
+        refuse_above_limit(comb(case.task.n_dims, size), f"supports of {size} among {case.task.n_dims} features")
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         return problems.by_size(estimators.best_subset_from_moments(problems.moments, int(setting[0, 0])))
 
 
-class OrthogonalMatchingPursuit(SearchedReference):
+class OrthogonalMatchingPursuit(SubsetReference):
     """Least squares on features added one at a time, each the most correlated with the residual.
 
     Args:
@@ -73,25 +93,17 @@ class OrthogonalMatchingPursuit(SearchedReference):
 
     name = "orthogonal_matching_pursuit"
 
-    def __init__(self, sparsity: int | None = None) -> None:
-        self.sparsity = sparsity
-
-    @property
-    def key(self) -> str:
-        return self.name if self.sparsity is None else f"{self.name}_{self.sparsity}"
-
-    def label(self, same: Sequence[Reference] = ()) -> str:
-        settings = self.settings(same)
-        return f"orthogonal matching pursuit, {'s' if settings is None else span(settings[0])} features"
-
     def check(self, case: Case) -> None:
-        if self.sparsity is not None:
-            law_sparsity(case.task, self.sparsity, "OrthogonalMatchingPursuit")
+        if not self._is_tuned(case.task):
+            super().check(case)
 
     def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        if self.sparsity is None and getattr(case.task, "sparsity", None) is None:
+        if self._is_tuned(case.task):
             return constant(range(case.task.n_dims + 1), tuning)
-        return constant([law_sparsity(case.task, self.sparsity, "OrthogonalMatchingPursuit")], tuning)
+        return super().candidates(case, tuning)
+
+    def _is_tuned(self, task: Task) -> bool:
+        return self.sparsity is None and support_size(task) is None
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         n_features = setting[0].long()
@@ -120,6 +132,10 @@ class IterativeHardThresholding(IterativeReference):
     def check(self, case: Case) -> None:
         law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
 
+    @property
+    def key(self) -> str:
+        return super().key + given("sparsity", self.sparsity, None)
+
     def settle(self, case: Case, tuning: Problems) -> None:
         self._kept = law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
         super().settle(case, tuning)
@@ -130,3 +146,6 @@ class IterativeHardThresholding(IterativeReference):
     def path(self, m: estimators.Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
         step = estimators.inverse_curvature_from_moments(m, 0.0)
         return estimators.iterative_hard_thresholding_path_from_moments(m, self._kept, n_steps, step)
+
+    def in_words(self, setting: Setting) -> str:
+        return f" of 1/λmax, {self._kept} weights kept"
