@@ -349,6 +349,32 @@ def test_every_reference_settles_and_names_itself(reference):
     assert torch.isfinite(fixed.errors(r.whole_prompts(sampled(task, 3, 6)))).all()
 
 
+KINDS = {
+    "GD": [r.GD(), r.GD(scale=1.0), r.GD(scale=0.5), r.GD(step_size="shared"), r.GD(step_size="shared", scale=0.1)],
+    "powers": [r.PreprocessThenGD(), r.PreprocessThenGD(power=0.5)],
+    "elastic net": [r.ElasticNet(), r.ElasticNet(l1_ratio=0.9), r.ElasticNet(0.1)],
+    "adaptive lasso": [r.AdaptiveLasso(), r.AdaptiveLasso(gamma=0.5), r.AdaptiveLasso(pilot_alpha=0.0)],
+    "ISTA": [r.ISTA(), r.ISTA(alpha=0.1), r.ISTA(alpha=0.2)],
+    "hard thresholding": [r.IterativeHardThresholding(), r.IterativeHardThresholding(sparsity=1)],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_different_settings_have_different_names_in_logs(kind):
+    assert len({reference.key for reference in KINDS[kind]}) == len(KINDS[kind])
+    r.check_references(KINDS[kind])
+
+
+@pytest.mark.parametrize("reference", [r.ISTA(2, 0.1), r.FISTA(2, 0.1), r.IterativeHardThresholding(2), r.GD(2)])
+def test_the_label_names_the_step_size_rule(reference):
+    assert "/λmax" in settled(reference, task_of(4), 6).label()
+
+
+def test_the_label_names_the_power_of_preprocessing():
+    reference = r.PreprocessThenGD(2, power=0.5, scale=1.0)
+    assert settled(reference, task_of(4), 6).label() == "preprocess + GD (power 0.5), 2 steps of 1/λmax"
+
+
 def test_two_references_of_one_name_are_refused():
     r.check_references([r.Lasso(), r.Lasso(alpha=0.1), r.Lasso(alpha=0.2)])
     with pytest.raises(InputError, match=r"references has lasso_0\.1 2 times"):
@@ -381,6 +407,12 @@ def test_a_case_that_cannot_be_served_is_refused_before_any_work(reference, task
         (lambda: r.NearestNeighbours(0), "k is 0"),
         (lambda: r.Ridge(alpha=-1.0), "alpha is -1.0"),
         (lambda: r.Lasso(alpha=0.0), "alpha is 0.0"),
+        (lambda: r.ISTA(alpha=-1.0), "alpha is -1.0, but the strength of ISTA"),
+        (lambda: r.FISTA(alpha=float("nan")), "alpha is nan, but the strength of FISTA"),
+        (lambda: r.ElasticNet(l1_ratio=0.0), "l1_ratio is 0.0.*take Ridge"),
+        (lambda: r.AdaptiveLasso(gamma=0.0), "gamma is 0.0.*take Lasso"),
+        (lambda: r.AdaptiveLasso(pilot_alpha=-1.0), "pilot_alpha is -1.0"),
+        (lambda: r.PreprocessThenGD(power=-0.5), "power is -0.5"),
     ],
 )
 def test_bad_settings_are_named(build, words):

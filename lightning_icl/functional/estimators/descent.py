@@ -32,7 +32,7 @@ def preprocess_then_gd_path_from_moments(m: Moments, n_steps: int, step_size: St
     for _ in range(n_steps):
         u = u - step * (torch.einsum("rij,rj->ri", gram, u) - moment)
         path.append(u)
-    return torch.stack(path) * scale
+    return torch.stack(path).mul_(scale)
 
 
 def gradient_descent_path(x: X, y: Y, n_steps: int, step_size: StepSize) -> Path:

@@ -21,6 +21,7 @@ from lightning_icl.functional.references.reference import (
     SearchedReference,
     Setting,
     constant,
+    given,
     span,
     strengths,
 )
@@ -126,13 +127,20 @@ class PreprocessThenGD(IterativeReference):
         check_rule(step_size)
         if scale is not None and not 0 < scale < float("inf"):
             raise InputError(f"scale is {scale}, but a step size must be a finite number above 0.")
+        if not 0 <= power < float("inf"):
+            raise InputError(f"power is {power}, but it must be a finite number that is 0 or larger.")
         self.step_size, self.scale, self.power = step_size, scale, power
+        if power not in (0, 1):
+            self.title = f"{self.title} (power {power:g})"
 
     @property
     def key(self) -> str:
-        rule = "" if self.step_size == "per_prompt" else "_shared_step"
         power = "" if self.power in (0, 1) else f"_power_{self.power:g}"
-        return f"{super().key}{power}{rule}"
+        if self.step_size == "shared":
+            step = "_shared_step" if self.scale is None else f"_shared_step_{self.scale:g}"
+        else:  # of 1/lambda_max unless it says otherwise
+            step = "_tuned_step" if self.scale is None else given("step", self.scale, 1.0)
+        return f"{super().key}{power}{step}"
 
     def others(self, case: Case, tuning: Problems) -> Candidates:
         if self.scale is not None:
@@ -253,7 +261,13 @@ class ISTA(IterativeReference):
 
     def __init__(self, steps: Steps = "best", alpha: float | None = None, max_steps: int = 50) -> None:
         super().__init__(steps, max_steps)
+        if alpha is not None and not 0 <= alpha < float("inf"):
+            raise InputError(f"alpha is {alpha}, but the strength of {type(self).__name__} must be 0 or larger.")
         self.alpha = alpha
+
+    @property
+    def key(self) -> str:
+        return super().key + given("alpha", self.alpha, None)
 
     def others(self, case: Case, tuning: Problems) -> Candidates:
         return strengths(tuning, 13) if self.alpha is None else constant([self.alpha], tuning)

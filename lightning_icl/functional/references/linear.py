@@ -17,6 +17,7 @@ from lightning_icl.functional.references.reference import (
     SearchedReference,
     Setting,
     constant,
+    given,
     span,
     strengths,
 )
@@ -170,8 +171,14 @@ class ElasticNet(PenalisedReference):
 
     def __init__(self, alpha: float | None = None, l1_ratio: float = 0.5) -> None:
         super().__init__(alpha)
+        if not 0 < l1_ratio <= 1:
+            raise InputError(f"l1_ratio is {l1_ratio}, but it must lie above 0 and be at most 1; for 0 take Ridge.")
         self.l1_ratio = l1_ratio
         self.title = f"elastic net ({l1_ratio:g} of it lasso)"
+
+    @property
+    def key(self) -> str:
+        return super().key + given("l1_ratio", self.l1_ratio, 0.5)
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         alpha = problems.per_row(setting[0])
@@ -191,7 +198,17 @@ class AdaptiveLasso(PenalisedReference):
 
     def __init__(self, alpha: float | None = None, gamma: float = 1.0, pilot_alpha: float = 1.0) -> None:
         super().__init__(alpha)
+        if not 0 < gamma < float("inf"):
+            raise InputError(f"gamma is {gamma}, but it must be a finite number above 0; for 0 take Lasso.")
+        if not 0 <= pilot_alpha < float("inf"):
+            raise InputError(f"pilot_alpha is {pilot_alpha}, but it must be a finite number that is 0 or larger.")
         self.gamma, self.pilot_alpha = gamma, pilot_alpha
+        if gamma != 1:
+            self.title = f"adaptive lasso (gamma {gamma:g})"
+
+    @property
+    def key(self) -> str:
+        return super().key + given("gamma", self.gamma, 1.0) + given("pilot_alpha", self.pilot_alpha, 1.0)
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         alpha = problems.per_row(setting[0])

@@ -13,7 +13,7 @@ from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Task
 
-ROWS_AT_ONCE = 4096  # problems whose candidate fits are held in memory together
+ROWS_AT_ONCE = 2048  # problems whose candidate fits are held in memory together
 
 Setting = Float[Tensor, "parameters sizes"]
 Candidates = Float[Tensor, "candidates parameters sizes"]
@@ -45,7 +45,7 @@ class Reference(ABC):
 
     @property
     def key(self) -> str:
-        """Its name in logs and files: two differently set references of one kind have different ones."""
+        """Its name in logs and files, with the settings it was given: no two of a list may share one."""
         return self.name
 
     @abstractmethod
@@ -152,6 +152,11 @@ def strengths(problems: Problems, n: int = 17) -> Candidates:
     """A logarithmic grid, four a decade, downward from the strength at which the median prompt's lasso vanishes."""
     largest = problems.by_size(problems.moments.moment).abs().amax(-1).median(0).values.clamp(min=1e-12)
     return (largest * 10 ** (-torch.arange(n, device=largest.device)[:, None] / 4))[:, None]
+
+
+def given(name: str, value: int | float | None, default: float | None) -> str:
+    """The part of a key that says how one setting differs from its default."""
+    return "" if value is None or value == default else f"_{name}_{value:g}"
 
 
 def span(values: Tensor) -> str:

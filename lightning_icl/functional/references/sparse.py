@@ -22,7 +22,7 @@ from lightning_icl.functional.references.reference import (
     given,
     span,
 )
-from lightning_icl.functional.tasks import LinearTask, Task
+from lightning_icl.functional.tasks import Task
 
 
 def support_size(task: Task) -> int | None:
@@ -33,8 +33,7 @@ def support_size(task: Task) -> int | None:
 
 def law_sparsity(task: Task, asked_for: int | None, name: str) -> int:
     """The number of non-zero weights: as given, or that of the task's law."""
-    implied = task.support_size if isinstance(task, LinearTask) else getattr(task, "sparsity", None)
-    sparsity = implied if asked_for is None else asked_for
+    sparsity = support_size(task) if asked_for is None else asked_for
     if sparsity is None:
         raise InputError(f"{name} needs a sparsity: {type(task).__name__} implies none, so set its option sparsity.")
     if not 1 <= sparsity <= task.n_dims:
@@ -127,6 +126,8 @@ class IterativeHardThresholding(IterativeReference):
     def __init__(self, steps: Steps = "best", sparsity: int | None = None, max_steps: int = 100) -> None:
         super().__init__(steps, max_steps)
         self.sparsity = sparsity
+        if sparsity is not None:
+            self.title = f"{self.title} to {sparsity}"
         self._kept = 0
 
     def check(self, case: Case) -> None:
@@ -148,4 +149,4 @@ class IterativeHardThresholding(IterativeReference):
         return estimators.iterative_hard_thresholding_path_from_moments(m, self._kept, n_steps, step)
 
     def in_words(self, setting: Setting) -> str:
-        return f" of 1/λmax, {self._kept} weights kept"
+        return " of 1/λmax"
