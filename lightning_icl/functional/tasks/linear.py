@@ -21,6 +21,7 @@ from lightning_icl.functional.estimators import (
 )
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.tasks.configured import check_choice
+from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]
@@ -217,7 +218,9 @@ class LinearRegression(SparseLinearRegression):
         if whitened and self.rotation == "per_prompt":
             raise InputError("whitened is true, but rotation is 'per_prompt': use a fixed rotation, or none.")
         self.whitened = whitened
-        self._unmixing = torch.linalg.inv(self._mixing) if whitened and self._mixing is not None else None
+        self._unmixing = None
+        if whitened and self._mixing is not None:
+            self._unmixing = Constant(torch.linalg.inv(self._mixing.value))
 
     @property
     def ridge_alpha(self) -> float | None:
@@ -228,13 +231,13 @@ class LinearRegression(SparseLinearRegression):
         """The posterior of v from the examples in its coordinates, taken back to those of x."""
         if self._unmixing is None:
             return super().posterior(m)
-        unmixing = self._unmixing.to(m.gram)
+        unmixing = self._unmixing.like(m.gram)
         of_v = super().posterior(m._replace(gram=unmixing @ m.gram @ unmixing.T, moment=m.moment @ unmixing.T))
         return of_v._replace(mean=of_v.mean @ unmixing)
 
     def sample_weights(self, batch_size: int, generator: Generator) -> Float[Tensor, "batch dims"]:
         v = super().sample_weights(batch_size, generator)
-        return v if self._unmixing is None else v @ self._unmixing.to(v)
+        return v if self._unmixing is None else v @ self._unmixing.like(v)
 
 
 class GroupSparseLinearRegression(LinearTask):

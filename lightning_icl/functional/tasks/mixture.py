@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ class Mixture(Task):
     def _sample_choice(self, batch_size: int, generator: Generator) -> Tensor:
         """The index of each prompt's task, shape (batch,): into which stretch of the weights a uniform falls."""
         uniform = torch.rand(batch_size, generator=generator, device=generator.device)
-        ends = torch.tensor(self.weights[:-1], device=uniform.device).cumsum(dim=0)
-        return torch.bucketize(uniform, ends, right=True)
+        ends = accumulate(self.weights[:-1])
+        return sum((uniform >= end for end in ends), torch.zeros_like(uniform, dtype=torch.long))
 
     def options(self) -> set[str]:
         return self.option_names().union(*(task.options() for task in self.tasks))

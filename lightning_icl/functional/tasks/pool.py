@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior_from_moments
+from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.linear import LinearTask
 from lightning_icl.functional.tasks.task import Task
 
@@ -33,12 +34,12 @@ class TaskPool(Task):
         self.task = task
         self.n_tasks = n_tasks
         self.pool_seed = pool_seed
-        self._pool = task.sample_weights(n_tasks, torch.Generator().manual_seed(pool_seed))
+        self._pool = Constant(task.sample_weights(n_tasks, torch.Generator().manual_seed(pool_seed)))
 
     @property
     def pool(self) -> Float[Tensor, "tasks dims"]:
         """The weights that prompts take theirs from, on the CPU."""
-        return self._pool
+        return self._pool.value
 
     @property
     def ridge_alpha(self) -> float | None:
@@ -54,7 +55,7 @@ class TaskPool(Task):
         """The posterior mean under the pool (dMMSE)."""
         if self.posterior_terms is None:
             return super().posterior(m)
-        by_level = [pool_posterior_from_moments(m, self._pool, std) for std in self.task.noise_levels]
+        by_level = [pool_posterior_from_moments(m, self._pool.like(m.gram), std) for std in self.task.noise_levels]
         return mixed(by_level, [1.0] * len(by_level))
 
     def fresh(self) -> Task:
@@ -65,7 +66,7 @@ class TaskPool(Task):
         self, x: Float[Tensor, "batch points dims"], generator: Generator
     ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"]]:
         """Take w from the pool for each prompt; return <w, x> and w."""
-        w = self._pool.to(x)[torch.randint(self.n_tasks, (len(x),), generator=generator, device=x.device)]
+        w = self._pool.like(x)[torch.randint(self.n_tasks, (len(x),), generator=generator, device=x.device)]
         return torch.einsum("bpd,bd->bp", x, w), w
 
     def sample_inputs(

@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import leaky_relu
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.task import Task
 
 SLOPE = 0.01
@@ -42,15 +43,17 @@ class HiddenRepresentation(Task):
         self.representation_seed = representation_seed
         generator = torch.Generator().manual_seed(representation_seed)
         self._layers = [
-            (2 / (1 + SLOPE**2) / n_inputs) ** 0.5
-            * torch.randn(width, n_inputs, generator=generator, dtype=torch.float64)
+            Constant(
+                (2 / (1 + SLOPE**2) / n_inputs) ** 0.5
+                * torch.randn(width, n_inputs, generator=generator, dtype=torch.float64)
+            )
             for n_inputs in [n_dims] + [width] * (n_layers - 1)
         ]
 
     def representation(self, x: Float[Tensor, "*batch dims"]) -> Float[Tensor, "*batch width"]:
         """Phi(x), in which the targets are linear."""
         for layer in self._layers:
-            x = leaky_relu(x @ layer.to(x).T, SLOPE)
+            x = leaky_relu(x @ layer.like(x).T, SLOPE)
         return x
 
     def sample_targets(

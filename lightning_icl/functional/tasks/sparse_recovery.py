@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks.configured import check_choice
+from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.linear import SparseLinearRegression
 from lightning_icl.functional.tasks.task import Task
 
@@ -39,7 +40,7 @@ class SparseRecovery(SparseLinearRegression):
         self.design = design
         self.design_seed = design_seed
         generator = torch.Generator().manual_seed(design_seed)
-        self._rows = self.sample_features(1, DESIGN_ROWS, generator)[0] if design == "fixed" else None
+        self._rows = Constant(self.sample_features(1, DESIGN_ROWS, generator)[0]) if design == "fixed" else None
 
     def sample_inputs(
         self, batch_size: int, n_points: int, n_queries: int, generator: Generator
@@ -50,7 +51,7 @@ class SparseRecovery(SparseLinearRegression):
         if n_points > DESIGN_ROWS:
             raise InputError(f"n_points is {n_points}, but a fixed design has {DESIGN_ROWS} rows.")
         queries = self.sample_features(batch_size, n_queries, generator)
-        return torch.cat([self._rows[:n_points].to(queries).expand(batch_size, -1, -1), queries], dim=1)
+        return torch.cat([self._rows.like(queries)[:n_points].expand(batch_size, -1, -1), queries], dim=1)
 
     def truncated(self, n_dims: int) -> Task:
         """As for every task, where the design is fresh."""

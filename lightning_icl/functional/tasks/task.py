@@ -12,6 +12,7 @@ from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.configured import Configured, check_choice
+from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.features import Rotation, haar_rotations, mixing_matrix
 from lightning_icl.functional.tasks.laws import FeatureLaw, NoiseLaw, unit_variance
 from lightning_icl.functional.tasks.spectrum import Spectrum
@@ -70,7 +71,8 @@ class Task(Configured):
         self.features, self.feature_df = features, feature_df
         self.spectrum = spectrum
         self.rotation = rotation
-        self._mixing = mixing_matrix(n_dims, correlation, spectrum, rotation)
+        mixing = mixing_matrix(n_dims, correlation, spectrum, rotation)
+        self._mixing = None if mixing is None else Constant(mixing)
 
     @abstractmethod
     def sample_targets(
@@ -123,7 +125,7 @@ class Task(Configured):
         """Draw independent x for each point; a fresh rotation is shared by the points of a prompt."""
         x = unit_variance(self.features, (batch_size, n_points, self.n_dims), generator, self.feature_df)
         if self._mixing is not None:
-            x = x @ self._mixing.to(x).T
+            x = x @ self._mixing.like(x).T
         if self.rotation == "per_prompt":
             x = x @ haar_rotations(batch_size, self.n_dims, generator).mT
         return x
@@ -133,8 +135,8 @@ class Task(Configured):
         noise = unit_variance(self.noise, f.shape, generator, self.noise_df)
         if not isinstance(self.noise_std, list):
             return f + self.noise_std * noise
-        levels = torch.tensor(self.noise_std, dtype=f.dtype, device=f.device)
-        return f + levels[torch.randint(len(levels), (len(f), 1), generator=generator, device=f.device)] * noise
+        level = torch.randint(len(self.noise_std), (len(f), 1), generator=generator, device=f.device)
+        return f + sum(std * (level == k) for k, std in enumerate(self.noise_std)) * noise
 
     def options(self) -> set[str]:
         """The options that ``shifted`` can change; those of its inner tasks too where it is made of tasks."""

@@ -34,6 +34,7 @@ from lightning_icl import (
     TaskPool,
 )
 from lightning_icl.cli import ICLCommandLine
+from lightning_icl.functional.tasks.constant import Constant
 
 NAMES = list(EVERY_TASK)
 # Two points at which targets are compared; their first two features agree in sign.
@@ -159,6 +160,38 @@ class Elements(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         self.count += sum(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
         return result
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors made from lists, or from tensors of another device or dtype."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("_to_copy", "lift_fresh", "_local_scalar_dense")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("relu", "tree")])  # whose t law is in float64
+def test_no_batch_but_the_first_copies_what_the_task_holds(name):
+    """On a GPU each such copy would wait for the device."""
+    task = EVERY_TASK[name]
+    task.sample(3, 4, 2, generator())
+    with Copies() as copies:
+        task.sample(3, 4, 2, generator())
+    assert copies.count == 0
+
+
+def test_a_constant_is_copied_once_for_each_dtype_and_not_at_all_with_its_task():
+    value = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    constant = Constant(value)
+    single = constant.like(torch.zeros(1))
+    assert single.dtype == torch.float32
+    assert constant.like(torch.zeros(3)) is single
+    assert constant.like(value) is value
+    for twin in (copy.deepcopy(constant), pickle.loads(pickle.dumps(constant))):
+        assert torch.equal(twin.value, value)
+        assert twin._copies == {}
 
 
 def elements(task, batch):

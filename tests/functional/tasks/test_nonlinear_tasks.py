@@ -85,7 +85,7 @@ def test_representation_by_a_loop_and_targets_are_linear_in_it(float64, dims, n_
     x = drawn(6, 7, dims)
     expected = x.numpy()
     for layer in task._layers:
-        expected = expected @ layer.numpy().T
+        expected = expected @ layer.value.numpy().T
         expected = np.where(expected > 0, expected, 0.01 * expected)
     phi = task.representation(x)
     np.testing.assert_allclose(phi, expected, atol=1e-12)
