@@ -42,17 +42,23 @@ def risks(w_hat: Tensor, w: Tensor) -> Tensor:
     return (w_hat - w).square().sum(-1).mean(-1).nan_to_num(torch.inf)
 
 
-def descent(prompt: Prompt, n_steps: int, scale: float, power: float, shared: bool) -> Tensor:
-    """The path of GD (power 0) or preprocess-then-GD (power 1) under a step-size rule."""
-    curvature = estimators.inverse_curvature(estimators.preprocessed(prompt.x, prompt.x, prompt.y, power))
-    step_size = scale * (curvature.min() if shared else curvature)
+def inverse_curvature(prompt: Prompt, power: float) -> Tensor:
+    """1/lambda_max of each prompt's rescaled features."""
+    return estimators.inverse_curvature(estimators.preprocessed(prompt.x, prompt.x, prompt.y, power))
+
+
+def descent(prompt: Prompt, n_steps: int, step_size: Tensor, power: float) -> Tensor:
+    """The path of GD (power 0) or preprocess-then-GD (power 1)."""
     return estimators.preprocess_then_gd_path(prompt.x, prompt.y, n_steps, step_size, power)
 
 
 def by_dimension(prompt: Prompt, task: SparseLinearRegression) -> dict[str, float]:
     """The first table's row."""
     x, y, w = prompt.x, prompt.y, prompt.w
-    paths = {name: risks(descent(prompt, 60, 1.0, power, False), w) for name, power in (("GD", 0.0), ("P-GD", 1.0))}
+    paths = {
+        name: risks(descent(prompt, 60, inverse_curvature(prompt, power), power), w)
+        for name, power in (("GD", 0.0), ("P-GD", 1.0))
+    }
     assert all(0 < int(path.argmin()) < 60 for path in paths.values()), "the best stopping time is at the edge"
     return {
         "GD": float(paths["GD"].min()),
@@ -69,10 +75,12 @@ def by_rule(prompt: Prompt, task: SparseLinearRegression, rule: str) -> dict[str
     scales = [2 * 10 ** (k / 10) for k in range(-15, 16)] if shared else RELATIVE
     row = {}
     for name, power in (("GD", 0.0), ("P-GD", 1.0)):
-        paths = torch.stack([risks(descent(prompt, max(STEPS), c, power, shared)[list(STEPS)], w) for c in scales])
+        unit = inverse_curvature(prompt, power)
+        unit = unit.min().expand_as(unit) if shared else unit
+        paths = torch.stack([risks(descent(prompt, max(STEPS), c * unit, power)[list(STEPS)], w) for c in scales])
         row |= {f"{name} T={t}": float(risk) for t, risk in zip(STEPS, paths.amin(0), strict=True)}
     row["ridge"] = float(risks(estimators.ridge(x, y, task.ridge_alpha), w))
-    row["lasso"] = min(float(risks(estimators.lasso(x, y, 10 ** (-k / 8), 1e-6), w)) for k in range(4, 17))
+    row["lasso"] = float(risks(estimators.lasso_path(x, y, [10 ** (-k / 8) for k in range(4, 17)], 1e-6), w).min())
     row["oracle"] = float(risks(estimators.oracle_least_squares(x, y, w != 0), w))
     return row
 
