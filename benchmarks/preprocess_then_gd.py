@@ -44,7 +44,7 @@ def risks(w_hat: Tensor, w: Tensor) -> Tensor:
 
 def inverse_curvature(prompt: Prompt, power: float) -> Tensor:
     """1/lambda_max of each prompt's rescaled features."""
-    return estimators.inverse_curvature(estimators.preprocessed(prompt.x, prompt.x, prompt.y, power))
+    return estimators.inverse_curvature_from_moments(estimators.moments(prompt.x, prompt.y), power)
 
 
 def descent(prompt: Prompt, n_steps: int, step_size: Tensor, power: float) -> Tensor:
