@@ -71,6 +71,8 @@ from lightning_icl.functional.estimators.proximal import (
     ista_path_from_moments,
 )
 from lightning_icl.functional.estimators.second_order import (
+    Eigenbasis,
+    eigenbasis,
     gd_plus_plus_path,
     gd_plus_plus_path_from_moments,
     newton_path,
@@ -85,6 +87,7 @@ from lightning_icl.functional.estimators.subsets import (
 
 __all__ = [
     "CertifiedFit",
+    "Eigenbasis",
     "Moments",
     "Posterior",
     "adaptive_lasso",
@@ -95,6 +98,7 @@ __all__ = [
     "averaging_from_moments",
     "best_subset",
     "best_subset_from_moments",
+    "eigenbasis",
     "elastic_net",
     "elastic_net_fit",
     "elastic_net_from_moments",

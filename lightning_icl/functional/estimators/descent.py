@@ -25,7 +25,7 @@ def preprocess_then_gd_path(x: X, y: Y, n_steps: int, step_size: StepSize, power
 def preprocess_then_gd_path_from_moments(m: Moments, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
     """``preprocess_then_gd_path`` of each row of ``m``."""
     check_steps(n_steps)
-    scale, step = m.moment.abs() ** power, as_column(step_size, m)
+    scale, step = m.moment.abs() ** power, as_column(step_size, m.moment)
     gram, moment = _scaled_gram(m, power), scale * m.moment
     u = torch.zeros_like(moment)
     path = [u]
@@ -73,9 +73,9 @@ def inverse_curvature_from_moments(m: Moments, power: float = 0.0) -> Float[Tens
     return torch.where(largest > 0, 1 / largest, 0.0)
 
 
-def as_column(value: StepSize, m: Moments) -> Float[Tensor, "rows 1"]:
-    """A hyper-parameter, one number or one for each row of ``m``, as a column."""
-    return torch.as_tensor(value, dtype=m.moment.dtype, device=m.moment.device).expand(len(m.moment))[:, None]
+def as_column(value: StepSize, like: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows 1"]:
+    """A hyper-parameter, one number or one for each row of ``like``, as a column."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like))[:, None]
 
 
 def check_steps(n_steps: int) -> None:

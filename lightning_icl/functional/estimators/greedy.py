@@ -56,7 +56,7 @@ def iterative_hard_thresholding_path_from_moments(m: Moments, sparsity: int, n_s
     if not 1 <= sparsity <= n_dims:
         raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and {n_dims}, the number of features.")
     check_steps(n_steps)
-    step, w = as_column(step_size, m), torch.zeros_like(m.moment)
+    step, w = as_column(step_size, m.moment), torch.zeros_like(m.moment)
     path = [w]
     for _ in range(n_steps):
         w = _largest(w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment), sparsity)

@@ -52,7 +52,7 @@ def _checked(n_steps: int) -> int:
 
 def _proximal_path(m: Moments, alpha: Strength, step_size: StepSize, momenta: list[float]) -> Path:
     """One step for each momentum, which says how far ahead of its result the next one starts."""
-    step, strength = as_column(step_size, m), as_column(alpha, m)
+    step, strength = as_column(step_size, m.moment), as_column(alpha, m.moment)
     if not (strength >= 0).all():
         raise InputError(f"alpha is {alpha}, but the strength of the penalty must be 0 or larger.")
     w = ahead = torch.zeros_like(m.moment)

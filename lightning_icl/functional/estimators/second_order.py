@@ -4,12 +4,22 @@ Both act on each eigenvector of C = X^T X / n separately, so they are computed i
 without data (n < d) at exactly 0, where the matrix form of Newton's iteration doubles their rounding error each step.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
 from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+
+
+class Eigenbasis(NamedTuple):
+    """Eigenvalues of X^T X / n in increasing order, rounding set to 0; X^T y / n in its eigenbasis; eigenvectors."""
+
+    curvature: Float[Tensor, "rows dims"]
+    moment: Float[Tensor, "rows dims"]
+    vectors: Float[Tensor, "rows dims dims"]
 
 
 def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
@@ -28,11 +38,13 @@ def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: Step
     return gd_plus_plus_path_from_moments(moments(x, y), n_steps, step_size, gamma).to(y.dtype)
 
 
-def gd_plus_plus_path_from_moments(m: Moments, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
+def gd_plus_plus_path_from_moments(
+    m: Moments | Eigenbasis, n_steps: int, step_size: StepSize, gamma: StepSize
+) -> Path:
     """``gd_plus_plus_path`` of each row of ``m``."""
     check_steps(n_steps)
-    step, shrinkage = as_column(step_size, m), as_column(gamma, m)
-    curvature, moment, vectors = _eigenbasis(m)
+    curvature, moment, vectors = eigenbasis(m)
+    step, shrinkage = as_column(step_size, moment), as_column(gamma, moment)
     w, transform = torch.zeros_like(moment), torch.ones_like(moment)
     path = [w]
     for _ in range(n_steps):
@@ -53,10 +65,10 @@ def newton_path(x: X, y: Y, n_steps: int) -> Path:
     return newton_path_from_moments(moments(x, y), n_steps).to(y.dtype)
 
 
-def newton_path_from_moments(m: Moments, n_steps: int) -> Path:
+def newton_path_from_moments(m: Moments | Eigenbasis, n_steps: int) -> Path:
     """``newton_path`` of each row of ``m``."""
     check_steps(n_steps)
-    curvature, moment, vectors = _eigenbasis(m)
+    curvature, moment, vectors = eigenbasis(m)
     largest = curvature[:, -1:]
     inverse = torch.where(largest > 0, curvature / largest**2, 0.0)
     path = [inverse * moment]
@@ -66,8 +78,10 @@ def newton_path_from_moments(m: Moments, n_steps: int) -> Path:
     return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
 
 
-def _eigenbasis(m: Moments) -> tuple[Weights, Weights, Float[Tensor, "rows dims dims"]]:
-    """Eigenvalues of the Gram matrix (rounding set to 0), the moment in its eigenbasis, and the eigenvectors."""
+def eigenbasis(m: Moments | Eigenbasis) -> Eigenbasis:
+    """Each problem in its eigenbasis: to be found once where several paths of the same problems are wanted."""
+    if isinstance(m, Eigenbasis):
+        return m
     eigenvalues, vectors = torch.linalg.eigh(m.gram)
     negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
-    return torch.where(negligible, 0.0, eigenvalues), torch.einsum("rji,rj->ri", vectors, m.moment), vectors
+    return Eigenbasis(torch.where(negligible, 0.0, eigenvalues), torch.einsum("rji,rj->ri", vectors, m.moment), vectors)
