@@ -5,8 +5,8 @@
 Those tables came from a few hundred prompts a row, their free numbers (best stopping time, best step size) chosen on
 the same prompts. So every cell here is that procedure repeated: 300 prompts, choose, average. Shown is the mean over
 the repeats, +- the standard deviation of ONE repeat, then the figure of the table in brackets, marked * where it is
-more than two standard deviations and more than 10 % away, its rounding allowed for. Excess risks are exact in the query: ||w_hat - w||^2, as
-x_q ~ N(0, I).
+more than two standard deviations and more than 10 % away, its rounding allowed for. Excess risks are exact in the
+query: ||w_hat - w||^2, as x_q ~ N(0, I).
 """
 
 import argparse
