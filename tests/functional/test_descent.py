@@ -29,6 +29,7 @@ from lightning_icl.functional.estimators.proximal import (
     ista_path_from_moments,
 )
 from lightning_icl.functional.estimators.second_order import (
+    eigenbasis,
     gd_plus_plus_path,
     gd_plus_plus_path_from_moments,
     newton_path,
@@ -53,8 +54,9 @@ all_cases = pytest.mark.parametrize("case", CASES, ids=str)
         (lambda m: fista_path_from_moments(m, 0.1, 4, 0.1), lambda x, y: fista_path(x, y, 0.1, 4, 0.1)),
         (lambda m: gd_plus_plus_path_from_moments(m, 4, 0.1, 0.05), lambda x, y: gd_plus_plus_path(x, y, 4, 0.1, 0.05)),
         (lambda m: newton_path_from_moments(m, 4), lambda x, y: newton_path(x, y, 4)),
+        (lambda m: newton_path_from_moments(eigenbasis(m), 4), lambda x, y: newton_path(x, y, 4)),
     ],
-    ids=["gd", "preprocess", "ista", "fista", "gd++", "newton"],
+    ids=["gd", "preprocess", "ista", "fista", "gd++", "newton", "newton in the eigenbasis"],
 )
 def test_every_prefix_descends_as_if_it_were_the_prompt(of_moments, of_examples):
     x, y = problem(3, 7, 5, "plain")
@@ -181,6 +183,14 @@ def test_gd_plus_plus_predicts_what_transformed_tokens_predict(case, relative_ga
         for a, labels, q, s in each(x, y, queries, step)
     ]
     assert_close(ours.transpose(0, 1), hand)
+
+
+@all_cases
+def test_an_eigenbasis_holds_the_problem(case):
+    m = moments(*problem(*case))
+    curvature, moment, vectors = eigenbasis(m)
+    assert_close((vectors * curvature[:, None]) @ vectors.mT, m.gram.numpy(), atol=1e-12)
+    assert_close((vectors @ moment[..., None])[..., 0], m.moment.numpy(), atol=1e-12)
 
 
 def test_gd_plus_plus_without_transformation_is_gradient_descent():

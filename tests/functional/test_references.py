@@ -13,8 +13,10 @@ from lightning_icl.functional import references as r
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import reference as machinery
 from lightning_icl.functional.tasks import (
+    Flat,
     GroupSparseLinearRegression,
     LinearRegression,
+    PowerLaw,
     SparseLinearRegression,
     Task,
     TaskPool,
@@ -252,6 +254,29 @@ def test_bayes_of_a_dense_law_is_ridge_and_a_pool_s_posterior_its_likelihood_ave
 
 
 # Settings
+
+
+FREE = [r.Ridge(), r.Lasso(), r.ElasticNet(), r.GD("depth"), r.GDPlusPlus("depth"), r.GDPlusPlus("depth", "shared")]
+FREE += [r.GD("depth", "shared"), r.PreprocessThenGD("depth"), r.PreprocessThenGD("depth", "shared")]
+SEVERAL_SCALES = {
+    "a typical law": SparseLinearRegression(16, 4, 0.4, weight_mean=0.5),
+    "much noise": LinearRegression(8, [4.0, 8.0]),
+    "small features": LinearRegression(10, [0.1], features="uniform", spectrum=Flat(1 / 12)),
+    "a steep spectrum": SparseLinearRegression(16, 4, [0.4], spectrum=PowerLaw(2.0)),
+}
+
+
+@pytest.mark.parametrize("law", SEVERAL_SCALES)
+@pytest.mark.parametrize("reference", FREE, ids=lambda reference: reference.key)
+def test_the_best_setting_lies_inside_the_grid(law, reference):
+    """A rival tuned to the edge of its grid would be beaten for want of a better setting."""
+    task = SEVERAL_SCALES[law]
+    tuning = r.whole_prompts(sampled(task, 512, task.n_dims, seed=1, n_queries=4))
+    case = case_of(task, depth=4)
+    chosen, candidates = reference.settled(case, tuning).setting[:, 0], reference.candidates(case, tuning)[:, :, 0]
+    for value, grid in zip(chosen, candidates.T, strict=True):
+        edges = [edge for edge in (grid.min(), grid.max()) if edge > 0]  # no shrinkage at all is an edge of the problem
+        assert len(grid.unique()) == 1 or value not in edges
 
 
 @pytest.mark.parametrize("prefixes", [False, True])

@@ -3,7 +3,7 @@
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -30,8 +30,20 @@ Steps = int | Literal["depth", "best"]
 StepSizeRule = Literal["per_prompt", "shared"]
 
 MAX_STEPS = 200  # when the best number of steps is sought
-RELATIVE_STEPS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 1.9)  # times 1/lambda_max; plain GD diverges from 2 on
+# times 1/lambda_max: plain GD diverges from 2 on, and where noise rules a single step of 1 is too much
+RELATIVE_STEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 1.9)
+N_SHARED_STEPS = 41
 PathOfRows = Float[Tensor, "iterates rows dims"]
+
+
+class Descent(NamedTuple):
+    """What all paths of some problems have in common, whatever their settings, and so is computed once.
+
+    ``problems`` are Moments, or an Eigenbasis for iterations that are computed in it; ``unit_step`` is 1 / lambda_max.
+    """
+
+    problems: Any
+    unit_step: Float[Tensor, " rows"]
 
 
 class IterativeReference(SearchedReference):
@@ -53,8 +65,12 @@ class IterativeReference(SearchedReference):
     def others(self, case: Case, tuning: Problems) -> Candidates:
         """The candidates for the parameters besides the number of steps."""
 
+    def descent(self, m: Moments) -> Descent:
+        """The problems, ready for any number of paths."""
+        return Descent(m, estimators.inverse_curvature_from_moments(m))
+
     @abstractmethod
-    def path(self, m: Moments, n_steps: int, parameters: list[Float[Tensor, " rows"]]) -> PathOfRows:
+    def path(self, descent: Descent, n_steps: int, parameters: list[Float[Tensor, " rows"]]) -> PathOfRows:
         """All iterates, the start included."""
 
     @property
@@ -69,19 +85,22 @@ class IterativeReference(SearchedReference):
 
     def fits(self, problems: Problems, candidates: Candidates) -> Iterator[Fit]:
         """One path serves all numbers of steps."""
+        descent = self.descent(problems.moments)
         for _, alike in itertools.groupby(candidates, key=lambda c: c[:-1].tolist()):
             group = torch.stack(list(alike))
-            path = self._path(problems, group[0], int(group[:, -1].max()))
+            path = self._path(problems, descent, group[0], int(group[:, -1].max()))
             yield from (path[int(candidate[-1, 0])] for candidate in group)
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         steps = setting[-1].long()
-        path = self._path(problems, setting, int(steps.max()))
+        path = self._path(problems, self.descent(problems.moments), setting, int(steps.max()))
         return path[steps, :, torch.arange(len(steps), device=steps.device)].transpose(0, 1)
 
-    def _path(self, problems: Problems, setting: Setting, n_steps: int) -> Float[Tensor, "iterates batch sizes dims"]:
+    def _path(
+        self, problems: Problems, descent: Descent, setting: Setting, n_steps: int
+    ) -> Float[Tensor, "iterates batch sizes dims"]:
         parameters = [problems.per_row(parameter) for parameter in setting[:-1]]
-        return problems.by_size(self.path(problems.moments, n_steps, parameters))
+        return problems.by_size(self.path(descent, n_steps, parameters))
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         setting = self.settings(same)
@@ -147,17 +166,21 @@ class PreprocessThenGD(IterativeReference):
             return constant([self.scale], tuning)
         if self.step_size == "per_prompt":
             return constant(RELATIVE_STEPS, tuning)
-        # From the typical prompt's 1/lambda_max down: the steepest prompt limits what is stable for all.
-        typical = float(self.inverse_curvature(tuning.moments).median())
-        return constant([2 * typical * 10 ** (-k / 10) for k in range(31)], tuning)
+        # From the typical prompt's 2/lambda_max down to the steepest's 1/lambda_max, which limits what is stable for
+        # all, and to a thousandth, for where hardly a step is best.
+        steps = self.descent(tuning.moments).unit_step
+        typical, steepest = float(steps.median()), float(steps[steps > 0].min()) if steps.any() else 0.0
+        span_of_steps = max(2000.0, 2 * typical / steepest) if steepest > 0 else 1.0
+        return constant(
+            [2 * typical * span_of_steps ** (-k / (N_SHARED_STEPS - 1)) for k in range(N_SHARED_STEPS)], tuning
+        )
 
-    def inverse_curvature(self, m: Moments) -> Float[Tensor, " rows"]:
-        """1 / lambda_max of the rescaled features."""
-        return estimators.inverse_curvature_from_moments(m, self.power)
+    def descent(self, m: Moments) -> Descent:
+        return Descent(m, estimators.inverse_curvature_from_moments(m, self.power))
 
-    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        step = parameters[0] * (self.inverse_curvature(m) if self.step_size == "per_prompt" else 1)
-        return estimators.preprocess_then_gd_path_from_moments(m, n_steps, step, self.power)
+    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        step = parameters[0] * (descent.unit_step if self.step_size == "per_prompt" else 1)
+        return estimators.preprocess_then_gd_path_from_moments(descent.problems, n_steps, step, self.power)
 
     def in_words(self, setting: Setting) -> str:
         rule = "/λmax" if self.step_size == "per_prompt" else ", one for all prompts"
@@ -211,21 +234,34 @@ class GDPlusPlus(IterativeReference):
         return super().key + ("" if self.step_size == "per_prompt" else "_shared_step")
 
     def others(self, case: Case, tuning: Problems) -> Candidates:
-        # The transformed inputs' curvature is lambda (1 - gamma lambda)^2, so steps beyond 2 / lambda_max are stable.
-        steps, gammas = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0), (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+        # The transformed inputs' curvature is lambda (1 - gamma lambda)^2, so steps beyond 2 / lambda_max are stable,
+        # and the more steps there are the larger the best ones: 16 to 24 of twelve layers.
+        steps = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+        gammas = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         pairs = torch.cartesian_prod(tuning.x.new_tensor(steps), tuning.x.new_tensor(gammas))
         if self.step_size == "shared":
             pairs = pairs * estimators.inverse_curvature_from_moments(tuning.moments).median()
         return pairs[..., None].expand(-1, -1, len(tuning.sizes))
 
-    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        unit = estimators.inverse_curvature_from_moments(m) if self.step_size == "per_prompt" else 1
-        return estimators.gd_plus_plus_path_from_moments(m, n_steps, parameters[0] * unit, parameters[1] * unit)
+    def descent(self, m: Moments) -> Descent:
+        return in_eigenbasis(m)
+
+    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        unit = descent.unit_step if self.step_size == "per_prompt" else 1
+        step, gamma = parameters[0] * unit, parameters[1] * unit
+        return estimators.gd_plus_plus_path_from_moments(descent.problems, n_steps, step, gamma)
 
     def in_words(self, setting: Setting) -> str:
         if self.step_size == "per_prompt":
             return f" of {span(setting[0])}/λmax, gamma {span(setting[1])}/λmax"
         return f" of {span(setting[0])}, gamma {span(setting[1])}, for all prompts"
+
+
+def in_eigenbasis(m: Moments) -> Descent:
+    """The problems where each iteration acts on every feature alone."""
+    basis = estimators.eigenbasis(m)
+    largest = basis.curvature[:, -1]
+    return Descent(basis, torch.where(largest > 0, 1 / largest, 0.0))
 
 
 class Newton(IterativeReference):
@@ -244,8 +280,11 @@ class Newton(IterativeReference):
     def others(self, case: Case, tuning: Problems) -> Candidates:
         return tuning.x.new_zeros(1, 0, len(tuning.sizes))
 
-    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        return estimators.newton_path_from_moments(m, n_steps)
+    def descent(self, m: Moments) -> Descent:
+        return in_eigenbasis(m)
+
+    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        return estimators.newton_path_from_moments(descent.problems, n_steps)
 
 
 class ISTA(IterativeReference):
@@ -270,11 +309,10 @@ class ISTA(IterativeReference):
         return super().key + given("alpha", self.alpha, None)
 
     def others(self, case: Case, tuning: Problems) -> Candidates:
-        return strengths(tuning, 13) if self.alpha is None else constant([self.alpha], tuning)
+        return strengths(tuning, 3) if self.alpha is None else constant([self.alpha], tuning)
 
-    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        step = estimators.inverse_curvature_from_moments(m, 0.0)
-        return estimators.ista_path_from_moments(m, parameters[0], n_steps, step)
+    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        return estimators.ista_path_from_moments(descent.problems, parameters[0], n_steps, descent.unit_step)
 
     def in_words(self, setting: Setting) -> str:
         return f" of 1/λmax, alpha {span(setting[0])}"
@@ -291,6 +329,5 @@ class FISTA(ISTA):
 
     name, title = "fista", "FISTA"
 
-    def path(self, m: Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        step = estimators.inverse_curvature_from_moments(m, 0.0)
-        return estimators.fista_path_from_moments(m, parameters[0], n_steps, step)
+    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        return estimators.fista_path_from_moments(descent.problems, parameters[0], n_steps, descent.unit_step)

@@ -148,10 +148,14 @@ def constant(values: Sequence[int] | Sequence[float], problems: Problems) -> Can
     return problems.x.new_tensor(values)[:, None, None].expand(-1, 1, len(problems.sizes))
 
 
-def strengths(problems: Problems, n: int = 17) -> Candidates:
-    """A logarithmic grid, four a decade, downward from the strength at which the median prompt's lasso vanishes."""
+def strengths(problems: Problems, decades: int = 4) -> Candidates:
+    """Four a decade, from six times the strength at which the median prompt's lasso vanishes to ``decades`` below it.
+
+    Where noise rules the best one is near the top, without noise far below.
+    """
     largest = problems.by_size(problems.moments.moment).abs().amax(-1).median(0).values.clamp(min=1e-12)
-    return (largest * 10 ** (-torch.arange(n, device=largest.device)[:, None] / 4))[:, None]
+    powers = torch.arange(3, -4 * decades - 1, -1, device=largest.device, dtype=largest.dtype) / 4
+    return (largest * 10 ** powers[:, None])[:, None]
 
 
 def given(name: str, value: int | float | None, default: float | None) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
-from lightning_icl.functional.references.iterative import IterativeReference, PathOfRows, Steps
+from lightning_icl.functional.references.iterative import Descent, IterativeReference, PathOfRows, Steps
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
     Candidates,
@@ -144,9 +144,10 @@ class IterativeHardThresholding(IterativeReference):
     def others(self, case: Case, tuning: Problems) -> Candidates:
         return tuning.x.new_zeros(1, 0, len(tuning.sizes))
 
-    def path(self, m: estimators.Moments, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        step = estimators.inverse_curvature_from_moments(m, 0.0)
-        return estimators.iterative_hard_thresholding_path_from_moments(m, self._kept, n_steps, step)
+    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
+        return estimators.iterative_hard_thresholding_path_from_moments(
+            descent.problems, self._kept, n_steps, descent.unit_step
+        )
 
     def in_words(self, setting: Setting) -> str:
         return " of 1/λmax"
