@@ -46,12 +46,14 @@ def rivals(x, y, sparsity, noise_std, second_moment):
     for alpha in (0.02, 0.05, 0.1, 0.2, 0.4):
         found[f"lasso {alpha}"] = estimators.lasso(x, y, alpha, relative_gap=1e-6)
         found[f"elastic net {alpha}"] = estimators.elastic_net(x, y, alpha, 0.5)
+        found[f"adaptive lasso {alpha}"] = estimators.adaptive_lasso(x, y, alpha)
     paths = {
         "OMP": estimators.orthogonal_matching_pursuit(x, y, x.shape[2]),
         "IHT": estimators.iterative_hard_thresholding_path(x, y, sparsity, 20, step)[::5],
         "GD": estimators.gradient_descent_path(x, y, 30, step)[::3],
         "GD++": estimators.gd_plus_plus_path(x, y, 8, step, 0.3 * step),
         "Newton": estimators.newton_path(x, y, 8),
+        "ISTA": estimators.ista_path(x, y, 0.1, 12, step)[::3],
         "FISTA": estimators.fista_path(x, y, 0.1, 12, step)[::3],
     }
     for power in (0.5, 1.0):
