@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, X, Y, moments
 
 
 class Eigenbasis(NamedTuple):
