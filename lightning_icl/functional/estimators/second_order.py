@@ -38,9 +38,7 @@ def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: Step
     return gd_plus_plus_path_from_moments(moments(x, y), n_steps, step_size, gamma).to(y.dtype)
 
 
-def gd_plus_plus_path_from_moments(
-    m: Moments | Eigenbasis, n_steps: int, step_size: StepSize, gamma: StepSize
-) -> Path:
+def gd_plus_plus_path_from_moments(m: Moments | Eigenbasis, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
     """``gd_plus_plus_path`` of each row of ``m``."""
     check_steps(n_steps)
     curvature, moment, vectors = eigenbasis(m)
