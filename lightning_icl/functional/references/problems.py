@@ -68,7 +68,8 @@ def every_prefix(prompt: Prompt, at_queries: bool = False) -> Problems:
     """Predict from the first k examples, for k = 1 .. n.
 
     The target is the example that follows, as in a causal layout, and after the last one the first query; or
-    ``at_queries`` all queries of the prompt for every k, which says the same of the law with less variance.
+    ``at_queries`` all queries of the prompt for every k, which says the same of the law with less variance (but for
+    SparseRecovery's fixed design, where examples and queries are of different laws).
     """
     prompt = prompt.double()
     n_points = prompt.x.shape[1]
