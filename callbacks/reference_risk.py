@@ -40,7 +40,7 @@ class StreamRisks(NamedTuple):
     """Excess risks (mean, standard error) on one stream of prompts, by estimator.
 
     ``by_points`` has them for each number of examples; in the layouts that predict every example from those before
-    it, for every number up to the largest, on the first ``curve_prompts`` prompts.
+    it, for every number up to the largest, on the last ``curve_prompts`` prompts.
     """
 
     name: str | None
@@ -65,7 +65,8 @@ class ReferenceRisk(Analysis):
     Args:
         tuning_prompts: number of separate prompts the free settings are tuned on.
         references: the reference estimators, such as [Ridge, {class_path: NearestNeighbours, init_args: {k: 3}}].
-        curve_prompts: prompts of each stream on which every prefix is predicted, in the layouts that do so.
+        curve_prompts: prompts of each stream on which every prefix is predicted, in the layouts that do so: the last
+            ones, which are the longest.
         every_n_validations: run at every n-th validation.
     """
 
@@ -136,7 +137,8 @@ class ReferenceRisk(Analysis):
         stream: int,
     ) -> None:
         # All ranks agree on which batches these are, as they all have a share of each.
-        curve = batch_idx * datamodule(trainer).eval_batch_size < self.curve_prompts
+        n_batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[stream]
+        curve = (n_batches - batch_idx - 1) * datamodule(trainer).eval_batch_size < self.curve_prompts
         prefixes = output.prefix_prediction if curve else None
         with torch.autocast(module.device.type, enabled=False):
             if (stage, stream, batch_idx) not in self._scores:

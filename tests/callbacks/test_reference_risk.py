@@ -151,8 +151,23 @@ def test_the_curve_takes_no_more_prompts_than_asked(tmp_path):
     reference = ReferenceRisk(16, references=[ZeroPredictor()], curve_prompts=8)
     module = small_module(layout="prefixes", mask="causal")
     small_trainer(tmp_path, [reference]).validate(module, datamodule=(data := small_data()), verbose=False)
-    first = data.sample("validate", 0)
-    assert reference.results[0].by_points[3]["zero"][0] == pytest.approx(float(first.f[:, 3].square().mean()), rel=1e-5)
+    last = data.sample("validate", 1)
+    assert reference.results[0].by_points[3]["zero"][0] == pytest.approx(float(last.f[:, 3].square().mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+@pytest.mark.parametrize("layout", ["prefixes", "alternating"])
+def test_the_curve_reaches_the_largest_number_of_examples_where_it_varies(tmp_path, layout, command):
+    data = small_data(n_points=(2, 5), eval_prompts=32, validation={"plain": {}, "longer": {"n_points": (3, 9)}})
+    reference = ReferenceRisk(16, references=[ZeroPredictor()], curve_prompts=16)
+    trainer = small_trainer(tmp_path, [reference])
+    getattr(trainer, command)(small_module(layout=layout, mask="causal"), datamodule=data, verbose=False)
+    assert [sorted(result.by_points) for result in reference.results] == [list(range(1, n + 1)) for n in (5, 9)]
+    prompts = [data.sample(command, step) for step in (2, 3)]  # of 4 and 5 examples
+    by_points = reference.results[0].by_points
+    for k, longest in ((3, prompts), (5, prompts[1:])):
+        at_k = [p.f_query[:, 0] if p.x.shape[1] == k else p.f[:, k] for p in longest]
+        assert by_points[k]["zero"][0] == pytest.approx(float(torch.cat(at_k).square().mean()), rel=1e-5)
 
 
 def test_a_reference_that_cannot_serve_a_stream_is_refused_before_any_work(tmp_path):
