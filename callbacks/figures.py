@@ -1,10 +1,12 @@
 """The figures of the analyses: plain results in, a matplotlib figure out."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_icl.functional.heads import ImportanceScores
 
@@ -13,6 +15,7 @@ MODEL, REFERENCE, ORACLE = "tab:red", "tab:blue", "tab:gray"
 RISK = "excess risk (squared label units)"
 INTERVAL = ", 95 % interval"
 ABSURD = 5  # times the zero predictor's risk: beyond lies least squares at n = d, whose risk has no mean
+NEGLIGIBLE = 1e-5  # times the model's risk: below lie references that are exact without noise, up to rounding
 COLOURS = (
     "tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan",
     "black", "gold", "navy", "teal", "magenta", "sienna",
@@ -20,18 +23,28 @@ COLOURS = (
 
 
 def _dots(
-    risks: Mapping[str, RiskAndError], labels: Mapping[str, str], colours: Mapping[str, str], cut: float = np.inf
+    risks: Mapping[str, RiskAndError],
+    labels: Mapping[str, str],
+    colours: Mapping[str, str],
+    floor: float = 0.0,
+    cut: float = np.inf,
 ) -> Figure:
     """One row per name, lowest risk at the top, with error bars of 1.96 standard errors and the value written out.
 
-    What lies beyond ``cut`` is an arrow at the edge with its value, so that one outlier does not squeeze the rest.
+    What lies below ``floor`` or beyond ``cut`` is an arrow at the edge with its value, so that one outlier does not
+    squeeze the rest.
     """
     order = sorted(risks, key=lambda name: risks[name][0], reverse=True)
     values = np.array([risks[name][0] for name in order])
     errors = 1.96 * np.nan_to_num([risks[name][1] for name in order])
     figure = Figure(figsize=(8.5, 0.8 + 0.36 * len(order)), layout="constrained")
     axes = figure.subplots()
+    edge = axes.get_yaxis_transform()  # x as a part of the axis' length
     for row, name in enumerate(order):
+        if values[row] < floor:
+            axes.plot(0.015, row, marker="<", color=colours[name], transform=edge)
+            axes.annotate(_number(values[row]), (0.015, row), (7, -3), edge, textcoords="offset points", size=8)
+            continue
         if values[row] > cut:
             axes.plot(cut, row, marker=">", color=colours[name])
             axes.annotate(
@@ -42,7 +55,7 @@ def _dots(
         low = min(errors[row], 0.9 * values[row])
         axes.errorbar(values[row], row, xerr=[[low], [errors[row]]], fmt="o", capsize=3, color=colours[name])
         axes.annotate(_number(values[row]), (values[row], row), (0, 6), textcoords="offset points", ha="center", size=8)
-    if min(values.max(), cut) > 10 * values.min() > 0:
+    if _is_wide([value for value in values.tolist() if floor <= value <= cut]):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(order)), [labels[name] for name in order])
@@ -61,27 +74,44 @@ def _kind(name: str) -> str:
     return {"transformer": MODEL, "oracle_support": ORACLE}.get(name, REFERENCE)
 
 
-def _cut(by_place: Iterable[Mapping[str, RiskAndError]]) -> float:
-    """Where a plot of risks may end: a few times the zero predictor's, or, without it, the model's."""
-    return ABSURD * max(risks.get("zero", risks["transformer"])[0] for risks in by_place)
+def _limits(by_place: Collection[Mapping[str, RiskAndError]]) -> tuple[float, float]:
+    """Where a plot of risks may begin, far below the model's, and where it may end, a few times the zero predictor's.
+
+    Without the zero predictor the model's risk stands in for it; a model that has diverged sets no limit.
+    """
+    model = [risks["transformer"][0] for risks in by_place]
+    zero = [risks.get("zero", risks["transformer"])[0] for risks in by_place]
+    floor = NEGLIGIBLE * min(filter(np.isfinite, model), default=0.0)
+    return floor, ABSURD * max(filter(np.isfinite, zero), default=np.inf)
+
+
+def _shown(by_place: Collection[Mapping[str, RiskAndError]]) -> list[float]:
+    """The risks within the limits."""
+    floor, cut = _limits(by_place)
+    return [risk for risks in by_place for risk, _ in risks.values() if floor <= risk <= cut]
+
+
+def _is_wide(shown: Sequence[float]) -> bool:
+    """Whether these values need a logarithmic axis."""
+    return len(shown) > 0 and max(shown) > 10 * min(shown) > 0
 
 
 def risk_by_estimator(risks: Mapping[str, RiskAndError], labels: Mapping[str, str], prompts: str) -> Figure:
     """The model among the reference estimators, for one number of examples."""
-    figure = _dots(risks, labels, {name: _kind(name) for name in risks}, cut=_cut([risks]))
-    figure.axes[0].set_title(f"Excess risk on {prompts}")
+    figure = _dots(risks, labels, {name: _kind(name) for name in risks}, *_limits([risks]))
+    figure.suptitle(f"Excess risk on {prompts}")
     return figure
 
 
 def risk_by_stream(risks: Mapping[str, Mapping[str, RiskAndError]], labels: Mapping[str, str]) -> Figure:
     """Excess risk on every validation stream side by side, one marker an estimator."""
-    streams, cut = list(risks), _cut(risks.values())
+    streams, (floor, cut) = list(risks), _limits(risks.values())
     names = [name for name in labels if any(name in risks[stream] for stream in streams)]
     figure = Figure(figsize=(3.5 + 1.8 * len(streams) + 3, 4.8), layout="constrained")
     axes = figure.subplots()
     colours = itertools.cycle(COLOURS)
     for i, name in enumerate(names):
-        places = [k for k, stream in enumerate(streams) if risks[stream].get(name, (np.inf, 0))[0] <= cut]
+        places = [k for k, stream in enumerate(streams) if floor <= risks[stream].get(name, (np.inf, 0))[0] <= cut]
         values = np.array([risks[streams[k]][name] for k in places]).reshape(-1, 2)
         bars = 1.96 * np.nan_to_num(values[:, 1])
         bars = np.stack([np.minimum(bars, 0.9 * values[:, 0]), bars])  # a logarithmic axis has no zero
@@ -93,16 +123,19 @@ def risk_by_stream(risks: Mapping[str, Mapping[str, RiskAndError]], labels: Mapp
         )
     for boundary in range(1, len(streams)):
         axes.axvline(boundary - 0.5, color="black", lw=0.5, alpha=0.3)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    if _is_wide(_shown(risks.values())):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(range(len(streams)), streams)
     axes.set_xlim(-0.5, len(streams) - 0.5)
     axes.set_xlabel("stream of prompts")
     axes.set_ylabel(RISK + INTERVAL)
-    beyond = any(risk > cut for by_name in risks.values() for risk, _ in by_name.values())
-    axes.set_title("Excess risk by stream" + (f" (what lies beyond {cut:.3g} is left out)" if beyond else ""))
+    all_risks = [risk for by_name in risks.values() for risk, _ in by_name.values()]
+    bounds = [f"beyond {cut:.3g}"] * (max(all_risks) > cut) + [f"below {floor:.2g}"] * (min(all_risks) < floor)
+    left_out = f" (what lies {' or '.join(bounds)} is left out)" if bounds else ""
+    figure.suptitle("Excess risk by stream" + left_out)
     axes.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
@@ -114,20 +147,22 @@ def risk_by_points(risks: Mapping[int, Mapping[str, RiskAndError]], labels: Mapp
     colours = itertools.cycle(COLOURS)
     for name in risks[n_points[0]]:
         values = np.array([risks[n][name] for n in n_points])
-        colour = _kind(name) if _kind(name) != REFERENCE else next(colours)
+        style: dict[str, Any] = {"color": _kind(name) if _kind(name) != REFERENCE else next(colours)}
+        style |= {"lw": 2.5, "zorder": 3} if name == "transformer" else {"lw": 1.2}  # the model in front
         bars = 1.96 * np.nan_to_num(values[:, 1])
-        width = 2.5 if name == "transformer" else 1.2
         bars = np.stack([np.minimum(bars, 0.9 * values[:, 0]), bars])  # a logarithmic axis has no zero
-        axes.errorbar(n_points, values[:, 0], bars, label=labels[name], color=colour, lw=width, marker=".", capsize=2)
-    axes.set_yscale("log")
-    lowest = min(risk for by_name in risks.values() for risk, _ in by_name.values() if risk > 0)
-    axes.set_ylim(0.6 * lowest, min(axes.get_ylim()[1], _cut(risks.values())))
-    axes.yaxis.set_major_formatter("{x:g}")
+        axes.errorbar(n_points, values[:, 0], bars, label=labels[name], marker=".", capsize=2, **style)
+    shown = _shown(risks.values())
+    if _is_wide(shown):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(0.6 * min(shown, default=0.0), min(axes.get_ylim()[1], _limits(risks.values())[1]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("number of in-context examples n")
     axes.set_ylabel(RISK + INTERVAL)
-    axes.set_title(f"Excess risk on {prompts}")
+    figure.suptitle(f"Excess risk on {prompts}")
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return figure
 
 
