@@ -31,7 +31,8 @@ TYPES = {
 def sentence(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser's message; what no rule knows keeps its first and last line."""
     message = _innermost(message)
-    rules = (_unknown_class_option, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
+    of_classes = (_unknown_class_option, _required_class_option)
+    rules = (*of_classes, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
     for rule in (*rules, _missing, _bad_yaml):
         if found := rule(message, parser):
             return found
@@ -76,6 +77,14 @@ def _unknown_class_option(message: str, parser: ArgumentParser) -> str | None:
     return f"{_key(message)}{name} has no option {option!r}; {did_you_mean(option, _options(class_path))}"
 
 
+def _required_class_option(message: str, parser: ArgumentParser) -> str | None:
+    """An option that the named class cannot do without."""
+    pattern = r"class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)"
+    if found := re.search(pattern, message):
+        return f"{_key(message)}{found[1]} needs {found[2]} among its init_args."
+    return None
+
+
 def _options(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     named = getattr(__import__(module, fromlist=[name]), name)
@@ -85,9 +94,14 @@ def _options(class_path: str) -> list[str]:
 
 
 def _validation_stream(message: str, parser: ArgumentParser) -> str | None:
-    """An option of a validation stream that does not exist, or its n_points."""
+    """An option of a validation stream that does not exist, its n_points, or a flag for a part of a stream."""
+    as_flag = "give a stream as a whole, such as --data.validation.noisier '{shift: {noise_std: 1.0}}'."
     if found := re.search(r"Unexpected keys: \{'(.+?)'.*\}\. Got value", message):
+        if "." in found[1]:
+            return f"{_key(message)}{found[1]!r} cannot be set alone; {as_flag}"
         return f"{_key(message)}a stream has no option {found[1]!r}; {did_you_mean(found[1], STREAM_OPTIONS)}"
+    if found := re.search(r'"data\.validation":\s+Expected a <class \'dict\'>\. Got value: (.+)', message):
+        return f"data.validation is {found[1]!r}, but it must be a mapping; {as_flag}"
     if _key(message) == "data.validation: " and "Subtypes: [<class 'int'>, tuple[int, int]]" in message:
         return _none_of_several(message.replace("data.validation", "data.validation: n_points"), parser)
     return None

@@ -24,6 +24,7 @@ from lightning_icl.streams import (
     evaluation_streams,
     stream_generator,
 )
+from lightning_icl.transformer import Transformer
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 BLOCK_PROMPTS = 256
@@ -115,8 +116,21 @@ class PromptDataModule(LightningDataModule):
             )
         if trainer.strategy.root_device.type == "mps":
             raise InputError("trainer.accelerator is mps, but risks are computed in float64: use cpu or gpu (CUDA).")
+        self._check_lengths(getattr(trainer.lightning_module, "transformer", None), training=stage == "fit")
         if stage == "fit":
             self._check_fit(trainer)
+
+    def _check_lengths(self, transformer: Any, training: bool) -> None:
+        """Refuse prompts with more examples than the model has positions."""
+        if not isinstance(transformer, Transformer) or transformer.max_points is None:
+            return
+        longest = {f"validation.{s.name}" if s.name else "n_points": s.largest_n for s in self.streams}
+        for option, n_points in (longest | ({"n_points": self.largest_n} if training else {})).items():
+            if n_points > transformer.max_points:
+                raise InputError(
+                    f"data.{option} has prompts of {n_points} examples, but model.max_points is "
+                    f"{transformer.max_points}: make it {n_points}."
+                )
 
     def _check_fit(self, trainer: Trainer) -> None:
         accumulate = trainer.accumulate_grad_batches

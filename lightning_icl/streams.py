@@ -130,6 +130,9 @@ def _shifted(task: Task, shift: Mapping[str, Any]) -> Task:
     for option, value in shift.items():
         if isinstance(value, Mapping):
             raise InputError(f"shift.{option} is {dict(value)}, but there is no such class or it has no such option.")
+        if hasattr(value, "class_path"):  # the parser has found the class, but could not make an object of it
+            options = {name: given for name, given in vars(value.init_args).items() if name.isidentifier()}
+            raise InputError(f"shift.{option}: {value.class_path.rpartition('.')[2]} cannot be made with {options}.")
     try:
         return task.shifted(**shift)
     except TypeError as error:

@@ -167,6 +167,7 @@ class Transformer(nn.Module):
             )
         self.n_dims, self.heads, self.mask, self.layout = n_dims, list(heads), mask, layout
         self.tokens_per_point = 2 if layout == "alternating" else 1
+        self.max_points = max_points if position == "learned" else None
         self.read_in = nn.Linear(n_dims + 1, d_model)
         n_positions = self.tokens_per_point * (max_points or 0) + 1 if position == "learned" else 0
         self.position = nn.Parameter(0.02 * torch.randn(n_positions, d_model)) if n_positions else None
@@ -246,8 +247,7 @@ class Transformer(nn.Module):
         n_context, n_queries = places.n_context, places.n_prefix + places.n_queries
         if n_context >= len(self.position):
             raise InputError(
-                f"the prompt has {n_context // self.tokens_per_point} points, but max_points is "
-                f"{(len(self.position) - 1) // self.tokens_per_point}."
+                f"the prompt has {n_context // self.tokens_per_point} points, but max_points is {self.max_points}."
             )
         context = self.position[:n_context]
         if self.layout != "alternating":

@@ -40,6 +40,12 @@ TABLE = [
         callbacks("HeadImportance", '{"n_prompt": 9}'),
         "trainer.callbacks: HeadImportance has no option 'n_prompt'; did you mean 'n_prompts'?",
     ),
+    # an option that is missing
+    (["--data.task.spectrum", "Eigenvalues"], "data.task: spectrum: Eigenvalues needs values among its init_args."),
+    (
+        "data: {validation: {dense: {task: LinearRegression}}}",
+        "data.validation: LinearRegression needs n_dims among its init_args.",
+    ),
     # a class that does not exist
     (["--data.task", "SparseRegresion"], "no class 'SparseRegresion'; did you mean 'SparseLinearRegression'?"),
     (callbacks("HeadImportence"), "there is no class 'HeadImportence'; did you mean 'HeadImportance'?"),
@@ -56,6 +62,14 @@ TABLE = [
     (["--model.heads", "[]"], "heads is [], but it must list at least one layer"),
     (["--model.learning_rate", ".nan"], "learning_rate is nan, but it must be a finite number above 0."),
     (["--model.position", "learned"], "max_points is None, but position='learned' needs the largest number of points."),
+    (
+        ["--model.position", "learned", "--model.max_points", "7"],
+        "data.n_points has prompts of 8 examples, but model.max_points is 7: make it 8.",
+    ),
+    (
+        "{model: {position: learned, max_points: 8}, data: {validation: {plain: {}, longer: {n_points: [4, 12]}}}}",
+        "data.validation.longer has prompts of 12 examples, but model.max_points is 8: make it 12.",
+    ),
     (["--data.task.sparsity", "9"], "sparsity is 9, but it must lie between 1 and n_dims, which is 8."),
     (["--data.task.n_dims", "0"], "n_dims is 0, but a task needs at least 1 dimension."),
     (["--data.task.noise_std", "-1"], "noise_std is -1.0, but it must be a finite number that is 0 or larger."),
@@ -88,6 +102,14 @@ TABLE = [
     (
         "data: {validation: {decaying: {shift: {spectrum: {class_path: Powerlaw}}}}}",
         "validation.decaying: shift.spectrum is {'class_path': 'Powerlaw'}, but there is no such class or",
+    ),
+    (
+        "data: {validation: {decaying: {shift: {spectrum: {class_path: Eigenvalues}}}}}",
+        "validation.decaying: shift.spectrum: Eigenvalues cannot be made with {}.",
+    ),
+    (
+        ["--data.validation.noisier.n_points", "12"],
+        "data.validation is '12', but it must be a mapping; give a stream as a whole, such as",
     ),
     (
         "data: {validation: {a: {task: {class_path: LinearRegression, init_args: {n_dims: 8, noise_sd: 1}}}}}",
@@ -187,6 +209,13 @@ def test_a_wrong_config_gets_one_sentence(tmp_path, monkeypatch, capsys, wrong, 
     said = refused(["fit", "--config", "config.yaml", *wrong], capsys)
     assert words in said
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".yaml") == []
+
+
+def test_an_option_of_a_shift_is_no_flag(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG + "data.validation: {noisier: {}}\n")
+    said = refused(["fit", "--config", "config.yaml", "--data.validation.noisier.shift.noise_std", "2.0"], capsys)
+    assert "data.validation: 'shift.noise_std' cannot be set alone; give a stream as a whole" in said
 
 
 def refused(args, capsys):
