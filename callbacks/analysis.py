@@ -1,8 +1,10 @@
 """What every analysis shares: when it runs, on which prompts, and where its figures go."""
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
@@ -35,10 +40,15 @@ class Analysis(Callback, ABC):
         self.every_n_validations = every_n_validations
         self.validations = 0
         self.measured_at = -1
+        self.records: list[dict[str, Any]] = []
 
     @abstractmethod
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         """Measure, log, draw."""
+
+    def record(self) -> dict[str, Any]:
+        """What was found, for the run's results.json: numbers, texts, tensors, and lists and dicts of them."""
+        return {}
 
     def summary(self) -> list[str]:
         """Lines for the table at the end of a run; none before the first analysis."""
@@ -57,6 +67,15 @@ class Analysis(Callback, ABC):
             with trainer.precision_plugin.forward_context(), torch.no_grad():
                 self.analyse(trainer, icl_module(pl_module))
             self.measured_at = trainer.global_step
+            self._keep_record(trainer, icl_module(pl_module))
+
+    def _keep_record(self, trainer: Trainer, module: ICLModule) -> None:
+        """Add what was found to the run's series, one entry a step, and rewrite results.json."""
+        if found := self.record():
+            step = trained_steps(trainer, module)
+            self.records = [record for record in self.records if record["step"] != step]
+            self.records.append({"step": step, **plain(found)})
+            save_results(trainer, type(self).__name__, self.records)
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation is one of every n, at the end of a fit's max_steps, or a standalone one."""
@@ -65,10 +84,11 @@ class Analysis(Callback, ABC):
         return standalone or last or self.validations % self.every_n_validations == 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validations": self.validations}
+        return {"validations": self.validations, "records": self.records}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validations = state_dict["validations"]
+        self.records = state_dict.get("records", [])
 
 
 def datamodule(trainer: Trainer) -> PromptDataModule:
@@ -116,14 +136,55 @@ def log_scalars(module: LightningModule, values: Mapping[str, float | Tensor]) -
             module.log(key, value, sync_dist=True, batch_size=1)
 
 
+def trained_steps(trainer: Trainer, module: ICLModule) -> int:
+    """Optimizer steps behind the weights: of this fit, or of the checkpoint a standalone run has loaded."""
+    return trainer.global_step if trainer.state.fn == "fit" else module.trained_steps
+
+
+def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterable[Any]:
+    """The items behind a progress bar, where the trainer shows one."""
+    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+    return tqdm(items, desc=description, leave=False, disable=not shown, delay=1)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON knows it: tensors as lists, and null for what is not a finite number."""
+    match value:
+        case Tensor():
+            return plain(value.tolist())
+        case tuple() if hasattr(value, "_asdict"):
+            return plain(value._asdict())
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [plain(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
+def save_results(trainer: Trainer, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Put an analysis' records, one for each step it was made at, into results.json in the run's folder."""
+    run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
+    if not trainer.is_global_zero:
+        return
+    path = Path(run_folder or trainer.default_root_dir) / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {"lightning_icl": version("lightning-icl")}
+    known[name] = list(records)
+    partial = path.with_suffix(".json.partial")  # so that a kill leaves the old file or the new one
+    partial.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Show a figure in TensorBoard and write it to figures/NAME.png in the run's folder (the latest one stays)."""
+    """Show a figure in TensorBoard and write figures/NAME.png and .svg in the run's folder (the latest ones stay)."""
     run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
     if not trainer.is_global_zero:
         return
     figure.set_dpi(130)
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # once for both, since drawing takes longer than most analyses
+    canvas.draw()  # once for both bitmaps, since drawing takes longer than most analyses
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -131,3 +192,6 @@ def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     folder = Path(run_folder or trainer.default_root_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     imsave(folder / f"{name}.png", pixels)
+    # No date and no random names inside: the same figure is the same file.
+    with rc_context({"svg.hashsalt": name}):
+        FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None})

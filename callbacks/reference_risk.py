@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_icl.callbacks import figures
@@ -215,7 +216,7 @@ class ReferenceRisk(Analysis):
             by_stream = {str(result.name): result.overall for result in self.results}
             save_figure(trainer, "excess_risk_by_stream", figures.risk_by_stream(by_stream, self.labels()))
 
-    def _figure(self, stream: int) -> figures.Figure:
+    def _figure(self, stream: int) -> Figure:
         result = self.results[stream]
         prompts = f"{self.stage} prompts" + (f", stream {result.name}" if result.name else "")
         if len(result.by_points) == 1:

@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.prompts import Prompt, tokens
+from lightning_icl.functional.prompts import Prompt
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import MuonWithAdamW
 from lightning_icl.transformer import Transformer, TransformerOutput
@@ -62,6 +62,7 @@ class ICLModule(LightningModule):
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.target = target
+        self.trained_steps = 0  # of the checkpoint these weights come from
         self._check()
 
     def _check(self) -> None:
@@ -84,18 +85,16 @@ class ICLModule(LightningModule):
 
     def output(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
         """Predictions and the residual stream they came from."""
-        return self.transformer(
-            tokens(prompt, self.transformer.layout),
-            head_mask,
-            n_queries=prompt.x_query.shape[1],
-            point_mask=prompt.point_mask,
-        )
+        return self.transformer.on_prompt(prompt, head_mask)
 
     def setup(self, stage: str) -> None:
         """One metric for each validation stream, by the names the data module gives them."""
         streams = getattr(self.trainer.datamodule, "streams", None)  # type: ignore[attr-defined]
         self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.trained_steps = checkpoint.get("global_step", 0)
 
     def on_train_start(self) -> None:
         """Refuse to go on from the middle of an accumulated step, whose gradients no checkpoint holds."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu, scaled_dot_product_attention
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.prompts import Layout
+from lightning_icl.functional.prompts import Layout, Prompt, tokens
 
 Attention = Literal["softmax", "linear", "relu"]
 Mask = Literal["context", "full", "causal"]
@@ -43,6 +43,23 @@ class _Places(NamedTuple):
         return sum(self)
 
 
+class View(NamedTuple):
+    """Which tokens the others attend to: the visible ones of the first ``n_keys`` (all of them where None)."""
+
+    n_keys: int
+    visible: Bool[Tensor, "#batch tokens keys"] | None
+
+    def of_copies(self, n: int) -> "View":
+        """The view of a batch made of ``n`` copies of this one, one after the other."""
+        if self.visible is None or len(self.visible) == 1:
+            return self
+        return self._replace(visible=self.visible.repeat(n, 1, 1))
+
+    def after(self, first: int) -> Bool[Tensor, "#batch tokens keys"] | None:
+        """What the tokens from ``first`` on see."""
+        return None if self.visible is None else self.visible[:, first:]
+
+
 class MultiHeadAttention(nn.Module):
     """Attention whose heads add up: output = sum_h mask_h O_h A_h V_h, without biases.
 
@@ -58,26 +75,45 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(d_model, n_heads * head_dim, bias=False)
         self.output = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
-    def forward(
-        self,
-        states: Float[Tensor, "batch tokens d_model"],
-        n_keys: int,
-        visible: Bool[Tensor, "#batch tokens keys"] | None,
-        head_mask: Float[Tensor, "#batch heads"] | None,
-    ) -> Float[Tensor, "batch tokens d_model"]:
-        """Attend from every token to the visible ones of the first ``n_keys`` (all of them if ``visible`` is None)."""
+    def head_outputs(
+        self, states: Float[Tensor, "batch tokens d_model"], view: View, first: int = 0
+    ) -> Float[Tensor, "batch heads attending head_dim"]:
+        """What each head reads, A_h V_h, at the tokens from ``first`` on."""
         q, k, v = (
-            part.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
-            for part in (self.query(states), self.key(states[:, :n_keys]), self.value(states[:, :n_keys]))
+            self._by_head(part(seen))
+            for part, seen in (
+                (self.query, states[:, first:]),
+                (self.key, states[:, : view.n_keys]),
+                (self.value, states[:, : view.n_keys]),
+            )
         )
+        visible = view.after(first)
         visible = None if visible is None else visible[:, None]
         if self.kind == "softmax":
-            mixed = scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        else:
-            mixed = self._unnormalised(q, k, visible) @ v
+            return scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self._unnormalised(q, k, visible) @ v
+
+    def pattern(
+        self, states: Float[Tensor, "batch tokens d_model"], view: View
+    ) -> Float[Tensor, "batch heads tokens keys"]:
+        """A_h itself: how much of each key's value every token takes; 0 where a key is not visible."""
+        q, k = self._by_head(self.query(states)), self._by_head(self.key(states[:, : view.n_keys]))
+        visible = None if view.visible is None else view.visible[:, None]
+        if self.kind != "softmax":
+            return self._unnormalised(q, k, visible)
+        scores = q @ k.mT / self.head_dim**0.5
+        return (scores if visible is None else scores.masked_fill(~visible, -torch.inf)).softmax(dim=-1)
+
+    def combined(
+        self, mixed: Float[Tensor, "batch heads tokens head_dim"], head_mask: Float[Tensor, "#batch heads"] | None
+    ) -> Float[Tensor, "batch tokens d_model"]:
+        """The sum of the heads' outputs, each times its mask, in the residual stream."""
         if head_mask is not None:
             mixed = mixed * head_mask[:, :, None, None]
         return self.output(mixed.transpose(1, 2).flatten(-2))
+
+    def _by_head(self, projected: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch heads tokens head_dim"]:
+        return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
 
     def _unnormalised(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         scores = q @ k.mT / self.head_dim**0.5
@@ -89,9 +125,12 @@ class MultiHeadAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and, optionally, a GELU MLP of four times the width, each added to the residual stream."""
+    """Attention and, optionally, a GELU MLP of four times the width, each added to the residual stream.
 
-    def __init__(self, d_model: int, attention: MultiHeadAttention, mlp: bool, norm: Norm) -> None:
+    ``forward`` is ``after_heads`` of ``head_outputs``; an instrument may change the heads' outputs in between.
+    """
+
+    def __init__(self, d_model: int, attention: MultiHeadAttention | None, mlp: bool, norm: Norm) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
@@ -101,12 +140,51 @@ class Layer(nn.Module):
         )
         self.mlp_norm = nn.LayerNorm(d_model) if mlp and norm != "none" else nn.Identity()
 
-    def forward(self, states: Tensor, n_keys: int, visible: Tensor | None, head_mask: Tensor | None) -> Tensor:
+    def forward(self, states: Tensor, view: View, head_mask: Tensor | None) -> Tensor:
+        return self.after_heads(states, self.head_outputs(states, view), head_mask)
+
+    def head_outputs(
+        self, states: Float[Tensor, "batch tokens d_model"], view: View, first: int = 0
+    ) -> Float[Tensor, "batch heads attending head_dim"] | None:
+        """What each head reads at the tokens from ``first`` on; None for a layer without heads."""
+        if self.attention is None:
+            return None
+        return self.attention.head_outputs(self.attended(states), view, first)
+
+    def attended(self, states: Tensor) -> Tensor:
+        """The states as the heads see them."""
+        return states if self.norm == "post" else self.attention_norm(states)
+
+    def after_heads(
+        self,
+        states: Float[Tensor, "batch tokens d_model"],
+        mixed: Float[Tensor, "batch heads tokens head_dim"] | None,
+        head_mask: Float[Tensor, "#batch heads"] | None = None,
+    ) -> Float[Tensor, "batch tokens d_model"]:
+        """The states after this layer, from those before it and what its heads read."""
+        if self.attention is not None:
+            assert mixed is not None
+            states = states + self.attention.combined(mixed, head_mask)
         if self.norm == "post":
-            states = self.attention_norm(states + self.attention(states, n_keys, visible, head_mask))
+            states = self.attention_norm(states)
             return states if self.mlp is None else self.mlp_norm(states + self.mlp(states))
-        states = states + self.attention(self.attention_norm(states), n_keys, visible, head_mask)
         return states if self.mlp is None else states + self.mlp(self.mlp_norm(states))
+
+
+class Embedded(NamedTuple):
+    """The residual stream after the read-in, and what the layers need to go on from there.
+
+    The last ``n_queries`` tokens are the queries, the first ``n_context`` the context.
+    """
+
+    states: Float[Tensor, "batch tokens d_model"]
+    view: View
+    n_context: int
+    n_queries: int
+
+    @property
+    def first_query(self) -> int:
+        return self.states.shape[1] - self.n_queries
 
 
 class Transformer(nn.Module):
@@ -127,13 +205,14 @@ class Transformer(nn.Module):
     Args:
         n_dims: length of x; the token width is n_dims + 1.
         d_model: width of the residual stream.
-        heads: number of heads of each layer, first layer first; its length is the depth.
+        heads: number of heads of each layer, first layer first; its length is the depth. A layer may have none.
         attention: "softmax", or "linear" or "relu" scores divided by the number of visible keys.
         mask: "context" (keys are context tokens only), "full" (a query also sees itself) or "causal" (a context token
             sees itself and the earlier ones; a query all of them and itself).
         mlp: whether a GELU MLP of width 4 d_model follows each attention.
         norm: layer norm before each block and before the read-out ("pre"), after each block ("post"), or none.
-        head_dim: size of every head, or None for d_model / heads of its layer (equal parameter counts for any heads).
+        head_dim: size of every head, or one for each layer, or None for d_model / heads of its layer (equal parameter
+            counts for any heads).
         position: "learned" adds one vector per example position, and one shared by all queries; in the alternating
             layout one per token position, and a query stands right after the last token it sees. "none" adds nothing.
         max_points: largest number of examples; needed only with position="learned".
@@ -149,7 +228,7 @@ class Transformer(nn.Module):
         mask: Mask = "context",
         mlp: bool = True,
         norm: Norm = "pre",
-        head_dim: int | None = None,
+        head_dim: int | Sequence[int] | None = None,
         position: Position = "none",
         max_points: int | None = None,
         layout: Layout = "pairs",
@@ -157,7 +236,7 @@ class Transformer(nn.Module):
         super().__init__()
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
         _check_options(position=(position, Position), layout=(layout, Layout))
-        _check_sizes(n_dims, d_model, heads, head_dim)
+        _check_sizes(n_dims, d_model, heads)
         if position == "learned" and (max_points is None or max_points < 1):
             raise InputError(f"max_points is {max_points}, but position='learned' needs the largest number of points.")
         if layout != "pairs" and mask != "causal":
@@ -166,14 +245,15 @@ class Transformer(nn.Module):
                 "labels it is to predict."
             )
         self.n_dims, self.heads, self.mask, self.layout = n_dims, list(heads), mask, layout
+        self.head_dims = _head_dims(d_model, heads, head_dim)
         self.tokens_per_point = 2 if layout == "alternating" else 1
         self.max_points = max_points if position == "learned" else None
         self.read_in = nn.Linear(n_dims + 1, d_model)
         n_positions = self.tokens_per_point * (max_points or 0) + 1 if position == "learned" else 0
         self.position = nn.Parameter(0.02 * torch.randn(n_positions, d_model)) if n_positions else None
         self.layers = nn.ModuleList(
-            Layer(d_model, MultiHeadAttention(d_model, h, head_dim or d_model // h, attention), mlp, norm)
-            for h in heads
+            Layer(d_model, MultiHeadAttention(d_model, h, size, attention) if h else None, mlp, norm)
+            for h, size in zip(heads, self.head_dims, strict=True)
         )
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.read_out = nn.Linear(d_model, 1)
@@ -191,23 +271,50 @@ class Transformer(nn.Module):
         fewer heads than the widest ignore the rest of their row. ``point_mask`` is False at padded examples, which
         come last; what is predicted there means nothing.
         """
-        places = self._places(tokens.shape[1], n_queries)
         per_layer = self._masks_by_layer(head_mask)
-        n_keys = places.n_context if self.mask == "context" else places.n_tokens
-        visible = self._visible(places, point_mask, tokens.device)
+        start = self.embedded(tokens, n_queries, point_mask)
+        stream = [start.states]
+        for layer, layer_mask in zip(self.blocks, per_layer, strict=True):
+            stream.append(layer(stream[-1], start.view, layer_mask))
+        return TransformerOutput(
+            self.read(stream[-1][:, start.first_query :]),
+            query_states=tuple(states[:, start.first_query :] for states in stream),
+            context_states=tuple(states[:, : start.n_context] for states in stream),
+            prefix_prediction=None if self.layout == "pairs" else self.read(self._prefix_states(stream[-1], start)),
+        )
+
+    @property
+    def blocks(self) -> list[Layer]:
+        """The layers, as what they are."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    def on_prompt(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
+        """``forward`` of a prompt in this model's layout."""
+        return self(self.laid_out(prompt), head_mask, prompt.x_query.shape[1], prompt.point_mask)
+
+    def laid_out(self, prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
+        """The prompt as tokens, in this model's layout."""
+        return tokens(prompt, self.layout)
+
+    def embedded(
+        self,
+        tokens: Float[Tensor, "batch tokens width"],
+        n_queries: int = 1,
+        point_mask: Bool[Tensor, "batch points"] | None = None,
+    ) -> Embedded:
+        """The tokens in the residual stream before the first layer; ``blocks`` and ``read`` take them from there."""
+        places = self._places(tokens.shape[1], n_queries)
         # The residual stream and the read-out keep the parameters' precision under autocast: bfloat16 has 8 bits of
         # mantissa, and a risk of 1e-3 is a difference in the sixth.
         states = self.read_in(tokens).to(self.read_out.weight.dtype) + self._positions(places, point_mask)
-        stream = [states]
-        for layer, layer_mask in zip(self.layers, per_layer, strict=True):
-            stream.append(layer(stream[-1], n_keys, visible, layer_mask))
-        first_query = places.n_context + places.n_prefix
-        return TransformerOutput(
-            self._read(stream[-1][:, first_query:]),
-            query_states=tuple(states[:, first_query:] for states in stream),
-            context_states=tuple(states[:, : places.n_context] for states in stream),
-            prefix_prediction=None if self.layout == "pairs" else self._read(self._prefix_states(stream[-1], places)),
-        )
+        n_keys = places.n_context if self.mask == "context" else places.n_tokens
+        view = View(n_keys, self._visible(places, point_mask, tokens.device))
+        return Embedded(states, view, places.n_context, n_queries)
+
+    def read(self, states: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch tokens"]:
+        """The predictions at states after the last layer."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.read_out(self.final_norm(states)).squeeze(-1)
 
     def _places(self, n_tokens: int, n_queries: int) -> _Places:
         n_others = n_tokens - n_queries
@@ -218,15 +325,11 @@ class Transformer(nn.Module):
         n_prefix = n_others // 2 if self.layout == "prefixes" else 0
         return _Places(n_others - n_prefix, n_prefix, n_queries)
 
-    def _prefix_states(self, states: Tensor, places: _Places) -> Float[Tensor, "batch points d_model"]:
+    def _prefix_states(self, states: Tensor, start: Embedded) -> Float[Tensor, "batch points d_model"]:
         """Where each example's target is predicted from those before it: its prefix query, or its x token."""
         if self.layout == "alternating":
-            return states[:, : places.n_context : 2]
-        return states[:, places.n_context : places.n_context + places.n_prefix]
-
-    def _read(self, states: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch tokens"]:
-        with torch.autocast(states.device.type, enabled=False):
-            return self.read_out(self.final_norm(states)).squeeze(-1)
+            return states[:, : start.n_context : 2]
+        return states[:, start.n_context : start.first_query]
 
     def _masks_by_layer(self, head_mask: Tensor | None) -> list[Tensor | None]:
         if head_mask is None:
@@ -285,18 +388,30 @@ def _check_options(**options: tuple[str, object]) -> None:
             raise InputError(f"{name} is {value!r}, but it must be one of {', '.join(get_args(literal))}.")
 
 
-def _check_sizes(n_dims: int, d_model: int, heads: Sequence[int], head_dim: int | None) -> None:
+def _check_sizes(n_dims: int, d_model: int, heads: Sequence[int]) -> None:
     if n_dims < 1:
         raise InputError(f"n_dims is {n_dims}, but a model needs at least 1 dimension.")
     if d_model < 1:
         raise InputError(f"d_model is {d_model}, but the width must be at least 1.")
-    if not heads or min(heads) < 1:
-        raise InputError(f"heads is {list(heads)}, but it must list at least one layer, each with 1 head or more.")
-    if head_dim is not None and head_dim < 1:
+    if not heads or min(heads) < 0 or max(heads) < 1:
+        raise InputError(
+            f"heads is {list(heads)}, but it must list at least one layer, each with 0 heads or more, and not all 0."
+        )
+
+
+def _head_dims(d_model: int, heads: Sequence[int], head_dim: int | Sequence[int] | None) -> list[int]:
+    """The size of the heads of each layer."""
+    if head_dim is None:
+        for layer, h in enumerate(heads, start=1):
+            if h and d_model % h:
+                raise InputError(
+                    f"heads is {h} in layer {layer}, which does not divide d_model, {d_model}; "
+                    f"choose a divisor of {d_model}, or set head_dim."
+                )
+        return [d_model // max(h, 1) for h in heads]
+    sizes = [head_dim] * len(heads) if isinstance(head_dim, int) else list(head_dim)
+    if len(sizes) != len(heads):
+        raise InputError(f"head_dim is {sizes}, but it must be one number, or one for each of the {len(heads)} layers.")
+    if min(sizes) < 1:
         raise InputError(f"head_dim is {head_dim}, but a head needs at least 1 dimension.")
-    for layer, h in enumerate(heads, start=1):
-        if head_dim is None and d_model % h:
-            raise InputError(
-                f"heads is {h} in layer {layer}, which does not divide d_model, {d_model}; "
-                f"choose a divisor of {d_model}, or set head_dim."
-            )
+    return sizes

@@ -1,0 +1,1 @@
+"""Subcommands besides Lightning's own: what is done with checkpoints rather than with a trainer."""

@@ -1,0 +1,203 @@
+"""Running a transformer under many head masks at once, computing once what they share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.risk import squared_errors
+from lightning_icl.transformer import Transformer
+
+Ablation = Literal["zero", "mean", "resample"]
+HeadOutputs = list[Tensor | None]  # one a layer, (batch or 1, heads, tokens, head_dim); None where it has no heads
+Metric = Callable[[Float[Tensor, "batch queries"], Prompt], Float[Tensor, " batch"]]
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def squared_error(prediction: Float[Tensor, "batch queries"], prompt: Prompt) -> Float[Tensor, " batch"]:
+    """Each prompt's squared error against the noise-free target; its mean is the excess risk."""
+    return squared_errors(prediction, prompt.f_query)
+
+
+def silent(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """No progress bar."""
+    return items
+
+
+class AblatedHeads(NamedTuple):
+    """What a head that is masked reads instead of its own: h <- mask h + (1 - mask) r.
+
+    zero: r = 0. mean: r is the head's output on the ``reference`` prompts, averaged over them at each token position.
+    resample: r is its output on another prompt, the reference prompt of the same row. The reference is a set of prompts
+    apart from those that are scored, so that their errors stay independent of each other and standard errors hold;
+    it has their numbers of examples and queries, and is always run with every head.
+    """
+
+    ablation: Ablation = "zero"
+    reference: Prompt | None = None
+
+
+ZERO = AblatedHeads()
+
+
+@torch.no_grad()
+def errors_under_masks(
+    transformer: Transformer,
+    prompt: Prompt,
+    masks: Float[Tensor, "masks layers heads"],
+    ablated: AblatedHeads = ZERO,
+    metric: Metric = squared_error,
+    chunk_size: int = 512,
+    progress: Progress = silent,
+) -> Float[Tensor, "masks batch"]:
+    """``metric`` of each prompt under each head mask; see ``predictions_under_masks``."""
+    predicted = predictions_under_masks(transformer, prompt, masks, ablated, chunk_size, progress)
+    return torch.stack([metric(prediction, prompt) for prediction in predicted])
+
+
+@torch.no_grad()
+def predictions_under_masks(
+    transformer: Transformer,
+    prompt: Prompt,
+    masks: Float[Tensor, "masks layers heads"],
+    ablated: AblatedHeads = ZERO,
+    chunk_size: int = 512,
+    progress: Progress = silent,
+) -> Float[Tensor, "masks batch queries"]:
+    """What a loop of ``transformer.on_prompt(prompt, mask).prediction`` gives, with less work.
+
+    Masks that agree up to a layer share the states up to there, and a layer's heads are computed once for all masks
+    that differ in it alone: the states of all masks form a tree, which is walked depth first. The last layer is
+    computed at the queries only. At most ``chunk_size`` prompts times masks run at once in a layer, so memory is
+    bounded by depth times ``chunk_size`` prompts' states whatever the number of masks.
+    """
+    _check(transformer, prompt, masks, ablated, chunk_size)
+    mean = _mean_outputs(transformer, ablated, chunk_size) if ablated.ablation == "mean" else None
+    out = prompt.x.new_empty(len(masks), *prompt.f_query.shape)
+    size = min(chunk_size, len(prompt.x))
+    for start in progress(range(0, len(prompt.x), size), "head masks"):
+        part = prompt.rows(start, start + size)
+        replaced = mean
+        if ablated.ablation == "resample":
+            assert ablated.reference is not None
+            replaced = head_outputs(transformer, ablated.reference.rows(start, start + size))
+        walk = _Walk(transformer, part, masks, replaced, max(1, chunk_size // size), out[:, start : start + size])
+        walk.descend()
+    return out
+
+
+def head_outputs(transformer: Transformer, prompt: Prompt) -> HeadOutputs:
+    """What every head reads at every token, before the output projection, one tensor a layer."""
+    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    states, outputs = start.states, []
+    for layer in transformer.blocks:
+        outputs.append(layer.head_outputs(states, start.view))
+        states = layer.after_heads(states, outputs[-1])
+    return outputs
+
+
+def _mean_outputs(transformer: Transformer, ablated: AblatedHeads, chunk_size: int) -> HeadOutputs:
+    assert ablated.reference is not None
+    reference = ablated.reference
+    totals: list[Tensor | float] = [0.0] * len(transformer.heads)
+    for start in range(0, len(reference.x), chunk_size):
+        for i, outputs in enumerate(head_outputs(transformer, reference.rows(start, start + chunk_size))):
+            if outputs is not None:
+                totals[i] = totals[i] + outputs.double().sum(dim=0, keepdim=True)
+    means = [total / len(reference.x) for total in totals]
+    return [mean.to(reference.x.dtype) if isinstance(mean, Tensor) else None for mean in means]
+
+
+class _Walk:
+    """One chunk of prompts on its way through the tree of masks."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        prompt: Prompt,
+        masks: Tensor,
+        replaced: HeadOutputs | None,
+        at_once: int,
+        out: Tensor,
+    ) -> None:
+        self.transformer, self.replaced, self.at_once, self.out = transformer, replaced, at_once, out
+        self.start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+        self.n_prompts = len(prompt.x)
+        self.rows = masks.tolist()
+
+    def descend(self) -> None:
+        self._descend(0, self.start.states, [list(range(len(self.rows)))])
+
+    def _descend(self, depth: int, states: Tensor, groups: list[list[int]]) -> None:
+        """``states`` hold the prompts once for each group of masks, group after group: those that agree below."""
+        layers = self.transformer.blocks
+        if depth == len(layers):
+            predictions = self.transformer.read(states[:, -self.start.n_queries :]).unflatten(0, (len(groups), -1))
+            for group, prediction in zip(groups, predictions, strict=True):
+                self.out[group] = prediction.to(self.out.dtype)
+            return
+        first = self.start.first_query if depth == len(layers) - 1 else 0
+        mixed = layers[depth].head_outputs(states, self.start.view.of_copies(len(groups)), first)
+        children = [
+            (parent, row, group) for parent, masks in enumerate(groups) for row, group in self._split(masks, depth)
+        ]
+        for begin in range(0, len(children), self.at_once):
+            part = children[begin : begin + self.at_once]
+            parents = torch.tensor([parent for parent, _, _ in part], device=states.device)
+            below = self._of(states[:, first:], parents, len(groups))
+            read = None if mixed is None else self._masked(mixed, parents, len(groups), depth, first, part)
+            self._descend(depth + 1, layers[depth].after_heads(below, read), [group for _, _, group in part])
+
+    def _split(self, masks: list[int], depth: int) -> list[tuple[tuple[float, ...], list[int]]]:
+        """The masks by their row of one layer, as far as this layer has heads."""
+        n_heads = self.transformer.heads[depth]
+        by_row: dict[tuple[float, ...], list[int]] = {}
+        for mask in masks:
+            by_row.setdefault(tuple(self.rows[mask][depth][:n_heads]), []).append(mask)
+        return list(by_row.items())
+
+    def _of(self, values: Tensor, parents: Tensor, n_groups: int) -> Tensor:
+        """The values of each child's parent."""
+        if len(parents) == n_groups == 1:
+            return values
+        return values.unflatten(0, (n_groups, -1))[parents].flatten(0, 1)
+
+    def _masked(
+        self, mixed: Tensor, parents: Tensor, n_groups: int, depth: int, first: int, children: list[Any]
+    ) -> Tensor:
+        kept = mixed.new_tensor([row for _, row, _ in children])[:, None, :, None, None]
+        read = self._of(mixed, parents, n_groups).unflatten(0, (len(children), -1)) * kept
+        if self.replaced is not None:
+            other = self.replaced[depth]
+            assert other is not None
+            read = read + (1 - kept) * other[:, :, first:]
+        return read.flatten(0, 1)
+
+
+def _check(transformer: Transformer, prompt: Prompt, masks: Tensor, ablated: AblatedHeads, chunk_size: int) -> None:
+    expected = (len(transformer.heads), max(transformer.heads))
+    if tuple(masks.shape[1:]) != expected:
+        raise InputError(
+            f"the masks have shape {tuple(masks.shape[1:])}, but this model needs {expected} (layers, heads of the "
+            "widest layer)."
+        )
+    if chunk_size < 1:
+        raise InputError(f"chunk_size is {chunk_size}, but it must be at least 1.")
+    if ablated.ablation not in get_args(Ablation):
+        raise InputError(f"ablation is {ablated.ablation!r}, but it must be one of {', '.join(get_args(Ablation))}.")
+    if ablated.ablation == "zero":
+        return
+    if ablated.reference is None:
+        raise InputError(f"ablation is {ablated.ablation!r}, but it needs reference prompts to take head outputs from.")
+    same = ablated.reference.x.shape[1:] == prompt.x.shape[1:]
+    same = same and ablated.reference.x_query.shape[1] == prompt.x_query.shape[1]
+    if not same or (ablated.ablation == "resample" and len(ablated.reference.x) != len(prompt.x)):
+        raise InputError(
+            f"the reference prompts have shape {tuple(ablated.reference.x.shape)} with "
+            f"{ablated.reference.x_query.shape[1]} queries, but must match the scored ones, "
+            f"{tuple(prompt.x.shape)} with {prompt.x_query.shape[1]}."
+        )
