@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_icl.callbacks import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, log_scalars, save_figure
 from lightning_icl.callbacks.head_importance import HeadImportance, errors_under_masks
-from lightning_icl.functional.heads import pruning_masks
+from lightning_icl.functional.pruning import pruning_masks
 from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error
 from lightning_icl.module import ICLModule
 

@@ -1,17 +1,16 @@
-"""Which attention heads matter: ablation, importance, and which heads to keep.
+"""Which attention heads matter: ablation and importance.
 
 Everything here is "run with this mask". A head mask is (layers, heads of the widest layer): 1 keeps a head, 0 ablates
-it; where a layer has fewer heads, the rest of its row is 0 and ignored. Definitions: PAPER.md sections 4 and 5.
+it; where a layer has fewer heads, the rest of its row is 0 and ignored. Definitions: PAPER.md section 4.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Generator, Tensor
+from jaxtyping import Float
+from torch import Tensor
 
-from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, squared_errors
 
 HeadMask = Float[Tensor, "layers heads"]
@@ -96,51 +95,3 @@ def _by_layer(values: Float[Tensor, "*batch ablations"], heads: Sequence[int]) -
     table = torch.full(shape, torch.nan, dtype=values.dtype, device=values.device)
     table[..., full_mask(heads).bool().to(values.device)] = values
     return table
-
-
-def keep_top(raw: Float[Tensor, "layers heads"], n: int = 1) -> Bool[Tensor, "layers heads"]:
-    """The ``n`` most important heads of each layer (all of a layer that has fewer)."""
-    return _keep_extreme(raw.nan_to_num(nan=-torch.inf), n, largest=True) & ~raw.isnan()
-
-
-def keep_least(raw: Float[Tensor, "layers heads"]) -> Bool[Tensor, "layers heads"]:
-    """The least important head of each layer."""
-    return _keep_extreme(raw.nan_to_num(nan=torch.inf), 1, largest=False)
-
-
-def _keep_extreme(scores: Tensor, n: int, largest: bool) -> Tensor:
-    best = scores.topk(min(n, scores.shape[1]), dim=1, largest=largest).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
-
-
-def keep_random(heads: Sequence[int], generator: Generator) -> Bool[Tensor, "layers heads"]:
-    """One uniformly drawn head of each layer (CPU generator)."""
-    drawn: Int[Tensor, " layers"] = torch.stack([torch.randint(h, (), generator=generator) for h in heads])
-    return torch.nn.functional.one_hot(drawn, max(heads)).bool()
-
-
-def pruning_masks(
-    raw: Float[Tensor, "layers heads"], heads: Sequence[int], n_random: int, generator: Generator
-) -> dict[str, Float[Tensor, "variants layers heads"]]:
-    """The pruned model of PAPER.md section 5 and its mask-only controls.
-
-    full: every head. pruned: all of layer 1, the top head of each later layer. prune_layer1_instead: the top head of
-    layer 1, all later heads. random_head: all of layer 1, a random head of each later layer (``n_random`` draws).
-    least_important: all of layer 1, the least important head of each later layer. One mask each but for random_head.
-    """
-    if n_random < 1:
-        raise InputError(f"n_random is {n_random}, but the random-head control needs at least 1 draw.")
-    full = full_mask(heads).to(raw.device)
-
-    def later_layers_keep(kept: Tensor) -> Tensor:
-        return torch.cat([full[:1], kept[1:].to(full)])
-
-    top = keep_top(raw)
-    draws = [keep_random(heads, generator).to(raw.device) for _ in range(n_random)]
-    return {
-        "full": full[None],
-        "pruned": later_layers_keep(top)[None],
-        "prune_layer1_instead": torch.cat([top[:1].to(full), full[1:]])[None],
-        "random_head": torch.stack([later_layers_keep(kept) for kept in draws]),
-        "least_important": later_layers_keep(keep_least(raw))[None],
-    }

@@ -10,12 +10,8 @@ from scipy.stats import t
 from lightning_icl.functional.heads import (
     full_mask,
     head_importance,
-    keep_least,
-    keep_random,
-    keep_top,
     leave_one_out_masks,
     masked_errors,
-    pruning_masks,
 )
 
 NAN = math.nan
@@ -170,79 +166,6 @@ def test_shares_of_noise_are_reported_at_the_rate_of_the_interval():
     rate = 1 - head_importance(full, noise, [2] * layers).top_share.isnan().double().mean().item()
     expected = t.sf(1.96, df=n - 1)
     assert rate == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / layers))
-
-
-# Which heads to keep
-
-
-@pytest.mark.parametrize(
-    ("n", "expected"),
-    [
-        (1, [[0, 1, 0], [1, 0, 0], [0, 1, 0]]),
-        (2, [[1, 1, 0], [1, 0, 0], [1, 1, 0]]),
-        (3, [[1, 1, 1], [1, 0, 0], [1, 1, 0]]),
-        (9, [[1, 1, 1], [1, 0, 0], [1, 1, 0]]),
-    ],
-)
-def test_keep_top_by_hand(n, expected):
-    assert keep_top(RAGGED, n).int().tolist() == expected
-
-
-def test_keep_least_by_hand():
-    assert keep_least(RAGGED).int().tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0]]
-
-
-def test_ties_keep_one_head():
-    tied = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, NAN]])
-    for kept in (keep_top(tied), keep_least(tied)):
-        assert kept.sum(dim=1).tolist() == [1, 1]
-        assert not kept[1, 2]
-
-
-def test_keep_random_is_uniform_over_the_heads_a_layer_has():
-    heads, draws, shared = [3, 1, 2], 4000, generator()
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    kept = torch.stack([keep_random(heads, shared) for _ in range(draws)]).double()
-    assert torch.equal(torch.get_rng_state(), before)
-    assert (kept.sum(dim=2) == 1).all()
-    for layer, h in enumerate(heads):
-        margin = 4 * math.sqrt(1 / h * (1 - 1 / h) / draws)
-        expected = [1 / h] * h + [0] * (3 - h)
-        assert (kept[:, layer].mean(dim=0) - torch.tensor(expected).double()).abs().max() <= margin
-    assert torch.equal(keep_random([9, 9], generator(5)), keep_random([9, 9], generator(5)))
-
-
-def test_pruning_masks_by_hand():
-    masks = pruning_masks(RAGGED, [3, 1, 2], 5, generator())
-    everything, later = [[1, 1, 1], [1, 0, 0], [1, 1, 0]], ([1, 0, 0], [0, 1, 0])
-    assert list(masks) == ["full", "pruned", "prune_layer1_instead", "random_head", "least_important"]
-    assert masks["full"].tolist() == [everything]
-    assert masks["pruned"].tolist() == [[[1, 1, 1], [1, 0, 0], [0, 1, 0]]]
-    assert masks["prune_layer1_instead"].tolist() == [[[0, 1, 0], [1, 0, 0], [1, 1, 0]]]
-    assert masks["least_important"].tolist() == [[[1, 1, 1], [1, 0, 0], [1, 0, 0]]]
-    assert masks["random_head"].shape == (5, 3, 3)
-    for draw in masks["random_head"].tolist():
-        assert draw[:2] == everything[:2]
-        assert draw[2] in later
-
-
-def test_pruning_masks_draw_as_many_random_heads_as_asked_from_the_generator():
-    raw = torch.zeros(3, 16)
-    first, second = (pruning_masks(raw, [16] * 3, 6, generator(1))["random_head"] for _ in range(2))
-    other = pruning_masks(raw, [16] * 3, 6, generator(2))["random_head"]
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    assert len({str(draw.tolist()) for draw in first}) > 1
-    assert (first[:, 0] == 1).all()
-    assert (first[:, 1:].sum(dim=2) == 1).all()
-
-
-def test_a_single_layer_is_pruned_only_by_the_layer_1_control():
-    masks = pruning_masks(torch.tensor([[0.1, 0.9]]), [2], 2, generator())
-    kept = {name: mask.unique(dim=0).tolist() for name, mask in masks.items()}
-    assert kept.pop("prune_layer1_instead") == [[[0, 1]]]
-    assert all(mask == [[[1, 1]]] for mask in kept.values())
 
 
 def test_share_errors_equal_the_jackknife_by_recomputation():
