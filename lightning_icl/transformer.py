@@ -1,7 +1,7 @@
 """A transformer whose heads can be told apart, counted by layer and masked."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -134,7 +134,9 @@ class Layer(nn.Module):
         super().__init__()
         self.norm = norm
         self.attention = attention
-        self.attention_norm = nn.Identity() if norm == "none" else nn.LayerNorm(d_model)
+        # Without heads, a norm before them would have parameters that nothing uses, which DDP refuses.
+        bare = norm == "none" or (norm == "pre" and attention is None)
+        self.attention_norm = nn.Identity() if bare else nn.LayerNorm(d_model)
         self.mlp = (
             nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)) if mlp else None
         )
@@ -217,6 +219,9 @@ class Transformer(nn.Module):
             layout one per token position, and a query stands right after the last token it sees. "none" adds nothing.
         max_points: largest number of examples; needed only with position="learned".
         layout: "pairs", "prefixes" or "alternating"; the latter two need mask="causal".
+
+    ``options`` holds these arguments, so that ``Transformer(**options)`` is an untrained model of the same shape, and
+    ``head_dims`` the size of the heads of each layer.
     """
 
     def __init__(
@@ -234,6 +239,19 @@ class Transformer(nn.Module):
         layout: Layout = "pairs",
     ) -> None:
         super().__init__()
+        self.options: dict[str, Any] = {
+            "n_dims": n_dims,
+            "d_model": d_model,
+            "heads": list(heads),
+            "attention": attention,
+            "mask": mask,
+            "mlp": mlp,
+            "norm": norm,
+            "head_dim": head_dim,
+            "position": position,
+            "max_points": max_points,
+            "layout": layout,
+        }
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
         _check_options(position=(position, Position), layout=(layout, Layout))
         _check_sizes(n_dims, d_model, heads)
@@ -245,7 +263,7 @@ class Transformer(nn.Module):
                 "labels it is to predict."
             )
         self.n_dims, self.heads, self.mask, self.layout = n_dims, list(heads), mask, layout
-        self.head_dims = _head_dims(d_model, heads, head_dim)
+        self.head_dims = head_sizes(d_model, heads, head_dim)
         self.tokens_per_point = 2 if layout == "alternating" else 1
         self.max_points = max_points if position == "learned" else None
         self.read_in = nn.Linear(n_dims + 1, d_model)
@@ -399,8 +417,8 @@ def _check_sizes(n_dims: int, d_model: int, heads: Sequence[int]) -> None:
         )
 
 
-def _head_dims(d_model: int, heads: Sequence[int], head_dim: int | Sequence[int] | None) -> list[int]:
-    """The size of the heads of each layer."""
+def head_sizes(d_model: int, heads: Sequence[int], head_dim: int | Sequence[int] | None) -> list[int]:
+    """The size of the heads of each layer, from the options of a Transformer."""
     if head_dim is None:
         for layer, h in enumerate(heads, start=1):
             if h and d_model % h:

@@ -1,0 +1,100 @@
+"""Heads taken out of a transformer for good: a smaller model with the predictions of the masked one."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.heads import HeadMask
+from lightning_icl.transformer import Layer, Transformer
+
+
+class Part(NamedTuple):
+    """Which rows (dim 0) or columns (dim 1) of a parameter remain; none where the whole parameter goes."""
+
+    dim: int
+    entries: Int[Tensor, " kept"]
+
+    def of(self, values: Tensor) -> Tensor:
+        """The remaining part of the parameter, or of anything of its shape, such as an optimizer's moments."""
+        return values.index_select(self.dim, self.entries.to(values.device))
+
+
+def remove_heads(transformer: Transformer, keep: HeadMask) -> Transformer:
+    """The transformer with only the heads whose entry in ``keep`` is not 0, and the predictions it had under that mask.
+
+    A head's output enters the residual stream as mask_h O_h (A_h V_h), so a removed head takes its rows of the query,
+    key and value projections and its columns of the output projection along, and a mask other than 1 becomes a factor
+    of the columns, O_h <- mask_h O_h. Heads are renumbered in order and keep their size; a layer may end with none.
+    """
+    options = transformer.options | smaller_options(transformer, keep)
+    with torch.device("meta"):  # where nothing is drawn and nothing takes up memory
+        smaller = Transformer(**options)
+    smaller.load_state_dict(_smaller_state(transformer, keep), assign=True)
+    return smaller.train(transformer.training)
+
+
+def smaller_options(transformer: Transformer, keep: HeadMask) -> dict[str, Any]:
+    """The options of Transformer that change with the heads removed: how many remain in each layer, and their sizes."""
+    kept = [len(heads) for heads in kept_heads(transformer, keep)]
+    return {"heads": kept, "head_dim": list(transformer.head_dims)}
+
+
+def kept_heads(transformer: Transformer, keep: HeadMask) -> list[Tensor]:
+    """The numbers, from 0, of the heads of each layer whose entry is not 0."""
+    expected = (len(transformer.heads), max(transformer.heads))
+    if tuple(keep.shape) != expected:
+        raise InputError(
+            f"keep has shape {tuple(keep.shape)}, but this model needs {expected} (layers, heads of the widest layer)."
+        )
+    kept = [row[:n_heads].nonzero().flatten() for row, n_heads in zip(keep, transformer.heads, strict=True)]
+    if not any(map(len, kept)):
+        raise InputError("keep is 0 for every head, but a model needs at least one.")
+    return kept
+
+
+def kept_parts(transformer: Transformer, keep: HeadMask) -> dict[str, Part]:
+    """By its name, what remains of each parameter that removing heads makes smaller; the others are not listed."""
+    parts: dict[str, Part] = {}
+    for i, (layer, kept) in enumerate(zip(transformer.blocks, kept_heads(transformer, keep), strict=True)):
+        if layer.attention is None or len(kept) == layer.attention.n_heads:
+            continue
+        size = layer.attention.head_dim
+        entries = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
+        place = f"layers.{i}.attention"
+        parts |= {f"{place}.{name}.weight": Part(0, entries) for name in ("query", "key", "value")}
+        parts[f"{place}.output.weight"] = Part(1, entries)
+        parts |= {} if len(kept) else _unused_norm(layer, i)
+    return parts
+
+
+def _unused_norm(layer: Layer, i: int) -> dict[str, Part]:
+    """A norm before heads that are gone goes too."""
+    if layer.norm != "pre":
+        return {}
+    return {
+        f"layers.{i}.attention_norm.{name}": Part(0, torch.empty(0, dtype=torch.long))
+        for name, _ in layer.attention_norm.named_parameters()
+    }
+
+
+def _smaller_state(transformer: Transformer, keep: Tensor) -> Mapping[str, Tensor]:
+    parts, state = kept_parts(transformer, keep), dict[str, Tensor]()
+    for name, values in _scaled_state(transformer, keep).items():
+        part = parts[name].of(values) if name in parts else values.clone()
+        if part.numel():
+            state[name] = part
+    return state
+
+
+def _scaled_state(transformer: Transformer, keep: Tensor) -> dict[str, Tensor]:
+    """The parameters, with each head's mask as a factor of its columns of the output projection."""
+    state = {name: values.detach() for name, values in transformer.state_dict().items()}
+    for i, (row, n_heads, size) in enumerate(zip(keep, transformer.heads, transformer.head_dims, strict=True)):
+        if n_heads:
+            name = f"layers.{i}.attention.output.weight"
+            state[name] = state[name] * row[:n_heads].repeat_interleave(size).to(state[name])
+    return state
