@@ -1,8 +1,10 @@
-"""What each layer's state knows, read out linearly."""
+"""What each layer's states know, read out linearly."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from lightning_icl.callbacks import figures
 from lightning_icl.callbacks.analysis import (
@@ -11,87 +13,163 @@ from lightning_icl.callbacks.analysis import (
     chunks,
     datamodule,
     log_scalars,
+    progress,
     save_figure,
 )
-from lightning_icl.functional import estimators, probes
+from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.probes import Estimate, mean_estimate
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.risk import excess_risk, mean_and_standard_error
+from lightning_icl.functional.references import MAX_DEFAULT_TERMS, Bayes, Case, Ridge, whole_prompts
+from lightning_icl.functional.risk import squared_errors
+from lightning_icl.functional.tasks import Task
+from lightning_icl.instruments.probing import Probe, ProbeTable, Token, probe_layers, untrained_like
 from lightning_icl.module import ICLModule
 
 
 class LinearProbe(Analysis):
-    """Closed-form ridge probes of the query's state after the read-in (layer 0) and after each layer.
+    """Closed-form ridge probes of the states after the read-in (layer 0) and after each layer, with controls.
 
-    Fitted on one set of prompts, scored on another, with the shuffled-label control (each prompt's targets given to
-    another while fitting). Targets: f_query (<w, x_q>), w, and preprocessed_query (R_hat x_q). Logs
-    probe/<target>/layer{l}, the squared error on fresh prompts (for f_query an excess risk),
-    probe/r2/<target>/layer{l}, and probe/shuffled/<target>/layer{l}, the control's squared error.
-    Figure: linear_probe, with GD and preprocess-then-GD after l - 1 steps. Definitions: PAPER.md section 6.
+    Fitted on one set of prompts, their strength chosen on a second, scored on a third. What is probed for, where and
+    beside which controls: ``lightning_icl.instruments.probing.probe_layers``; the untrained network has the model's
+    architecture and weights of a fixed seed.
+
+    Logs, of the query's state, with the targets f_query, w, support, r_hat, preprocessed_query (R_hat x_q),
+    least_squares, ridge, gd_{t} and preprocess_then_gd_{t} (the algorithms' predictions at x_q; t = 1 .. depth):
+
+    - probe/<target>/layer{l}: squared error on fresh prompts, for f_query the excess risk;
+    - probe/r2/<target>/layer{l}: R^2;
+    - probe/shuffled/<target>/layer{l}, probe/untrained/<target>/layer{l}: the squared error of the controls;
+    - probe/selectivity/<target>/layer{l}: R^2 minus that on the untrained network;
+    - probe/auc/support/layer{l}: how well the support is told, 1/2 by chance;
+
+    and of the context's states, with f_context and preprocessed_context for the token's own x, probe/context/<target>,
+    probe/context/r2/<target>, probe/context/selectivity/<target> and probe/context/auc/support. What is constant has no
+    R^2 and is left out. results.json has all of it with standard errors and strengths.
+
+    Figures: linear_probe, the excess risk of the probe for f(x_q) with GD and preprocess-then-GD after l - 1 steps,
+    ridge, Bayes where its posterior can be computed, and the model itself; probe_map, R^2 of every target and layer.
 
     Args:
-        n_prompts: number of prompts to fit on, and again as many to score on.
-        alpha: ridge strength, multiplying the sum of squared weights against the sum of squared errors.
+        n_prompts: number of prompts to fit on, and again as many to choose the strength on and to score on.
+        alpha: a fixed ridge strength, multiplying the sum of squared weights against the sum of squared errors; chosen
+            for each target and layer if left out.
+        context_points: examples of a prompt, spread evenly, whose tokens are probed.
         chunk_size: prompts in one forward pass.
         every_n_validations: run at every n-th validation.
     """
 
     def __init__(
-        self, n_prompts: int = 1024, alpha: float = 1.0, chunk_size: int = 512, every_n_validations: int = 1
+        self,
+        n_prompts: int = 1024,
+        alpha: float | None = None,
+        context_points: int = 8,
+        chunk_size: int = 512,
+        every_n_validations: int = 1,
     ) -> None:
         super().__init__(every_n_validations)
         check_at_least("n_prompts", n_prompts, 2)
+        check_at_least("context_points", context_points, 1)
         check_at_least("chunk_size", chunk_size, 1)
-        if not 0 < alpha < float("inf"):
+        if alpha is not None and not 0 < alpha < float("inf"):
             raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
-        self.n_prompts, self.alpha, self.chunk_size = n_prompts, alpha, chunk_size
-        self.risks: dict[str, list[tuple[float, float]]] = {}
-        self.r2: dict[str, list[float]] = {}
+        self.n_prompts, self.alpha, self.context_points, self.chunk_size = n_prompts, alpha, context_points, chunk_size
+        self.table = ProbeTable(())
+        self.levels: dict[str, Estimate] = {}
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:
-        data = datamodule(trainer)
-        fit, score = (data.held_out(f"probe_{name}", self.n_prompts, module.device) for name in ("fit", "score"))
-        fit_states, score_states = (self._query_states(module, prompt) for prompt in (fit, score))
+        data, transformer = datamodule(trainer), module.transformer
+        fit, choose, score = (
+            data.held_out(f"probe_{name}", self.n_prompts, module.device) for name in ("fit", "choose", "score")
+        )
+        task = data.streams[0].task
+        self.table = probe_layers(
+            transformer,
+            task,
+            fit,
+            choose,
+            score,
+            untrained_like(transformer),
+            self.alpha,
+            self.context_points,
+            self.chunk_size,
+            lambda items, description: progress(trainer, items, description),
+        )
+        predicted = torch.cat([module(part) for part in chunks(score, self.chunk_size)])
+        self.levels = {"transformer": mean_estimate(squared_errors(predicted, score.f_query))}
         with torch.autocast(module.device.type, enabled=False):
-            self._probe(fit, fit_states, score, score_states)
-            self._curves = _gd_curves(score, len(module.transformer.heads))
-        log_scalars(module, self._scalars())
-        save_figure(trainer, "linear_probe", figures.probe_curves(self.risks, self.r2, self._curves))
+            self.levels |= _reference_levels(task, fit, score)
+            self.curves = _gd_curves(score, len(transformer.heads))
+        log_scalars(module, _scalars(self.table.rows))
+        save_figure(trainer, "linear_probe", figures.probe_risks(self.table.by_layer("f"), self.curves, self.levels))
+        save_figure(trainer, "probe_map", figures.probe_map(self.table))
 
-    def _query_states(self, module: ICLModule, prompt: Prompt) -> list[Tensor]:
-        by_chunk = [module.output(part).query_states for part in chunks(prompt, self.chunk_size)]
-        return [torch.cat(layer) for layer in zip(*by_chunk, strict=True)]
-
-    def _probe(self, fit: Prompt, fit_states: list[Tensor], score: Prompt, score_states: list[Tensor]) -> None:
-        fit_targets, score_targets = probes.probe_targets(fit), probes.probe_targets(score)
-        self.risks, self.r2 = {}, {}
-        for name, target in fit_targets.items():
-            shuffled = probes.shuffled_prompts(target, torch.Generator().manual_seed(0))
-            for labels, key in ((target, name), (shuffled, f"shuffled/{name}")):
-                errors = [
-                    probes.probe_errors(states, labels, fresh, score_targets[name], self.alpha)
-                    for states, fresh in zip(fit_states, score_states, strict=True)
-                ]
-                summary = [mean_and_standard_error(e) for e in errors]
-                self.risks[key] = [(float(mean), float(error)) for mean, error in summary]
-                if key == name:
-                    self.r2[name] = [probes.explained_share(e, score_targets[name]) for e in errors]
-
-    def _scalars(self) -> dict[str, float]:
-        risks = {f"probe/{k}/layer{i}": risk for k, values in self.risks.items() for i, (risk, _) in enumerate(values)}
-        return risks | {f"probe/r2/{k}/layer{i}": r2 for k, values in self.r2.items() for i, r2 in enumerate(values)}
+    def record(self) -> dict[str, Any]:
+        return {"probes": self.table.rows, "levels": self.levels, "curves": self.curves}
 
     def summary(self) -> list[str]:
-        if not self.risks:
+        if not self.table.rows:
             return []
-        risks = ", ".join(f"{i}: {risk:.3g}" for i, (risk, _) in enumerate(self.risks["f_query"]))
+        risks = ", ".join(f"{row.layer}: {row.trained.risk.value:.3g}" for row in self.table.by_layer("f"))
         return [
             "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is the read-in):",
             f"  {risks}",
+            "What else the query's state knows: R^2 where it is highest, and above the untrained network's there:",
+            *(_best_layer(self.table.by_layer(target)) for target in self.table.targets() if target != "f"),
         ]
 
 
-def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[float]]:
+def _best_layer(rows: list[Probe]) -> str:
+    best = max(rows, key=lambda row: _or_lowest(row.trained.r2.value))
+    name, over = _key(best.target, "query"), best.over_untrained
+    if best.trained.r2.value != best.trained.r2.value or over is None:
+        return f"  {name}: constant on these prompts"
+    auc = "" if best.trained.auc is None else f"; AUC {best.trained.auc.value:.3f}"
+    return (
+        f"  {name}: {best.trained.r2.value:.3f} +- {best.trained.r2.standard_error:.2g} in layer {best.layer}, "
+        f"{over.value:+.3f} +- {over.standard_error:.2g}{auc}"
+    )
+
+
+def _or_lowest(value: float) -> float:
+    return value if value == value else -float("inf")
+
+
+def _key(target: str, token: Token) -> str:
+    """A target's name in the logs, where those of the token's own x say which token."""
+    return f"{target}_{token}" if target in ("f", "preprocessed") else target
+
+
+def _scalars(rows: Iterable[Probe]) -> dict[str, float]:
+    scalars: dict[str, float] = {}
+    for row in rows:
+        place, of_token = f"{_key(row.target, row.token)}/layer{row.layer}", "probe"
+        if row.token == "context":
+            of_token = "probe/context"
+        scalars[f"{of_token}/{place}"] = row.trained.risk.value
+        scalars[f"{of_token}/r2/{place}"] = row.trained.r2.value
+        if row.trained.auc is not None:
+            scalars[f"{of_token}/auc/{place}"] = row.trained.auc.value
+        if row.untrained is not None and row.over_untrained is not None:
+            scalars[f"{of_token}/selectivity/{place}"] = row.over_untrained.value
+            if row.token == "query":
+                scalars[f"probe/untrained/{place}"] = row.untrained.risk.value
+        if row.token == "query":
+            scalars[f"probe/shuffled/{place}"] = row.shuffled.risk.value
+    return scalars
+
+
+def _reference_levels(task: Task, fit: Prompt, score: Prompt) -> dict[str, Estimate]:
+    """The excess risk of ridge and, where its posterior is quick to compute, of Bayes."""
+    quick = (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS
+    levels = {}
+    for reference in [Ridge(), *([Bayes()] if quick else [])]:
+        settled = reference.settled(Case(task, task, 1), whole_prompts(fit))
+        levels[reference.key] = mean_estimate(settled.errors(whole_prompts(score))[:, 0])
+    return levels
+
+
+def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
     """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
     prompt = prompt.double()
     curves = {}
@@ -99,5 +177,5 @@ def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[float]]:
         step_size = estimators.inverse_curvature(estimators.preprocessed(prompt.x, prompt.x, prompt.y, power))
         w_hat = estimators.preprocess_then_gd_path(prompt.x, prompt.y, depth - 1, step_size, power)
         path = estimators.predictions(w_hat, prompt.x_query)
-        curves[name] = [float(excess_risk(p, prompt.f_query)) for p in path]
+        curves[name] = [mean_estimate(squared_errors(p, prompt.f_query)) for p in path]
     return curves
