@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
 
-from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, squared_errors
+from lightning_icl.functional.risk import (
+    bootstrap_interval,
+    bootstrap_weights,
+    jackknife_errors,
+    mean_and_standard_error,
+    mean_interval,
+    squared_errors,
+)
 
+DRAWS = 1000  # of the bootstrap
 HeadMask = Float[Tensor, "layers heads"]
 
 
@@ -30,6 +38,17 @@ def leave_one_out_masks(heads: Sequence[int]) -> Float[Tensor, "ablations layers
     return masks
 
 
+def layer_ablation_masks(heads: Sequence[int]) -> Float[Tensor, "layers layers heads"]:
+    """One mask per layer that ablates all its heads."""
+    return full_mask(heads) * (1 - torch.eye(len(heads)))[..., None]
+
+
+def leave_one_in_masks(heads: Sequence[int]) -> Float[Tensor, "ablations layers heads"]:
+    """One mask per head, in layer order, that ablates all heads of its layer but this one."""
+    full = full_mask(heads)
+    return full - leave_one_out_masks(heads) + layer_ablation_masks(heads).repeat_interleave(torch.tensor(heads), 0)
+
+
 def masked_errors(
     predict: Callable[[Tensor], Tensor], f_query: Float[Tensor, "batch queries"], masks: Iterable[Tensor]
 ) -> Float[Tensor, "masks batch"]:
@@ -38,16 +57,24 @@ def masked_errors(
 
 
 class ImportanceScores(NamedTuple):
-    """What ablating each head costs, on one set of prompts; NaN where a layer has no such head.
+    """What each head is worth on one set of prompts; NaN where a layer has no such head.
+
+    A score is a mean over prompts of a value v for each head and prompt, such as the cost of leaving the head out.
 
     Attributes:
-        raw: I = excess risk without the head - excess risk of the full model, in squared label units.
-        standard_error: of ``raw``, over prompts, paired (both models see the same prompts).
-        share: max(I, 0) / sum over the layer of max(I, 0). NaN for a layer whose summed I is not above 1.96 of its
-            own standard errors: such a layer's shares would be shares of noise.
+        raw: I = mean of v, in the units of the metric (squared label units for the excess risk).
+        standard_error: of ``raw``, over prompts, paired (all models see the same prompts).
+        share: max(I, 0) / sum over the layer of max(I, 0). NaN for a layer whose total is not above its interval of
+            zero: such a layer's shares would be shares of noise.
         effective_heads: exp(entropy of the shares), from 1 (one head does it all) to the number of heads.
         top_share: the largest share of each layer.
         share_error, effective_error, top_error: standard errors of these three, by the jackknife over prompts.
+        total, total_error: the sum of I over each layer.
+        interval, total_interval: 95 % intervals, lower bound first, by Student's t.
+        share_interval, effective_interval, top_interval: 95 % intervals by the symmetric bootstrap over prompts, cut
+            to the values these can have. A jackknife error says nothing of a share that is cut off at 0, and the
+            largest of nearly equal shares is biased upwards; this interval knows both. It is all those values where
+            the total is closer to zero than two of its intervals: that such a layer has shares at all is partly luck.
     """
 
     raw: Float[Tensor, "layers heads"]
@@ -58,27 +85,63 @@ class ImportanceScores(NamedTuple):
     share_error: Float[Tensor, "layers heads"]
     effective_error: Float[Tensor, " layers"]
     top_error: Float[Tensor, " layers"]
+    total: Float[Tensor, " layers"]
+    total_error: Float[Tensor, " layers"]
+    interval: Float[Tensor, "bounds layers heads"]
+    total_interval: Float[Tensor, "bounds layers"]
+    share_interval: Float[Tensor, "bounds layers heads"]
+    effective_interval: Float[Tensor, "bounds layers"]
+    top_interval: Float[Tensor, "bounds layers"]
 
 
 def head_importance(
     full_errors: Float[Tensor, " batch"], ablated_errors: Float[Tensor, "ablations batch"], heads: Sequence[int]
 ) -> ImportanceScores:
-    """Leave-one-out importance from the per-prompt errors of the full model and of each ablation in layer order."""
-    cost = (ablated_errors - full_errors).T
-    mean, error = mean_and_standard_error(cost)
-    total_mean, total_error = mean_and_standard_error(
-        torch.stack([layer.sum(dim=1) for layer in cost.split(list(heads), dim=1)], dim=1)
+    """Leave-one-out importance from the per-prompt errors of the full model and of each ablation in layer order.
+
+    I[l,h] = risk with head (l,h) ablated - risk of the full model.
+    """
+    return importance_scores(ablated_errors - full_errors, heads)
+
+
+def importance_scores(values: Float[Tensor, "ablations batch"], heads: Sequence[int]) -> ImportanceScores:
+    """The scores whose values on each prompt, one row a head in layer order, are ``values``."""
+    values, n = values.T, values.shape[1]
+    by_layer = [layer.sum(dim=1) for layer in values.split(list(heads), dim=1)]
+    total, total_error = mean_and_standard_error(torch.stack(by_layer, dim=1))
+    total_interval = mean_interval(total, total_error, n)
+    raw, error = (_by_layer(moment, heads) for moment in mean_and_standard_error(values))
+    shares = _shares(raw)
+    weak = ~(total_interval[0] > total - total_interval[0])
+    found = (
+        *shares,
+        *jackknife_errors(values, lambda means: _shares(_by_layer(means, heads))),
+        *_share_intervals(shares, values, heads, weak),
     )
-    raw = _by_layer(mean, heads)
-    shares, errors = _shares(raw), jackknife_errors(cost, lambda means: _shares(_by_layer(means, heads)))
-    within_noise = ~(total_mean > 1.96 * total_error)
-    no_share = raw.isnan() | within_noise[:, None]
-    masks = (no_share, within_noise, within_noise)
-    return ImportanceScores(
-        raw,
-        _by_layer(error, heads),
-        *(value.masked_fill(mask, torch.nan) for value, mask in zip((*shares, *errors), (*masks, *masks), strict=True)),
-    )
+    within_noise = ~(total_interval[0] > 0)
+    hidden = (raw.isnan() | within_noise[:, None], within_noise, within_noise)
+    shown = [value.masked_fill(mask, torch.nan) for value, mask in zip(found, 3 * hidden, strict=True)]
+    totals, intervals = (total, total_error), (mean_interval(raw, error, n), total_interval)
+    return ImportanceScores(raw, error, *shown[:6], *totals, *intervals, *shown[6:])  # type: ignore[call-arg]
+
+
+def _share_intervals(
+    shares: Sequence[Tensor],
+    values: Float[Tensor, "batch ablations"],
+    heads: Sequence[int],
+    weak: Bool[Tensor, " layers"],
+) -> Sequence[Tensor]:
+    """Intervals of what ``_shares`` returns: the bootstrap's, or all values they can have in ``weak`` layers."""
+    weights = bootstrap_weights(len(values), DRAWS, Generator().manual_seed(0)).to(values)
+    resampled = _shares(_by_layer(weights @ values, heads))
+    n_heads = torch.tensor(list(heads)).to(values)
+    ranges = ((0.0 * n_heads, n_heads**0), (n_heads**0, n_heads), (1 / n_heads, n_heads**0))
+    intervals = []
+    for estimate, draws, (least, most) in zip(shares, resampled, ranges, strict=True):
+        least, most, wide = (x[:, None] if estimate.dim() == 2 else x for x in (least, most, weak))
+        low, high = bootstrap_interval(estimate, draws)
+        intervals.append(torch.stack([low.maximum(least).where(~wide, least), high.minimum(most).where(~wide, most)]))
+    return intervals
 
 
 def _shares(

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def squared_errors(
@@ -46,3 +47,47 @@ def jackknife_errors(
     n = values.shape[0]
     left_out = (n * values.mean(dim=0) - values) / (n - 1)
     return tuple(((n - 1) * theta.var(dim=0, correction=0)).sqrt() for theta in statistic(left_out))
+
+
+def t_quantile(n: int) -> float:
+    """The 97.5 % quantile t of Student's law for a mean of n values, so that mean +- t errors is a 95 % interval.
+
+    Hill's expansion in 1 / (n - 1) around the normal quantile 1.96: within 1 % of the exact one from n = 3 on, too
+    small for n = 2 (11.3 instead of 12.7), and without end for n = 1.
+    """
+    if n < 2:
+        return float("inf")
+    z, per_degree = 1.959964, 1 / (n - 1)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term * per_degree**power for power, term in enumerate(terms))
+
+
+def mean_interval(mean: Float[Tensor, "*rest"], error: Float[Tensor, "*rest"], n: int) -> Float[Tensor, "bounds *rest"]:
+    """The 95 % interval of a mean of ``n`` values, lower bound first: mean +- t times its standard error."""
+    return torch.stack([mean - t_quantile(n) * error, mean + t_quantile(n) * error])
+
+
+def bootstrap_weights(n: int, draws: int, generator: Generator) -> Float[Tensor, "draws n"]:
+    """How often each of n prompts is in each resample of n, over n: times values, the resampled means."""
+    drawn = torch.randint(n, (draws, n), generator=generator, device=generator.device)
+    ones = torch.ones(draws, n, dtype=torch.float64, device=generator.device)
+    return torch.zeros_like(ones).scatter_add_(1, drawn, ones) / n
+
+
+def bootstrap_interval(
+    estimate: Float[Tensor, "*rest"], resampled: Float[Tensor, "draws *rest"]
+) -> Float[Tensor, "bounds *rest"]:
+    """The symmetric bootstrap's 95 % interval, lower bound first: estimate +- the 95 % quantile of |resampled - it|.
+
+    (Hall 1988.) What resampling adds on one side, as it does to the largest of several shares, widens this interval on
+    both, so it holds for a biased statistic where the percentile interval does not. Resamples without a value are left
+    out.
+    """
+    half = (resampled - estimate).abs().nanquantile(0.95, dim=0)
+    return torch.stack([estimate - half, estimate + half])
