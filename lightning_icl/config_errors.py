@@ -190,7 +190,7 @@ def _missing(message: str, parser: ArgumentParser) -> str | None:
     if re.search(no_task, message) or re.search(r"arguments? (?:is|are) required: (?:\w+\.)?(data\.task)", message):
         return "data.task is missing: name a task, or a --config that does, such as configs/quickstart.yaml."
     if found := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
-        return f"there is no command {found[1]!r}; {did_you_mean(found[1], re.findall(r'[a-z]+', found[2]))}"
+        return f"there is no command {found[1]!r}; {did_you_mean(found[1], re.findall(r'[a-z_]+', found[2]))}"
     if "subcommand" in message and "not provided" in message:
         return "a command is missing: fit, validate, test or predict, such as fit --config configs/quickstart.yaml."
     return None

@@ -172,10 +172,11 @@ class ICLModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # A plain function: LambdaLR pickles the attributes of any other callable into every checkpoint.
-        schedule = LambdaLR(optimizer := self._optimizer(), lambda step: self._learning_rate_factor(step))
+        schedule = LambdaLR(optimizer := self.fresh_optimizer(), lambda step: self._learning_rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _optimizer(self) -> Optimizer:
+    def fresh_optimizer(self) -> Optimizer:
+        """The optimizer as it is before the first step, its parameters in the order of its checkpoints."""
         if self.optimizer == "adamw":
             return AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         matrices = [p for p in self.transformer.layers.parameters() if p.dim() == 2]

@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "instruments": {"functional", "transformer", "instruments"},
     "callbacks": MODEL_SIDE | {"callbacks", "instruments"},
     "config_errors": {"functional", "streams"},
-    "checkpoint": {"functional"},
-    "commands": MODEL_SIDE | {"callbacks", "instruments", "checkpoint", "config_errors", "commands", "cli"},
-    "cli": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint", "commands"},
+    "checkpoint": {"functional", "transformer"},
+    "command_line": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint"},
+    "commands": MODEL_SIDE | {"callbacks", "instruments", "checkpoint", "command_line", "commands"},
+    "cli": {"functional", "command_line", "commands"},
     "__main__": {"cli"},
     "__init__": MODEL_SIDE,
 }
@@ -86,6 +87,7 @@ def test_imports_go_one_way():
         ("callbacks/summary.py", "from callbacks.analysis import Analysis"),
         ("callbacks/summary.py", "from ..checkpoint import check_checkpoint"),
         ("config_errors.py", "from lightning_icl.callbacks import Summary"),
+        ("commands/prune.py", "from lightning_icl.cli import main"),
         ("__init__.py", "from lightning_icl.callbacks import Summary"),
         ("new_part.py", "from lightning_icl.functional.risk import excess_risk"),
     ],
@@ -101,7 +103,8 @@ def test_a_forbidden_import_is_found(path, source):
         ("data.py", "from .functional.prompts import Prompt\nimport numpy"),
         ("callbacks/summary.py", "from .analysis import Analysis\nfrom lightning_icl.callbacks import figures"),
         ("callbacks/summary.py", "from lightning.pytorch import callbacks"),
-        ("cli.py", "from lightning_icl.callbacks import Summary"),
+        ("command_line.py", "from lightning_icl.callbacks import Summary"),
+        ("cli.py", "from lightning_icl.commands import COMMANDS"),
     ],
 )
 def test_an_allowed_import_passes(path, source):

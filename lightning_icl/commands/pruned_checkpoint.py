@@ -1,0 +1,65 @@
+"""The checkpoint of a model without some of its heads, ready to go on training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_icl.functional.heads import HeadMask
+from lightning_icl.instruments.removal import Part, kept_parts, remove_heads, smaller_options
+from lightning_icl.module import ICLModule
+
+PREFIX = "transformer."  # of the transformer's parameters in the module
+
+
+def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: HeadMask) -> dict[str, Any]:
+    """The ``checkpoint`` of ``module`` with the heads of ``keep`` (1 or 0) only, its optimizer's state included.
+
+    What the optimizer knows of a parameter is cut like the parameter itself: entry by entry the state of a run in which
+    the removed heads never were. What callbacks found in the unpruned model, and the files they wrote, is left behind.
+    """
+    parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
+    smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)
+    return {
+        **checkpoint,
+        "state_dict": smaller,
+        "hyper_parameters": {**checkpoint["hyper_parameters"], **smaller_options(module.transformer, keep)},
+        "optimizer_states": [_pruned_optimizer(state, module, parts) for state in checkpoint["optimizer_states"]],
+        "callbacks": _unmeasured(checkpoint["callbacks"]),
+    }
+
+
+def _pruned_optimizer(state: Mapping[str, Any], module: ICLModule, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Its parameters are numbered in the order of its groups; those that go leave no gap."""
+    of_name = dict(module.named_parameters())
+    name_of = {id(parameter): name for name, parameter in of_name.items()}
+    names = [name_of[id(p)] for group in module.fresh_optimizer().param_groups for p in group["params"]]
+    remaining = [i for i, name in enumerate(names) if name not in parts or parts[name].entries.numel()]
+    number = {old: new for new, old in enumerate(remaining)}
+    return {
+        "state": {
+            number[i]: _cut(known, of_name[names[i]], parts.get(names[i]))
+            for i, known in state["state"].items()
+            if i in number
+        },
+        "param_groups": [
+            {**group, "params": [number[i] for i in group["params"] if i in number]} for group in state["param_groups"]
+        ],
+    }
+
+
+def _cut(known: Mapping[str, Any], parameter: Tensor, part: Part | None) -> dict[str, Any]:
+    """Whatever has the parameter's shape, cut to the part; a count of steps is what it was."""
+    return {
+        key: part.of(value) if part and isinstance(value, Tensor) and value.shape == parameter.shape else value
+        for key, value in known.items()
+    }
+
+
+def _unmeasured(callbacks: Mapping[str, Any]) -> dict[str, Any]:
+    """The callbacks' states without the analyses' series; a ModelCheckpoint's names files of the unpruned run."""
+    return {
+        name: {key: value for key, value in state.items() if key != "records"} if isinstance(state, Mapping) else state
+        for name, state in callbacks.items()
+        if not name.startswith("ModelCheckpoint")
+    }

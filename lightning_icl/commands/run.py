@@ -1,0 +1,94 @@
+"""A run's checkpoint, opened without a trainer."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.command_line import ICLCommandLine, Parser
+from lightning_icl.data import PromptDataModule
+from lightning_icl.functional.errors import InputError
+from lightning_icl.module import ICLModule
+
+
+class Run(NamedTuple):
+    """What a checkpoint was trained with: the module in its state, on the CPU, and the data it was trained on.
+
+    ``config`` is the file the data module was made from.
+    """
+
+    module: ICLModule
+    datamodule: PromptDataModule
+    config: Path
+
+
+def open_run(ckpt_path: str | Path, config: str | Path | None = None) -> Run:
+    """The model of a checkpoint and its data: no trainer, no callback, no random number drawn.
+
+    ``run = open_run("lightning_logs/version_0/checkpoints/last.ckpt")`` and then, for one,
+    ``run.module.transformer.on_prompt(run.datamodule.held_out("a name", 1024)).prediction``. Another device is
+    ``run.module.to(device)`` and ``held_out(..., device)``. Raises InputError, one sentence, for what cannot be opened.
+
+    Args:
+        ckpt_path: the checkpoint.
+        config: the config it was trained with; found where ``fit`` puts it unless told (``config_of``).
+    """
+    config = config_of(ckpt_path, config)
+    reader = _Reader(["validate", "--config", str(config)])
+    check_checkpoint(ckpt_path, reader.options.model.as_dict(), resuming=False)
+    with torch.random.fork_rng(devices=[]):
+        module = ICLModule.load_from_checkpoint(ckpt_path, map_location="cpu")
+    return Run(module.eval(), reader.datamodule, config)
+
+
+def config_of(ckpt_path: str | Path, config: str | Path | None = None) -> Path:
+    """The config given, or RUN/config.yaml of RUN/checkpoints/NAME.ckpt, or config.yaml beside the checkpoint."""
+    if config is not None:
+        if not Path(config).is_file():
+            raise InputError(f"config is {config}, but there is no such file.")
+        return Path(config)
+    if not Path(ckpt_path).is_file():
+        raise InputError(f"ckpt_path is {ckpt_path}, but there is no such file.")
+    found = run_folder(ckpt_path) / "config.yaml"
+    if not found.is_file():
+        raise InputError(
+            f"there is no config of {ckpt_path} at {found}; name the config it was trained with: --config."
+        )
+    return found
+
+
+def run_folder(ckpt_path: str | Path) -> Path:
+    """RUN of RUN/checkpoints/NAME.ckpt, or the checkpoint's own folder where it has been moved."""
+    folder = Path(ckpt_path).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+class _Reader(ICLCommandLine):
+    """Reads a config as ``validate`` does, and makes its data module and nothing else."""
+
+    datamodule: PromptDataModule
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"validate": ICLCommandLine.subcommands()["validate"]}
+
+    @property
+    def options(self) -> Namespace:
+        """The config, parsed."""
+        return self.config["validate"]
+
+    def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # Lightning would warn that there is a sys.argv besides
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def make_classes(self) -> None:
+        parser = Parser()
+        parser.add_class_arguments(PromptDataModule, "data")
+        self.datamodule = parser.instantiate_classes(Namespace(data=self.options.data)).data
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
