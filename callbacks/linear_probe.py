@@ -1,5 +1,6 @@
 """What each layer's states know, read out linearly."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Task
 from lightning_icl.instruments.probing import Probe, ProbeTable, Token, probe_layers, untrained_like
 from lightning_icl.module import ICLModule
+
+TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
 
 
 class LinearProbe(Analysis):
@@ -115,24 +118,22 @@ class LinearProbe(Analysis):
             "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is the read-in):",
             f"  {risks}",
             "What else the query's state knows: R^2 where it is highest, and above the untrained network's there:",
-            *(_best_layer(self.table.by_layer(target)) for target in self.table.targets() if target != "f"),
+            *(_best_layer(self.table.by_layer(target)) for target in TOLD if target in self.table.targets()),
         ]
 
 
 def _best_layer(rows: list[Probe]) -> str:
-    best = max(rows, key=lambda row: _or_lowest(row.trained.r2.value))
-    name, over = _key(best.target, "query"), best.over_untrained
-    if best.trained.r2.value != best.trained.r2.value or over is None:
+    name, known = _key(rows[0].target, "query"), [row for row in rows if math.isfinite(row.trained.r2.value)]
+    if not known:
         return f"  {name}: constant on these prompts"
-    auc = "" if best.trained.auc is None else f"; AUC {best.trained.auc.value:.3f}"
-    return (
-        f"  {name}: {best.trained.r2.value:.3f} +- {best.trained.r2.standard_error:.2g} in layer {best.layer}, "
-        f"{over.value:+.3f} +- {over.standard_error:.2g}{auc}"
-    )
+    best = max(known, key=lambda row: row.trained.r2.value)
+    assert best.over_untrained is not None
+    auc = "" if best.trained.auc is None else f"; AUC {_with_error(best.trained.auc)}"
+    return f"  {name}: {_with_error(best.trained.r2)} in layer {best.layer}, {_with_error(best.over_untrained)}{auc}"
 
 
-def _or_lowest(value: float) -> float:
-    return value if value == value else -float("inf")
+def _with_error(estimate: Estimate) -> str:
+    return f"{estimate.value:.3f} +- {estimate.standard_error:.2g}"
 
 
 def _key(target: str, token: Token) -> str:
@@ -143,19 +144,18 @@ def _key(target: str, token: Token) -> str:
 def _scalars(rows: Iterable[Probe]) -> dict[str, float]:
     scalars: dict[str, float] = {}
     for row in rows:
-        place, of_token = f"{_key(row.target, row.token)}/layer{row.layer}", "probe"
-        if row.token == "context":
-            of_token = "probe/context"
+        place = f"{_key(row.target, row.token)}/layer{row.layer}"
+        of_token = "probe" if row.token == "query" else "probe/context"
+        assert row.untrained is not None
+        assert row.over_untrained is not None
         scalars[f"{of_token}/{place}"] = row.trained.risk.value
         scalars[f"{of_token}/r2/{place}"] = row.trained.r2.value
+        scalars[f"{of_token}/selectivity/{place}"] = row.over_untrained.value
         if row.trained.auc is not None:
             scalars[f"{of_token}/auc/{place}"] = row.trained.auc.value
-        if row.untrained is not None and row.over_untrained is not None:
-            scalars[f"{of_token}/selectivity/{place}"] = row.over_untrained.value
-            if row.token == "query":
-                scalars[f"probe/untrained/{place}"] = row.untrained.risk.value
         if row.token == "query":
             scalars[f"probe/shuffled/{place}"] = row.shuffled.risk.value
+            scalars[f"probe/untrained/{place}"] = row.untrained.risk.value
     return scalars
 
 

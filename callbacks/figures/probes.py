@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from lightning_icl.callbacks.figures.style import INTERVAL, MODEL, ORACLE, REFERENCE, RISK
 from lightning_icl.functional.probes import Estimate
-from lightning_icl.instruments.probing import Probe, ProbeTable, Token
+from lightning_icl.instruments.probing import TOKENS, Probe, ProbeTable, Token
 
 CONTROLS = {
     "shuffled": ("probe, shuffled labels", ORACLE, "v"),
@@ -25,7 +26,7 @@ READABLE_CELLS = 14  # layers up to which a cell has room for its number
 def probe_risks(
     probes: Sequence[Probe], curves: Mapping[str, Sequence[Estimate]], levels: Mapping[str, Estimate]
 ) -> Figure:
-    """Excess risk of the probe for f(x_q) by depth with its controls, beside GD after layer - 1 steps and fixed levels."""
+    """Excess risk of the probe for f(x_q) by depth and of its controls, beside GD after layer - 1 steps and levels."""
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axes = figure.subplots()
     _risks(axes, [row.trained.risk for row in probes], 0, label="probe", color=MODEL, marker="o", zorder=4)
@@ -44,7 +45,11 @@ def probe_risks(
     axes.set_xlabel("layer (0 is the read-in)")
     axes.set_xticks(range(len(probes)))
     axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    lines, labels = axes.get_legend_handles_labels()
+    order = [*range(len(levels), len(lines)), *range(len(levels))]  # matplotlib puts plain lines first
+    figure.legend(
+        [lines[i] for i in order], [labels[i] for i in order], loc="outside right upper", fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -62,21 +67,21 @@ def probe_map(table: ProbeTable) -> Figure:
     figure = Figure(figsize=(3.2 + 4 * max(1.7, width * layers), 1.7 + 0.33 * rows), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     images = []
-    for token, pair in (("query", panels[:2]), ("context", panels[2:])):
+    for token, pair in zip(TOKENS, (panels[:2], panels[2:]), strict=True):
         images += [_heat_map(pair[0], table, token, above=False), _heat_map(pair[1], table, token, above=True)]
     panels[0].set_yticks(range(rows), [label(target) for target in table.targets()])
     figure.supxlabel(
         "layer (0 is the read-in); grey number: 95 % interval holds 0; hatched: target is constant", size=9
     )
-    figure.colorbar(images[0], ax=panels.tolist(), label="R² on fresh prompts, or difference of R²", shrink=0.9)
-    worst = max(
-        (abs(row.shuffled.r2.value) for row in table.rows if row.shuffled.r2.value == row.shuffled.r2.value), default=0
+    figure.colorbar(images[0], ax=panels.tolist(), label="R² on fresh prompts, or difference of R²")
+    by_chance = [abs(row.shuffled.r2.value) for row in table.rows if math.isfinite(row.shuffled.r2.value)]
+    figure.suptitle(
+        f"What the states know linearly (with shuffled labels |R²| is at most {max(by_chance, default=0):.2g})", size=11
     )
-    figure.suptitle(f"What the states know linearly (with shuffled labels |R²| is at most {worst:.2g})", size=11)
     return figure
 
 
-def _heat_map(axes: Axes, table: ProbeTable, token: Token, above: bool) -> object:
+def _heat_map(axes: Axes, table: ProbeTable, token: Token, above: bool) -> AxesImage:
     targets = table.targets()
     found = [[_shown(row, above) for row in table.by_layer(target, token)] for target in targets]
     layers = max(map(len, found))
@@ -108,5 +113,5 @@ def _number(value: float) -> str:
 def label(target: str) -> str:
     """A target's name in the figures."""
     if match := re.fullmatch(r"(gd|preprocess_then_gd)_(\d+)", target):
-        return f"{'GD' if match[1] == 'gd' else 'P-GD'}, {match[2]} step{'s' if match[2] != '1' else ''}"
+        return f"{'GD' if match[1] == 'gd' else 'preprocess + GD'}, {match[2]} step{'s' if match[2] != '1' else ''}"
     return {"f": "f(x)", "preprocessed": "R̂ x"}.get(target) or NAMES[target]

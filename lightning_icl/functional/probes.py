@@ -228,7 +228,7 @@ def area_under_roc(
     part[positive] = _share_below(scores[positive], scores[~positive])
     part[~positive] = 1 - _share_below(scores[~positive], scores[positive])
     area = part[positive].mean()
-    weight = torch.where(positive, 1 / n_positive, 1 / n_negative)
+    weight = positive.to(scores) / n_positive + (~positive).to(scores) / n_negative
     by_prompt = ((part - area) * weight).sum(dim=(1, 2))
     return Estimate(float(area), _standard_error(len(scores) * by_prompt))
 

@@ -100,6 +100,7 @@ def probe_layers(
     _check(transformer, untrained, sets, alpha, context_points, chunk_size)
     positions = _spread(fit.x.shape[1], context_points).to(fit.x.device)
     ridge = Ridge().settled(Case(task, task, len(transformer.heads)), whole_prompts(fit))
+    assert isinstance(ridge, Ridge)
     targets = [_targets(prompt, positions, ridge, len(transformer.heads)) for prompt in sets]
     models = [transformer] if untrained is None else [transformer, untrained]
     states = [[_states(model, prompt, positions, chunk_size) for prompt in sets] for model in models]
@@ -161,12 +162,12 @@ def _probes_of(token: Token, layer: int, seen: list[list[Tensor]], task: _Task, 
     arms = [_reading(spectra[0], seen[0], labels, alpha) for labels in (task, task.shuffled())]
     arms += [_reading(spectrum, states, task, alpha) for spectrum, states in zip(spectra[1:], seen[1:], strict=True)]
     rows = []
-    for name in task.names:
+    for i, name in enumerate(task.names):
         deviation = probes.deviations(task.part(task.score, name))
-        trained, *controls = (_scored(arm, task, name, deviation) for arm in arms)
-        errors, *others = (arm.errors[:, task.names.index(name)] for arm in arms)
-        over = [probes.selectivity(errors, other, deviation) for other in others]
-        rows.append(Probe(name, token, layer, trained, controls[0], over[0], *controls[1:], *over[1:]))
+        trained, shuffled, *untrained = (_scored(arm, task, name, deviation) for arm in arms)
+        over = [probes.selectivity(arms[0].errors[:, i], arm.errors[:, i], deviation) for arm in arms[1:]]
+        row = Probe(name, token, layer, trained, shuffled, over[0])
+        rows.append(row._replace(untrained=untrained[0], over_untrained=over[1]) if untrained else row)
     return rows
 
 
