@@ -1,0 +1,381 @@
+"""Which algorithm is it? How far what a layer has computed is from known estimators, in predictions and in weights.
+
+A layer's reading is a scalar function of the query's state: a linear probe for f(x_q), or the model's own read-out.
+Its implied weights are its gradient with respect to x_q (von Oswald et al. 2023). With yhat and g the reading and its
+gradient, and yhat_a = <w_a, x_q> an algorithm's prediction with weights w_a (Akyurek et al. 2023):
+
+    SPD  = E (yhat - yhat_a)^2     squared label units        relative: SPD / E yhat^2
+    ILWD = E ||g - w_a||^2         squared label / x units    relative: ILWD / E ||g||^2
+    cosine = E <g, w_a> / (||g|| ||w_a||), 0 where w_a = 0
+
+E is over prompts and their queries. A relative distance is 0 for the algorithm itself and 1 for the zero predictor.
+Settings (steps t, step sizes, alpha) are those of the least SPD on separate prompts, for each reading and each number
+of examples; the weights are compared under the same settings.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.probes import ridge_probe
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.references import (
+    GD,
+    ISTA,
+    MAX_DEFAULT_TERMS,
+    Bayes,
+    Case,
+    GDPlusPlus,
+    Lasso,
+    LeastSquares,
+    Newton,
+    PreprocessThenGD,
+    Problems,
+    Reference,
+    Ridge,
+    check_references,
+    whole_prompts,
+)
+from lightning_icl.functional.references.iterative import IterativeReference
+from lightning_icl.functional.references.linear import PenalisedReference
+from lightning_icl.functional.references.reference import (
+    Candidates,
+    LinearReference,
+    SearchedReference,
+    in_parts,
+    predicted,
+)
+from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, squared_errors
+from lightning_icl.functional.tasks import Task
+from lightning_icl.instruments.ablation import Progress, silent
+from lightning_icl.transformer import Transformer
+
+READ_OUT = "read_out"
+
+
+class Reader(NamedTuple):
+    """A reading: the name it goes by, the layer whose query states it reads (0 is the read-in), and how."""
+
+    name: str
+    layer: int
+    read: Callable[[Tensor], Tensor]  # (batch, queries, d_model) to (batch, queries)
+
+
+class Readings(NamedTuple):
+    """What each reader reads at the queries, and the gradient of that with respect to x_q, in float64."""
+
+    prediction: Float[Tensor, "readings batch queries"]
+    weights: Float[Tensor, "readings batch queries dims"]
+
+
+class Distance(NamedTuple):
+    """How far one reading is from the member of one algorithm's family that is closest to it.
+
+    Attributes:
+        algorithm: the reference's key.
+        reading: layer1, layer2, ..., or read_out, the model's own prediction.
+        n_points: number of examples.
+        label: the algorithm in words, with its step-size rule and fitted settings.
+        setting: the fitted settings by name: steps, step, gamma, alpha; see ``named_setting``.
+        spd, relative_spd, ilwd, relative_ilwd, cosine: see above. Each has its standard error over prompts (of the
+            ratios by the jackknife).
+    """
+
+    algorithm: str
+    reading: str
+    n_points: int
+    label: str
+    setting: dict[str, float]
+    spd: float
+    spd_error: float
+    relative_spd: float
+    relative_spd_error: float
+    ilwd: float
+    ilwd_error: float
+    relative_ilwd: float
+    relative_ilwd_error: float
+    cosine: float
+    cosine_error: float
+
+
+class TunedRidge(Ridge):
+    """Minimises ||y - X w||^2 + alpha ||w||^2, alpha tuned even where the task's law implies one."""
+
+    def candidates(self, case: Case, tuning: Problems) -> Candidates:
+        return PenalisedReference.candidates(self, case, tuning) * tuning.sizes
+
+    def settle(self, case: Case, tuning: Problems) -> None:
+        SearchedReference.settle(self, case, tuning)
+
+
+def default_algorithms(task: Task, max_steps: int = 50) -> list[LinearReference]:
+    """GD, P-GD, GD++ and Newton after t <= max_steps steps, ridge, lasso, least squares, and Bayes where it is known.
+
+    GD, P-GD and GD++ take steps of c / lambda_max of each prompt's own (rescaled) examples, c fitted with t.
+    """
+    return [
+        GD(max_steps=max_steps),
+        PreprocessThenGD(max_steps=max_steps),
+        GDPlusPlus(max_steps=min(max_steps, 20)),
+        Newton(max_steps=min(max_steps, 20)),
+        TunedRidge(),
+        Lasso(),
+        LeastSquares(),
+        *([Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []),
+    ]
+
+
+def default_sizes(n_points: int) -> list[int]:
+    """A quarter, half and all of the examples."""
+    return sorted({max(1, n_points // 4), max(1, n_points // 2), n_points})
+
+
+def algorithm_distances(
+    transformer: Transformer,
+    fit: Prompt,
+    choose: Prompt,
+    score: Prompt,
+    task: Task,
+    algorithms: Sequence[Reference] | None = None,
+    n_points: Sequence[int] | None = None,
+    alpha: float = 1.0,
+    chunk_size: int = 512,
+    progress: Progress = silent,
+) -> list[Distance]:
+    """The distance of every reading to every algorithm, from the first n examples of each prompt, for each n.
+
+    Probes with ridge strength ``alpha`` are fitted on the prompts ``fit`` (anew for each n), the algorithms' settings
+    on ``choose``, and the distances are taken on ``score``: three sets apart, all of the law of ``task``.
+    """
+    compared = comparable(default_algorithms(task) if algorithms is None else algorithms)
+    sizes = default_sizes(score.x.shape[1]) if n_points is None else n_points
+    case = Case(task, task, len(transformer.heads))
+    for algorithm in compared:
+        algorithm.check(case)
+    _check(sizes, (fit, choose, score))
+    found: list[Distance] = []
+    for n in progress(sizes, "which algorithm"):
+        readers = [*probe_readers(transformer, first_points(fit, n), alpha, chunk_size), own_reader(transformer)]
+        chosen, scored = (first_points(prompt, n) for prompt in (choose, score))
+        found += distances(
+            [reader.name for reader in readers],
+            compared,
+            case,
+            (whole_prompts(chosen), readings(transformer, chosen, readers, chunk_size)),
+            (whole_prompts(scored), readings(transformer, scored, readers, chunk_size)),
+        )
+    return found
+
+
+def first_points(prompt: Prompt, n_points: int) -> Prompt:
+    """The same prompts with their first ``n_points`` examples only."""
+    f = None if prompt.f is None else prompt.f[:, :n_points]
+    return prompt._replace(x=prompt.x[:, :n_points], y=prompt.y[:, :n_points], f=f)
+
+
+def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:
+    """For every layer a linear ridge probe of the query's state for f(x_q), fitted on the prompts ``fit``."""
+    parts = [fit.rows(start, start + chunk_size) for start in range(0, len(fit.x), chunk_size)]
+    # Not as inference tensors: autocast keeps its copies of the weights, which the gradients then run through.
+    with torch.inference_mode(False), torch.no_grad():
+        states = [transformer.on_prompt(_outside_inference(part)).query_states for part in parts]
+        found = []
+        for layer in range(1, len(transformer.heads) + 1):
+            seen = torch.cat([by_layer[layer] for by_layer in states]).flatten(0, 1)
+            probe = ridge_probe(seen, fit.f_query.reshape(-1, 1).clone(), alpha)
+            found.append(Reader(f"layer{layer}", layer, _linear(probe.weight[:, 0], probe.intercept)))
+    return found
+
+
+def _linear(weight: Tensor, intercept: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda states: states.double() @ weight + intercept
+
+
+def own_reader(transformer: Transformer) -> Reader:
+    """The model's own read-out after its last layer."""
+    return Reader(READ_OUT, len(transformer.heads), transformer.read)
+
+
+def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader], chunk_size: int = 512) -> Readings:
+    """What each reader reads at the prompts' queries, and its gradient there.
+
+    No query sees another, so the gradient of the sum over queries holds every query's own: one backward pass a reader.
+    """
+    parts = [
+        _readings(transformer, prompt.rows(start, start + chunk_size), readers)
+        for start in range(0, len(prompt.x), chunk_size)
+    ]
+    return Readings._make(torch.cat(field, dim=1) for field in zip(*parts, strict=True))
+
+
+def _readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader]) -> Readings:
+    with torch.inference_mode(False), torch.enable_grad():
+        prompt = _outside_inference(prompt)
+        x_query = prompt.x_query.requires_grad_()
+        states = transformer.on_prompt(prompt).query_states
+        read = [reader.read(states[reader.layer]) for reader in readers]
+        weights = [torch.autograd.grad(one.sum(), x_query, retain_graph=True)[0] for one in read]
+        return Readings(torch.stack([one.detach().double() for one in read]), torch.stack(weights).double())
+
+
+def _outside_inference(prompt: Prompt) -> Prompt:
+    """Copies through which gradients can run, also where the prompts were made under inference mode."""
+    return Prompt._make(None if field is None else field.detach().clone() for field in prompt)
+
+
+def distances(
+    names: Sequence[str],
+    algorithms: Sequence[LinearReference],
+    case: Case,
+    choose: tuple[Problems, Readings],
+    score: tuple[Problems, Readings],
+) -> list[Distance]:
+    """The distance of each named reading to each algorithm; settings from ``choose``, distances on ``score``."""
+    found = []
+    for algorithm in algorithms:
+        members = closest_members(algorithm, case, choose[0], choose[1].prediction)
+        for name, member, prediction, weights in zip(names, members, *score[1], strict=True):
+            found.append(_distance(name, member, score[0], prediction, weights))
+    return found
+
+
+def closest_members(
+    algorithm: LinearReference,
+    case: Case,
+    problems: Problems,
+    prediction: Float[Tensor, "readings batch queries"],
+) -> list[LinearReference]:
+    """For each reading the algorithm with the settings of the least SPD.
+
+    Each is what tuning with the reading in the place of f would give, but a candidate's weights serve all readings.
+    """
+    # All that does not depend on the prompts is settled by one of them; the setting is then overwritten.
+    settled = algorithm.settled(case, next(problems.chunks(1)))
+    assert isinstance(settled, LinearReference)
+    if not isinstance(settled, SearchedReference):
+        return [settled] * len(prediction)
+    candidates = settled.candidates(case, problems)
+    best = _candidate_spd(settled, candidates, problems, prediction).nan_to_num(torch.inf).argmin(dim=0)
+    members: list[LinearReference] = []
+    for setting in candidates[best]:
+        member = copy.copy(settled)
+        member.setting = setting
+        members.append(member)
+    return members
+
+
+def _candidate_spd(
+    algorithm: SearchedReference, candidates: Candidates, problems: Problems, prediction: Tensor
+) -> Float[Tensor, "candidates readings"]:
+    """The sum of the squared prediction differences over prompts."""
+    total = prediction.new_zeros(len(candidates), len(prediction))
+    start = 0
+    for part in in_parts(problems):
+        read = prediction[:, start : start + len(part.x)]
+        for row, w_hat in zip(total, algorithm.fits(part, candidates), strict=True):
+            row += squared_errors(read, predicted(w_hat, part)[:, 0].expand_as(read)).sum(dim=-1)
+        start += len(part.x)
+    return total
+
+
+def _distance(
+    name: str,
+    algorithm: LinearReference,
+    problems: Problems,
+    prediction: Float[Tensor, "batch queries"],
+    weights: Float[Tensor, "batch queries dims"],
+) -> Distance:
+    w_hat = algorithm.weights(problems)
+    per_prompt = squared_differences(prediction, weights, predicted(w_hat, problems)[:, 0], w_hat[:, 0])
+    (spd, _, ilwd, _, cosine), errors = (values.tolist() for values in mean_and_standard_error(per_prompt))
+    relative_spd, relative_ilwd = (float(ratio) for ratio in _ratios(per_prompt.mean(dim=0, keepdim=True)))
+    relative_spd_error, relative_ilwd_error = (float(error) for error in jackknife_errors(per_prompt, _ratios))
+    return Distance(
+        algorithm=algorithm.key,
+        reading=name,
+        n_points=int(problems.sizes[0]),
+        label=algorithm.label(),
+        setting=named_setting(algorithm),
+        spd=spd,
+        spd_error=errors[0],
+        relative_spd=relative_spd,
+        relative_spd_error=relative_spd_error,
+        ilwd=ilwd,
+        ilwd_error=errors[2],
+        relative_ilwd=relative_ilwd,
+        relative_ilwd_error=relative_ilwd_error,
+        cosine=cosine,
+        cosine_error=errors[4],
+    )
+
+
+def squared_differences(
+    prediction: Float[Tensor, "batch queries"],
+    weights: Float[Tensor, "batch queries dims"],
+    other_prediction: Float[Tensor, "batch queries"],
+    other_weights: Float[Tensor, "batch dims"],
+) -> Float[Tensor, "batch 5"]:
+    """Each prompt's means over queries of (yhat - yhat_a)^2, yhat^2, ||g - w_a||^2, ||g||^2 and cos(g, w_a)."""
+    w_a = other_weights[:, None]
+    by_query = [
+        (prediction - other_prediction).square(),
+        prediction.square(),
+        (weights - w_a).square().sum(dim=-1),
+        weights.square().sum(dim=-1),
+        torch.cosine_similarity(weights, w_a, dim=-1, eps=1e-30),
+    ]
+    return torch.stack([values.mean(dim=-1) for values in by_query], dim=-1)
+
+
+def _ratios(means: Float[Tensor, "batch 5"]) -> tuple[Tensor, Tensor]:
+    return means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]
+
+
+def named_setting(reference: LinearReference) -> dict[str, float]:
+    """A settled reference's fitted settings by name.
+
+    ``steps`` is t; ``step`` the step size and ``gamma`` GD++'s, both times lambda_max of each prompt under the rule
+    "per_prompt"; ``alpha`` the strength of a penalty.
+    """
+    if not isinstance(reference, SearchedReference) or reference.setting is None:
+        return {}
+    match reference:
+        case PreprocessThenGD():
+            names = ["step", "steps"]
+        case GDPlusPlus():
+            names = ["step", "gamma", "steps"]
+        case ISTA():
+            names = ["alpha", "steps"]
+        case IterativeReference():
+            names = ["steps"]
+        case PenalisedReference():
+            names = ["alpha"]
+        case _:
+            names = ["features"]
+    return dict(zip(names, reference.setting[:, 0].tolist(), strict=True))
+
+
+def comparable(algorithms: Sequence[Reference]) -> list[LinearReference]:
+    """The algorithms, unless one has no weights to compare or two go by one name."""
+    check_references(algorithms)
+    for algorithm in algorithms:
+        if not isinstance(algorithm, LinearReference):
+            raise InputError(f"algorithms has {algorithm.key}, but only estimators of linear weights can be compared.")
+    return [algorithm for algorithm in algorithms if isinstance(algorithm, LinearReference)]
+
+
+def _check(sizes: Sequence[int], prompts: Sequence[Prompt]) -> None:
+    smallest = min(prompt.x.shape[1] for prompt in prompts)
+    for n in sizes:
+        if not 1 <= n <= smallest:
+            raise InputError(f"n_points has {n}, but it must lie between 1 and the prompts' {smallest} examples.")
+    for prompt in prompts:
+        if prompt.point_mask is not None:
+            raise InputError("the prompts have a point_mask, but algorithms are compared on prompts without padding.")
+        if len(prompt.x) < 2:
+            raise InputError(f"there are {len(prompt.x)} prompts in a set, but standard errors need at least 2.")

@@ -1,0 +1,315 @@
+"""Which algorithm is it: readings, distances and fitted settings against slow routes and planted algorithms."""
+
+import numpy as np
+import pytest
+import torch
+from planted import gradient_descent, preprocess_then_gd
+from sklearn.linear_model import Ridge as SklearnRidge
+
+from lightning_icl import ReLUNetwork, SparseLinearRegression, Transformer
+from lightning_icl.functional import estimators
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.references import (
+    GD,
+    Case,
+    Lasso,
+    LeastSquares,
+    NearestNeighbours,
+    Newton,
+    PreprocessThenGD,
+    ZeroPredictor,
+    whole_prompts,
+)
+from lightning_icl.instruments.algorithms import (
+    Readings,
+    TunedRidge,
+    algorithm_distances,
+    closest_members,
+    default_algorithms,
+    distances,
+    named_setting,
+    own_reader,
+    probe_readers,
+    readings,
+    squared_differences,
+)
+
+TASK = SparseLinearRegression(3, 2, 0.3)
+CASE = Case(TASK, TASK, 3)
+
+
+def sampled(n_prompts, seed=0, n_points=6, n_queries=2, task=TASK):
+    return task.sample(n_prompts, n_points, n_queries, torch.Generator().manual_seed(seed))
+
+
+def model(n_dims=3, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        built = Transformer(n_dims, **({"d_model": 12, "heads": [3, 2]} | options)).double()
+        for parameter in built.parameters():
+            torch.nn.init.normal_(parameter, std=0.4)
+    return built
+
+
+def readings_of(algorithm, problems):
+    """What a module would read whose predictions are those of the algorithm."""
+    w_hat = algorithm.weights(problems)[:, 0]
+    weights = w_hat[:, None].expand(-1, problems.targets.shape[2], -1)
+    return Readings(estimators.predictions(w_hat, problems.targets[:, 0])[None], weights[None])
+
+
+VARIANTS = [
+    {},
+    {"mlp": False, "attention": "linear", "norm": "none"},
+    {"attention": "relu", "norm": "post", "mask": "full"},
+    {"mask": "causal", "layout": "prefixes"},
+    {"mask": "causal", "layout": "alternating", "position": "learned", "max_points": 6},
+    {"heads": [0, 2]},
+    {"heads": [1]},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_readings_and_implied_weights_equal_one_query_at_a_time(options):
+    transformer, prompt = model(**options), sampled(5).double()
+    readers = [*probe_readers(transformer, sampled(20, 1).double(), 0.7, 8), own_reader(transformer)]
+    found = readings(transformer, prompt, readers, chunk_size=3)
+    assert torch.allclose(found.prediction[-1], transformer.on_prompt(prompt).prediction, atol=1e-10)
+    for r, reader in enumerate(readers):
+        for b in range(5):
+            for q in range(2):
+                alone = prompt.rows(b, b + 1)._replace(x_query=prompt.x_query[b : b + 1, q : q + 1])
+
+                def read(x, alone=alone, reader=reader):
+                    output = transformer.on_prompt(alone._replace(x_query=x[None, None]))
+                    return reader.read(output.query_states[reader.layer])[0, 0]
+
+                x = alone.x_query[0, 0]
+                steps = 1e-5 * torch.eye(3, dtype=x.dtype)
+                differences = torch.stack([(read(x + e) - read(x - e)) / 2e-5 for e in steps])
+                assert read(x).item() == pytest.approx(float(found.prediction[r, b, q]), abs=1e-9)
+                assert torch.allclose(found.weights[r, b, q], differences, atol=1e-6)
+
+
+def test_the_probes_are_ridge_on_the_query_states():
+    transformer, fit, prompt = model(), sampled(30, 1).double(), sampled(4).double()
+    found = readings(transformer, prompt, probe_readers(transformer, fit, 0.7, 7))
+    seen, fresh = (transformer.on_prompt(p).query_states for p in (fit, prompt))
+    assert len(found.prediction) == 2
+    for layer in (1, 2):
+        probe = SklearnRidge(alpha=0.7).fit(seen[layer].detach().flatten(0, 1), fit.f_query.flatten())
+        expected = probe.predict(fresh[layer].detach().flatten(0, 1))
+        np.testing.assert_allclose(found.prediction[layer - 1].flatten(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_gradients_run_in_every_mode_and_leave_no_trace(mode):
+    transformer = model().float()
+    with mode():
+        fit, prompt = sampled(9, 1), sampled(4)
+        found = readings(transformer, prompt, [*probe_readers(transformer, fit, 1.0), own_reader(transformer)])
+    assert not found.prediction.requires_grad
+    assert not found.weights.requires_grad
+    assert found.weights.abs().amin(dim=(1, 2, 3)).gt(0).all()
+    assert not prompt.x_query.requires_grad
+    assert all(parameter.grad is None for parameter in transformer.parameters())
+
+
+def test_gradients_run_under_autocast_within_inference_mode():
+    transformer = model().float()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = readings(transformer, sampled(4), [*probe_readers(transformer, sampled(9, 1), 1.0)])
+    assert found.weights.isfinite().all()
+
+
+@pytest.mark.parametrize(("n_dims", "n_points", "n_queries"), [(3, 5, 2), (1, 1, 1)])
+def test_distances_equal_a_loop_over_prompts_and_queries(n_dims, n_points, n_queries):
+    task = SparseLinearRegression(n_dims, 1, 0.3)
+    transformer = model(n_dims, heads=[2])
+    prompts = [sampled(9, seed, n_points, n_queries, task).double() for seed in range(3)]
+    [found] = [
+        d
+        for d in algorithm_distances(transformer, *prompts, task, [GD(2, scale=0.7)], [n_points])
+        if d.reading == "read_out"
+    ]
+    rows = []
+    for x, y, x_query in zip(prompts[2].x, prompts[2].y, prompts[2].x_query, strict=True):
+        scale = 0.7 / np.linalg.eigvalsh(x.T @ x / n_points)[-1]
+        w_a = np.zeros(n_dims)
+        for _ in range(2):
+            w_a = w_a - scale * x.numpy().T @ (x.numpy() @ w_a - y.numpy()) / n_points
+        by_query = []
+        for q in range(n_queries):
+            x_q = x_query[q : q + 1][None].clone().requires_grad_()
+            tokens = torch.cat([torch.cat([x, y[:, None]], 1)[None], torch.nn.functional.pad(x_q, (0, 1))], dim=1)
+            prediction = transformer(tokens).prediction
+            (g,) = torch.autograd.grad(prediction.sum(), x_q)
+            g, yhat, yhat_a = g[0, 0].numpy(), prediction.item(), float(w_a @ x_query[q].numpy())
+            cosine = g @ w_a / (np.linalg.norm(g) * np.linalg.norm(w_a))
+            by_query.append([(yhat - yhat_a) ** 2, yhat**2, ((g - w_a) ** 2).sum(), (g**2).sum(), cosine])
+        rows.append(np.mean(by_query, axis=0))
+    rows = np.array(rows)
+    mean = rows.mean(axis=0)
+    error = rows.std(axis=0, ddof=1) / 3
+    close = {"rel": 1e-9, "abs": 1e-12}
+    assert (found.spd, found.ilwd, found.cosine) == pytest.approx((mean[0], mean[2], mean[4]), **close)
+    assert (found.spd_error, found.ilwd_error, found.cosine_error) == pytest.approx(
+        (error[0], error[2], error[4]), **close
+    )
+    assert (found.relative_spd, found.relative_ilwd) == pytest.approx((mean[0] / mean[1], mean[2] / mean[3]), **close)
+    left_out = np.array([np.delete(rows, i, axis=0).mean(axis=0) for i in range(9)])
+    ratios = np.stack([left_out[:, 0] / left_out[:, 1], left_out[:, 2] / left_out[:, 3]])
+    jackknife = np.sqrt(8 / 9 * ((ratios - ratios.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
+    assert (found.relative_spd_error, found.relative_ilwd_error) == pytest.approx(tuple(jackknife), **close)
+
+
+def test_the_zero_predictor_is_at_relative_distance_one():
+    prompts = [sampled(8, seed) for seed in range(3)]
+    for found in algorithm_distances(model().float(), *prompts, TASK, [ZeroPredictor()]):
+        assert (found.relative_spd, found.relative_ilwd, found.cosine) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("algorithm", default_algorithms(TASK, 2), ids=lambda a: a.key)
+def test_all_readings_at_once_are_fitted_as_one_at_a_time(algorithm, monkeypatch):
+    monkeypatch.setattr("lightning_icl.functional.references.reference.ROWS_AT_ONCE", 9)
+    problems = whole_prompts(sampled(16))
+    noise = torch.randn(3, 16, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    targets = problems.f[:, 0] * torch.tensor([1.0, 0.5, 0.1])[:, None, None] + 0.3 * noise
+    found = closest_members(algorithm, CASE, problems, targets)
+    for member, target in zip(found, targets, strict=True):
+        alone = algorithm.settled(CASE, problems._replace(f=target[:, None]))
+        assert named_setting(member) == named_setting(alone)
+        assert torch.equal(member.weights(problems), alone.weights(problems))
+        assert member.label() == alone.label()
+
+
+def middle_step(algorithm, problems, quantile):
+    """One of the steps that the family tries, so that the planted algorithm is among the candidates."""
+    steps = algorithm.candidates(CASE, problems)[:, 0, 0].unique()
+    return float(steps[int(quantile * len(steps))])
+
+
+def planted_distances(transformer, algorithms, choose, score):
+    """Distances of the model's own read-out, applied after every layer."""
+    layers = range(1, len(transformer.heads) + 1)
+    readers = [own_reader(transformer)._replace(name=f"layer{layer}", layer=layer) for layer in layers]
+    found = distances(
+        [reader.name for reader in readers],
+        algorithms,
+        CASE,
+        *((whole_prompts(prompt), readings(transformer, prompt, readers)) for prompt in (choose, score)),
+    )
+    return {(d.algorithm, d.reading): d for d in found}
+
+
+def test_a_transformer_that_is_gradient_descent_is_found_out_layer_by_layer():
+    choose, score = sampled(256, 1, 8).double(), sampled(256, 2, 8).double()
+    gd = GD(step_size="shared", max_steps=8)
+    step = middle_step(gd, whole_prompts(choose), 0.7)
+    found = planted_distances(gradient_descent(3, step, 3), [gd, TunedRidge(), PreprocessThenGD(1)], choose, score)
+    for t in (1, 2, 3):
+        mine = found[gd.key, f"layer{t}"]
+        assert mine.setting == {"step": pytest.approx(step), "steps": t}
+        assert mine.relative_spd < 1e-12
+        assert mine.relative_ilwd < 1e-12
+        assert mine.cosine == pytest.approx(1)
+        for other in (found["ridge", f"layer{t}"], found[PreprocessThenGD(1).key, f"layer{t}"]):
+            assert other.relative_spd - 3 * other.relative_spd_error > 5e-3
+
+
+def test_a_transformer_that_preprocesses_first_is_found_out_layer_by_layer():
+    choose, score = sampled(256, 1, 8).double(), sampled(256, 2, 8).double()
+    p_gd = PreprocessThenGD(step_size="shared", max_steps=6)
+    step = middle_step(p_gd, whole_prompts(choose), 0.5)
+    found = planted_distances(preprocess_then_gd(3, step, 3), [p_gd, GD(), TunedRidge()], choose, score)
+    for layer in (2, 3):
+        mine = found[p_gd.key, f"layer{layer}"]
+        assert mine.setting == {"step": pytest.approx(step), "steps": layer - 1}
+        assert mine.relative_spd < 1e-12
+        assert mine.relative_ilwd < 1e-12
+        for other in (found[GD().key, f"layer{layer}"], found["ridge", f"layer{layer}"]):
+            assert other.relative_spd - 3 * other.relative_spd_error > 5e-3
+
+
+def test_probes_find_the_steps_of_gradient_descent_at_every_number_of_examples():
+    """A probe is scaled to predict f best, so it is the direction of the weights that tells the steps."""
+    fit, choose, score = (sampled(512, seed, 12, 4).double() for seed in range(3))
+    steps = [GD(t, "shared", 0.6) for t in (1, 2, 3)]
+    found = algorithm_distances(gradient_descent(3, 0.6, 3), fit, choose, score, TASK, steps, [6, 12], alpha=1e-6)
+    for n in (6, 12):
+        for t, reading in enumerate(["layer1", "layer2", "layer3", "read_out"]):
+            cosines = {d.algorithm: d.cosine for d in found if (d.reading, d.n_points) == (reading, n)}
+            right = cosines.pop(steps[min(t, 2)].key)
+            assert right > 0.98
+            assert right > max(cosines.values())
+    exact = [d for d in found if (d.reading, d.algorithm) == ("read_out", steps[2].key)]
+    assert [(d.n_points, d.relative_spd < 1e-12, d.relative_ilwd < 1e-12) for d in exact] == [
+        (6, True, True), (12, True, True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("alpha", [0.1, 2.0])
+def test_the_alpha_of_a_module_that_is_ridge_is_found(alpha):
+    choose, score = (whole_prompts(sampled(128, seed)) for seed in (1, 2))
+    w_hat = [estimators.ridge(p.x, p.y, alpha) for p in (choose, score)]
+    seen = [
+        Readings(estimators.predictions(w, p.targets[:, 0])[None], w[None, :, None].expand(-1, -1, 2, -1))
+        for w, p in zip(w_hat, (choose, score), strict=True)
+    ]
+    algorithms = [TunedRidge(), GD(max_steps=1), Lasso(), LeastSquares()]
+    found = {d.algorithm: d for d in distances(["it"], algorithms, CASE, (choose, seen[0]), (score, seen[1]))}
+    ridge = found.pop("ridge")
+    assert abs(np.log10(ridge.setting["alpha"] / alpha)) < 0.13  # candidates stand a quarter of a decade apart
+    assert ridge.relative_spd < 1e-3
+    assert all(d.relative_spd > 3 * ridge.relative_spd for d in found.values())
+
+
+@pytest.mark.parametrize("algorithm", [Newton(4), GD(3, scale=0.7), Lasso(0.05), PreprocessThenGD(5, scale=1.2)])
+def test_an_algorithm_is_at_no_distance_of_itself_and_its_setting_is_found(algorithm):
+    choose, score = (whole_prompts(sampled(128, seed)) for seed in (1, 2))
+    planted = algorithm.settled(CASE, choose)
+    family = next(a for a in default_algorithms(TASK, 10) if a.name == algorithm.name)
+    seen = [readings_of(planted, problems) for problems in (choose, score)]
+    [found] = distances(["it"], [family], CASE, (choose, seen[0]), (score, seen[1]))
+    if isinstance(algorithm, Lasso):  # alpha only up to the grid
+        assert abs(np.log10(found.setting["alpha"] / 0.05)) < 0.13
+        assert found.relative_spd < 0.01
+    else:
+        assert found.setting == named_setting(planted)
+        assert found.relative_spd < 1e-12
+
+
+def test_settings_are_chosen_on_other_prompts_than_those_scored():
+    prompts = [sampled(32, seed).double() for seed in range(4)]
+    transformer = model()
+    first = algorithm_distances(transformer, *prompts[:3], TASK, [TunedRidge()])
+    second = algorithm_distances(transformer, *prompts[:2], prompts[3], TASK, [TunedRidge()])
+    assert [d.setting for d in first] == [d.setting for d in second]
+    assert all(a.spd != b.spd for a, b in zip(first, second, strict=True))
+
+
+def test_weights_are_zero_where_the_cosine_would_not_be_defined():
+    zero = torch.zeros(2, 1, dtype=torch.float64)
+    w = torch.zeros(2, 1, 3, dtype=torch.float64)
+    assert squared_differences(zero, w, zero, w[:, 0]).eq(0).all()
+
+
+def test_bayes_is_there_where_the_law_has_a_posterior():
+    assert "bayes" in [a.key for a in default_algorithms(TASK)]
+    assert "bayes" not in [a.key for a in default_algorithms(ReLUNetwork(3, 4))]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_points": [7]}, "n_points has 7, but it must lie between 1 and the prompts' 6 examples"),
+        ({"n_points": [0]}, "n_points has 0"),
+        ({"algorithms": [NearestNeighbours()]}, "nearest_neighbours_3, but only estimators of linear weights"),
+        ({"algorithms": [Lasso(), Lasso()]}, "references has lasso 2 times"),
+        ({"score": sampled(1)}, "there are 1 prompts in a set"),
+        ({"fit": sampled(4).padded_after(3)}, "the prompts have a point_mask"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    prompts = {name: sampled(4) for name in ("fit", "choose", "score")}
+    with pytest.raises(InputError, match=message):
+        algorithm_distances(model().float(), task=TASK, **(prompts | options))
