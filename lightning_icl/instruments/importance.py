@@ -31,6 +31,7 @@ from lightning_icl.functional.risk import bootstrap_weights, mean_and_standard_e
 from lightning_icl.instruments.ablation import (
     ZERO,
     AblatedHeads,
+    Ablation,
     Metric,
     Progress,
     errors_under_masks,
@@ -152,7 +153,7 @@ def values_by_score(
 
     The first two are there once for each of ``ablations``, all their masks in one walk (instruments/ablation.py).
     """
-    _check(scores, ablations)
+    check_scores(scores, [ablated.ablation for ablated in ablations])
     heads, values = transformer.heads, {}
     errors = errors_under_masks(transformer, prompt, full_mask(heads)[None], metric=metric, chunk_size=chunk_size)[0]
     for ablated in ablations if set(scores) - {"gradient"} else ():
@@ -211,9 +212,8 @@ def _mask_gradient(transformer: Transformer, prompt: Prompt, metric: Metric) -> 
     return gradient
 
 
-def _check(scores: Sequence[str], ablations: Sequence[AblatedHeads]) -> None:
-    if not scores or set(scores) - set(SCORES):
-        raise InputError(f"scores is {list(scores)}, but it must be one or more of {', '.join(SCORES)}.")
-    kinds = [ablated.ablation for ablated in ablations]
-    if len(set(kinds)) < len(kinds) or (not kinds and set(scores) - {"gradient"}):
-        raise InputError(f"ablations is {kinds}, but it must be one or more of zero, mean, resample, each once.")
+def check_scores(scores: Sequence[str], ablations: Sequence[str]) -> None:
+    """Refuse names that are no scores or ablations, and the same one twice."""
+    for name, given, valid in (("scores", scores, SCORES), ("ablations", ablations, get_args(Ablation))):
+        if not given or set(given) - set(valid) or len(set(given)) < len(given):
+            raise InputError(f"{name} is {list(given)}, but it must be one or more of {', '.join(valid)}, each once.")
