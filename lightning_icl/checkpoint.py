@@ -2,14 +2,18 @@
 
 import pickle
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.transformer import Transformer, head_sizes
 
 TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target"}
+# What an option is where the checkpoint, which may be older than the option, does not say.
+DEFAULTS = {name: p.default for name, p in signature(Transformer).parameters.items() if p.default is not p.empty}
 KEYWORDS = {"best", "last", "hpc", "registry"}  # Lightning resolves these itself
 
 
@@ -22,17 +26,20 @@ def check_checkpoint(path: str | Path | None, model: Mapping[str, Any], resuming
     """
     if path is None or str(path) in KEYWORDS:
         return
-    saved = _saved_options(Path(path))
-    for key in saved.keys() & model.keys():
-        if _plain(saved[key]) != _plain(model[key]) and (resuming or key not in TRAINING_OPTIONS):
+    saved, asked = DEFAULTS | dict(_saved_options(Path(path))), DEFAULTS | dict(model)
+    for key in (key for key in asked if key in saved):
+        if _plain(key, saved) != _plain(key, asked) and (resuming or key not in TRAINING_OPTIONS):
             raise InputError(
                 f"the checkpoint {path} was trained with model.{key} = {saved[key]}, but the config asks for "
-                f"{model[key]}; use the config it was trained with (config.yaml in its run's folder)."
+                f"{asked[key]}; use the config it was trained with (config.yaml in its run's folder)."
             )
 
 
-def _plain(value: Any) -> Any:
-    """Sequences as lists: YAML gives lists where Python's defaults are tuples."""
+def _plain(key: str, options: Mapping[str, Any]) -> Any:
+    """The option in its one form: a list for a tuple, since YAML knows no other, and each layer's size for head_dim."""
+    if key == "head_dim":
+        return head_sizes(options["d_model"], options["heads"], options["head_dim"])
+    value = options[key]
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

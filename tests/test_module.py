@@ -109,7 +109,7 @@ def test_a_constant_schedule_stays_at_the_peak_after_warm_up(tmp_path):
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     module = small_module(optimizer="muon", mlp=True)
-    optimizer = module._optimizer()
+    optimizer = module.fresh_optimizer()
     names = {id(p): name for name, p in module.named_parameters()}
     matrices, others = ([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
     assert all("layers" in name and name.endswith("weight") and "norm" not in name for name in matrices)
