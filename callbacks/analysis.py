@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -182,16 +183,21 @@ def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
     run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
     if not trainer.is_global_zero:
         return
+    pixels = write_figure(Path(run_folder or trainer.default_root_dir) / "figures", name, figure)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+
+
+def write_figure(folder: Path, name: str, figure: Figure) -> NDArray[np.uint8]:
+    """Write NAME.png and NAME.svg, and return the pixels (height, width, 3)."""
     figure.set_dpi(130)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # once for both bitmaps, since drawing takes longer than most analyses
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
-    folder = Path(run_folder or trainer.default_root_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     imsave(folder / f"{name}.png", pixels)
     # No date and no random names inside: the same figure is the same file.
     with rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None})
+    return pixels

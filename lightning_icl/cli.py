@@ -13,11 +13,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.command_line import ICLCommandLine, Parser
+from lightning_icl.commands.p_probe import p_probe
 from lightning_icl.commands.prune import prune
 from lightning_icl.functional.errors import InputError
 
 # Our subcommands besides Lightning's: name -> the function that has its options and does it.
 COMMANDS: dict[str, Callable[..., None]] = {
+    "p_probe": p_probe,
     "prune": prune,
 }
 SHIPPED_CONFIGS = Path(__file__).parent / "configs"

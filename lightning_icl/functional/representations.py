@@ -1,0 +1,81 @@
+"""What a first layer may have made of the examples: maps from prompts to prompts, the arms of P-probing.
+
+A representation replaces x and x_query by features of each point and keeps the labels, so that whatever learns from a
+prompt can learn from its representation. PAPER.md section 6.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from lightning_icl.functional.estimators import (
+    feature_scale,
+    gradient_descent_path_from_moments,
+    inverse_curvature,
+    inverse_curvature_from_moments,
+    moments,
+)
+from lightning_icl.functional.prompts import Prompt
+
+Representation = Callable[[Prompt], Prompt]
+
+# of 1/lambda_max, for gamma and for the step size of the gradient descent that gamma is tuned with
+SHRINKAGES = tuple(k / 10 for k in range(1, 11))
+STEPS = (0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8)
+
+
+def raw(prompt: Prompt) -> Prompt:
+    """The examples as they are."""
+    return prompt
+
+
+def correlation_features(prompt: Prompt) -> Prompt:
+    """R_hat x with R_hat = diag(r_hat), r_hat = X^T y / n: the paper's preprocessing (PAPER.md section 7)."""
+    r_hat = torch.einsum("bpd,bp->bd", prompt.x, prompt.y) / prompt.x.shape[1]
+    return prompt._replace(x=prompt.x * r_hat[:, None], x_query=prompt.x_query * r_hat[:, None])
+
+
+def correlation_power_features(prompt: Prompt, power: float = 0.5) -> Prompt:
+    """|r_hat|^power x, coordinate by coordinate."""
+    scale = feature_scale(prompt.x, prompt.y, power)[:, None]
+    return prompt._replace(x=prompt.x * scale, x_query=prompt.x_query * scale)
+
+
+def gd_plus_plus_features(prompt: Prompt, shrinkage: float) -> Prompt:
+    """(I - gamma C) x with C = X^T X / n and gamma = shrinkage / lambda_max(C) of each prompt.
+
+    What a layer of GD++ (von Oswald et al. 2023) makes of the inputs. It needs no labels and one head, so it is the
+    main rival of R_hat x as an account of the first layer.
+    """
+    gamma = (shrinkage * inverse_curvature(prompt.x))[:, None, None]
+    gram = prompt.x.mT @ prompt.x / prompt.x.shape[1]
+    x, x_query = (points - gamma * (points @ gram) for points in (prompt.x, prompt.x_query))
+    return prompt._replace(x=x, x_query=x_query)
+
+
+def tuned_shrinkage(prompt: Prompt, n_steps: int) -> float:
+    """The shrinkage, of SHRINKAGES, after which gradient descent has the lowest risk on these prompts.
+
+    The risk is summed over 1 .. n_steps steps, each number of steps with its own best step size of STEPS / lambda_max.
+    """
+    double = prompt.double()
+    return min(SHRINKAGES, key=lambda shrinkage: _descent_risk(gd_plus_plus_features(double, shrinkage), n_steps))
+
+
+def _descent_risk(prompt: Prompt, n_steps: int) -> float:
+    problems = moments(prompt.x, prompt.y)
+    unit = inverse_curvature_from_moments(problems)
+    paths = torch.stack([gradient_descent_path_from_moments(problems, n_steps, step * unit) for step in STEPS])
+    errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], prompt.x_query) - prompt.f_query
+    return float(errors.square().mean(dim=(-2, -1)).amin(dim=0).sum())
+
+
+def scaled(prompt: Prompt) -> Prompt:
+    """Each prompt's features divided by the root mean square of those of its examples; zero stays zero.
+
+    So no representation wins by its scale, nor by its scale's variation over prompts, which for R_hat x is large and
+    would make one step size wrong for most (PAPER.md section 7).
+    """
+    size = prompt.x.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    unit = torch.where(size > 0, 1 / size, 0.0)
+    return prompt._replace(x=prompt.x * unit, x_query=prompt.x_query * unit)

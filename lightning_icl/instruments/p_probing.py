@@ -1,0 +1,312 @@
+"""P-probing: is what layer 1 makes of the examples easier to optimise on than the examples? PAPER.md section 6.
+
+Layer 1 is frozen, and on its output small optimisers are trained: (A) k single-head linear-attention layers, (B) a
+linear map and then k tuned steps of gradient descent. The same is done on other representations of the same prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.representations import (
+    Representation,
+    correlation_features,
+    correlation_power_features,
+    gd_plus_plus_features,
+    raw,
+    scaled,
+    tuned_shrinkage,
+)
+from lightning_icl.functional.risk import squared_errors
+from lightning_icl.functional.seeds import Interval, over_seeds_and_prompts
+from lightning_icl.instruments.ablation import Progress, silent
+from lightning_icl.instruments.fleet import Fleet
+from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
+from lightning_icl.instruments.probing import untrained_like
+from lightning_icl.transformer import Transformer
+
+Optimiser = Literal["attention", "descent"]
+Verdict = Literal["HOLDS", "FAILS", "UNDECIDED"]
+OPTIMISERS: dict[Optimiser, Callable[[int, int, int], nn.Module]] = {
+    "attention": LinearAttention,
+    "descent": TunedDescent,
+}
+RAW, CORRELATION, POWER, GD_PLUS_PLUS, UNTRAINED = "raw", "r_hat", "r_hat_power", "gd_plus_plus", "untrained"
+CHUNK_SIZE = 256  # scoring prompts in one pass
+
+
+class PromptSource(Protocol):
+    """What prompts are drawn from; a Task is one."""
+
+    def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt: ...
+
+
+class Training(NamedTuple):
+    """How the optimisers are trained and scored, the same in every arm.
+
+    Attributes:
+        n_steps: training steps of each.
+        batch_size: fresh prompts of one step.
+        n_queries: queries of each prompt.
+        n_seeds: how many are trained of each, from different starts and on different prompts.
+        n_choose: prompts for what is chosen beforehand: GD++'s gamma, and the mean that is taken off the states.
+        n_score: other prompts, on which risks are measured.
+        seed: of all starts and prompts.
+    """
+
+    n_steps: int = 800
+    batch_size: int = 32
+    n_queries: int = 8
+    n_seeds: int = 3
+    n_choose: int = 2048
+    n_score: int = 2048
+    seed: int = 0
+
+
+class Comparison(NamedTuple):
+    """Whether the first layer with most heads is better than a rival: at one depth, by paired difference of risks.
+
+    ``verdict`` is HOLDS where the whole interval of the difference is below 0, FAILS where it is above. The paper's
+    claim is about ``rival`` "fewest heads" and "raw" alone (``claimed``).
+    """
+
+    optimiser: Optimiser
+    depth: int
+    rival: str
+    difference: Interval
+    claimed: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.difference.high < 0:
+            return "HOLDS"
+        return "FAILS" if self.difference.low > 0 else "UNDECIDED"
+
+
+class PProbing(NamedTuple):
+    """What P-probing found.
+
+    Attributes:
+        errors: squared errors of each seed on each of the scoring prompts, by optimiser and then arm; the first axis
+            is the depth, the number of layers or of steps, from 1.
+        heads: for the arms that are the first layer of a trained model, its number of heads.
+        power: of the arm |R_hat|^power x.
+        shrinkage: gamma of the GD++ arm, times lambda_max.
+    """
+
+    errors: dict[Optimiser, dict[str, Tensor]]  # (depths, seeds, prompts) each
+    heads: dict[str, int]
+    power: float
+    shrinkage: float
+
+    def risks(self) -> dict[Optimiser, dict[str, list[Interval]]]:
+        """The excess risk of each arm at each depth, with intervals over seeds and prompts."""
+        return {
+            optimiser: {arm: [over_seeds_and_prompts(e) for e in errors] for arm, errors in by_arm.items()}
+            for optimiser, by_arm in self.errors.items()
+        }
+
+    def comparisons(self) -> list[Comparison]:
+        """The claim and its controls, at every depth: most heads against fewest, raw, untrained and GD++.
+
+        Models with equally many heads in layer 1 count as one, by the mean of their errors. There is no comparison
+        with fewest heads where all have equally many.
+        """
+        most, fewest = max(self.heads.values()), min(self.heads.values())
+        rivals = {RAW: True, UNTRAINED: False, GD_PLUS_PLUS: False, CORRELATION: False}
+        found = []
+        for optimiser, errors in self.errors.items():
+            best = self._with_heads(errors, most)
+            against = {"fewest heads": self._with_heads(errors, fewest)} if fewest < most else {}
+            for rival, other in (against | {rival: errors[rival] for rival in rivals}).items():
+                for depth, difference in enumerate(best - other, start=1):
+                    interval = over_seeds_and_prompts(difference)
+                    found.append(Comparison(optimiser, depth, rival, interval, rivals.get(rival, True)))
+        return found
+
+    def _with_heads(self, errors: Mapping[str, Tensor], heads: int) -> Float[Tensor, "depths seeds prompts"]:
+        return torch.stack([errors[arm] for arm, number in self.heads.items() if number == heads]).mean(dim=0)
+
+
+def claim(comparisons: Sequence[Comparison]) -> Verdict:
+    """The claim as a whole: HOLDS where each part of it does, FAILS where one part does."""
+    verdicts = {comparison.verdict for comparison in comparisons if comparison.claimed}
+    if "FAILS" in verdicts:
+        return "FAILS"
+    return "HOLDS" if verdicts == {"HOLDS"} else "UNDECIDED"
+
+
+@torch.inference_mode(False)
+def p_probing(
+    models: Mapping[str, Transformer],
+    task: PromptSource,
+    n_points: int,
+    depths: int = 4,
+    power: float = 0.5,
+    training: Training = Training(),  # noqa: B008  (it is immutable)
+    progress: Progress = silent,
+) -> PProbing:
+    """Train both optimisers, at depths 1 .. ``depths``, on layer 1 of every model and on the other arms.
+
+    The arms: the states after layer 1 of each model ("layer_1/<name>") and of an untrained network like the one with
+    most heads there ("untrained"); x ("raw"); R_hat x ("r_hat"); |R_hat|^power x ("r_hat_power"); GD++'s
+    (I - gamma C) x with tuned gamma ("gd_plus_plus"). States are taken less their mean over prompts, and in every arm
+    each prompt's features are scaled to unit mean square (``scaled``). All arms are trained on the same prompts and
+    scored on the same others, so differences are paired. Intervals are over seeds of the optimisers and over prompts,
+    for these models: what another training of a model would give they do not say.
+
+    The state of an example holds its label, which x does not, but the untrained arm has that advantage too.
+    """
+    _check(models, depths, training)
+    device = next(iter(models.values())).read_out.weight.device
+    train, choose, score = (_Stream(task, n_points, training, i, device) for i in range(3))
+    chosen_on, scored_on = choose.draw(training.n_choose), score.draw(training.n_score)
+    _check_width(models, scored_on.x.shape[-1])
+    shrinkage = tuned_shrinkage(chosen_on, depths)
+    arms = _arms(models, chosen_on, power, shrinkage, training.seed)
+    groups = _groups(arms, chosen_on.rows(0, 1), depths, training)
+    for _ in progress(range(training.n_steps), "P-probing"):
+        prompt = train.draw(training.n_seeds * training.batch_size)
+        for group in groups:
+            group.train_step(prompt)
+    errors = _scored(groups, list(arms), scored_on)
+    return PProbing(errors, {_layer_arm(name): model.heads[0] for name, model in models.items()}, power, shrinkage)
+
+
+def first_layer(transformer: Transformer) -> Representation:
+    """H1: the states after layer 1, of the examples (with their labels) and of the queries (without)."""
+    if transformer.layout == "alternating":
+        raise InputError("layout is 'alternating', but P-probing needs one token for each example: pairs or prefixes.")
+
+    @torch.no_grad()
+    def states(prompt: Prompt) -> Prompt:
+        start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+        after = transformer.blocks[0](start.states, start.view, None)
+        return prompt._replace(x=after[:, : start.n_context], x_query=after[:, start.first_query :])
+
+    return states
+
+
+def centred(representation: Representation, prompts: Prompt) -> Representation:
+    """The representation less its mean feature over the examples and queries of ``prompts``."""
+    seen = representation(prompts)
+    mean = torch.cat([seen.x, seen.x_query], dim=1).mean(dim=(0, 1))
+
+    def features(prompt: Prompt) -> Prompt:
+        represented = representation(prompt)
+        return represented._replace(x=represented.x - mean, x_query=represented.x_query - mean)
+
+    return features
+
+
+def _layer_arm(name: str) -> str:
+    return f"layer_1/{name}"
+
+
+def _arms(
+    models: Mapping[str, Transformer], prompts: Prompt, power: float, shrinkage: float, seed: int
+) -> dict[str, Representation]:
+    widest = max(models.values(), key=lambda model: model.heads[0])
+    layers = {_layer_arm(name): model for name, model in models.items()} | {UNTRAINED: untrained_like(widest, seed)}
+    return {arm: centred(first_layer(model), prompts) for arm, model in layers.items()} | {
+        RAW: raw,
+        CORRELATION: correlation_features,
+        POWER: partial(correlation_power_features, power=power),
+        GD_PLUS_PLUS: partial(gd_plus_plus_features, shrinkage=shrinkage),
+    }
+
+
+class _Stream:
+    """Prompts from a generator of their own."""
+
+    def __init__(self, task: PromptSource, n_points: int, training: Training, i: int, device: torch.device) -> None:
+        self.task, self.n_points, self.n_queries = task, n_points, training.n_queries
+        self.generator = Generator(device).manual_seed(3 * training.seed + i)
+
+    def draw(self, n_prompts: int) -> Prompt:
+        return self.task.sample(n_prompts, self.n_points, self.n_queries, self.generator)
+
+
+class _Group:
+    """The arms with equally many features, and all that is trained on them."""
+
+    def __init__(
+        self, arms: dict[str, Representation], sizes: tuple[int, int], depths: int, t: Training, device: torch.device
+    ) -> None:
+        self.arms, self.n_seeds = arms, t.n_seeds
+        seeds = range(t.seed * t.n_seeds, (t.seed + 1) * t.n_seeds)
+        self.fleets: dict[Optimiser, list[Fleet]] = {
+            optimiser: [
+                Fleet(partial(build, *sizes, depth), len(arms), seeds, t.n_steps, device)
+                for depth in range(1, depths + 1)
+            ]
+            for optimiser, build in OPTIMISERS.items()
+        }
+
+    def train_step(self, prompt: Prompt) -> None:
+        """A step of every model; each seed has its own part of the prompts."""
+        represented = self._represented(prompt, self.n_seeds)
+        for fleets in self.fleets.values():
+            for fleet in fleets:
+                fleet.train_step(represented)
+
+    def errors(self, optimiser: Optimiser, prompt: Prompt) -> Float[Tensor, "arms depths seeds batch"]:
+        """What every seed gets wrong on the same prompts."""
+        once = self._represented(prompt, 1)
+        shared = Prompt._make(f if f is None else f.expand(-1, self.n_seeds, *f.shape[2:]) for f in once)
+        predicted = [fleet.predictions(shared) for fleet in self.fleets[optimiser]]
+        return torch.stack([squared_errors(prediction, shared.f_query) for prediction in predicted], dim=1)
+
+    def _represented(self, prompt: Prompt, n_parts: int) -> Prompt:
+        """The prompts in each arm, of which each of ``n_parts`` seeds gets one part: (arms, parts, batch, ...)."""
+        bare = prompt._replace(w=None, f=None)
+        by_arm = [scaled(representation(bare)) for representation in self.arms.values()]
+        return Prompt._make(
+            None if fields[0] is None else torch.stack(fields).unflatten(1, (n_parts, -1))
+            for fields in zip(*by_arm, strict=True)
+        )
+
+
+def _groups(arms: Mapping[str, Representation], example: Prompt, depths: int, training: Training) -> list[_Group]:
+    by_size: dict[int, dict[str, Representation]] = {}
+    for name, representation in arms.items():
+        by_size.setdefault(representation(example).x.shape[-1], {})[name] = representation
+    n_dims, device = example.x.shape[-1], example.x.device
+    return [_Group(alike, (size, n_dims), depths, training, device) for size, alike in by_size.items()]
+
+
+def _scored(groups: list[_Group], order: list[str], prompt: Prompt) -> dict[Optimiser, dict[str, Tensor]]:
+    chunks = [prompt.rows(start, start + CHUNK_SIZE) for start in range(0, len(prompt.x), CHUNK_SIZE)]
+    errors: dict[Optimiser, dict[str, Tensor]] = {}
+    for optimiser in OPTIMISERS:
+        found: dict[str, Tensor] = {}
+        for group in groups:
+            by_chunk = torch.cat([group.errors(optimiser, chunk) for chunk in chunks], dim=-1)
+            found |= dict(zip(group.arms, by_chunk.cpu(), strict=True))
+        errors[optimiser] = {arm: found[arm] for arm in order}
+    return errors
+
+
+def _check(models: Mapping[str, Transformer], depths: int, training: Training) -> None:
+    if not models:
+        raise InputError("models is empty, but P-probing needs at least one model.")
+    smallest = {"n_steps": 1, "batch_size": 1, "n_queries": 1, "n_seeds": 1, "n_choose": 2, "n_score": 2, "seed": 0}
+    for name, least in ({"depths": 1} | smallest).items():
+        value = depths if name == "depths" else getattr(training, name)
+        if value < least:
+            raise InputError(f"{name} is {value}, but it must be at least {least}.")
+    for name, model in models.items():
+        if model.heads[0] == 0:
+            raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
+
+
+def _check_width(models: Mapping[str, Transformer], n_dims: int) -> None:
+    for name, model in models.items():
+        if model.n_dims != n_dims:
+            raise InputError(f"the model {name} takes x of length {model.n_dims}, but the prompts have {n_dims}.")

@@ -1,0 +1,66 @@
+"""The two optimisers that P-probing trains on a representation. PAPER.md section 6."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.transformer import Transformer
+
+
+class LinearAttention(nn.Module):
+    """(A): k layers of single-head linear attention without MLP or norm, of width 2 (n_dims + 1).
+
+    That holds x_tilde and the label slot of PAPER.md section 7, whose later layers are one head each, twice over. All
+    weights start orthogonal, and each layer's key as its query, so that attention starts as a similarity: from two
+    independent ones (trace near 0) some seeds stay for long at the saddle where nothing is predicted.
+    """
+
+    def __init__(self, n_features: int, n_dims: int, depth: int) -> None:
+        super().__init__()
+        self.transformer = Transformer(
+            n_features, 2 * (n_dims + 1), [1] * depth, attention="linear", mlp=False, norm="none"
+        )
+        for part in self.transformer.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.orthogonal_(part.weight)
+        with torch.no_grad():
+            for layer in self.transformer.blocks:
+                assert layer.attention is not None
+                layer.attention.key.weight.copy_(layer.attention.query.weight)
+
+    def forward(self, prompt: Prompt) -> Float[Tensor, "batch queries"]:
+        return self.transformer.on_prompt(prompt).prediction
+
+
+class TunedDescent(nn.Module):
+    """(B): a linear map A of the features, then k steps of gradient descent, of which A and the steps are learned.
+
+    x_tilde = A phi, A: (n_dims, n_features); w_0 = 0, w_{t+1} = w_t - eta_t (G w_t - b), yhat = <w_k, A phi(x_q)>, with
+    G = X_tilde^T X_tilde / n, b = X_tilde^T y / n and eta_t = exp(s_t) / ||G||_F of each prompt. As
+    lambda_max(G) <= ||G||_F <= sqrt(rank) lambda_max(G), a prompt's step is in units of nearly its 1/lambda_max without
+    an eigenvalue at every training step, is stable up to exp(s_t) = 2, and does not depend on the features' scale. A
+    starts with random orthonormal rows (which for n_features = n_dims is as good as A = I: descent does not see
+    rotations), s_t at 0.
+    """
+
+    def __init__(self, n_features: int, n_dims: int, depth: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(n_features, n_dims, bias=False)
+        nn.init.orthogonal_(self.map.weight)
+        self.log_steps = nn.Parameter(torch.zeros(depth))
+
+    def forward(self, prompt: Prompt) -> Float[Tensor, "batch queries"]:
+        return (self.map(prompt.x_query) * self.weights(prompt)[:, None]).sum(dim=-1)
+
+    def weights(self, prompt: Prompt) -> Float[Tensor, "batch dims"]:
+        """w_k, in the coordinates of x_tilde."""
+        x = self.map(prompt.x)
+        gram = x.mT @ x / x.shape[1]
+        moment = (x * prompt.y[..., None]).mean(dim=1)
+        smallest = torch.finfo(x.dtype).tiny
+        unit = gram.square().sum(dim=(-2, -1)).clamp(min=smallest).rsqrt()[:, None]
+        w = torch.zeros_like(moment)
+        for step in self.log_steps.exp():
+            w = w + step * unit * (moment - (gram @ w[..., None]).squeeze(-1))
+        return w
