@@ -4,7 +4,9 @@ if __name__ != "lightning_icl.callbacks":
     # The same file under two names would be two classes, and isinstance between them would fail silently.
     raise ImportError("import lightning_icl.callbacks, not callbacks: this folder is part of the package lightning_icl")
 
+from lightning_icl.callbacks.algorithm_match import AlgorithmMatch
 from lightning_icl.callbacks.analysis import Analysis
+from lightning_icl.callbacks.circuits import Circuits
 from lightning_icl.callbacks.curriculum import Curriculum
 from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.head_pruning import HeadPruning
@@ -14,7 +16,9 @@ from lightning_icl.callbacks.reference_risk import ReferenceRisk
 from lightning_icl.callbacks.summary import Summary
 
 __all__ = [
+    "AlgorithmMatch",
     "Analysis",
+    "Circuits",
     "Curriculum",
     "HeadImportance",
     "HeadPruning",
