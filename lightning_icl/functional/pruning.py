@@ -1,13 +1,23 @@
-"""Which heads to keep: the paper's pruned model and its controls. Definitions: PAPER.md section 5."""
+"""Which heads to keep: pruning strategies, the paper's among them, and their controls.
 
-from collections.abc import Sequence
+Definitions: PAPER.md section 5. A table of importance holds NaN where a layer has no such head, or none that is alive;
+no strategy keeps a head there or counts it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import full_mask
+from lightning_icl.functional.heads import HeadMask
+from lightning_icl.functional.risk import mean_and_standard_error
+
+Errors = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
+Rounds = Callable[[range], Iterable[int]]  # what goes through a loop, such as a progress bar
 
 
 def keep_top(raw: Float[Tensor, "layers heads"], n: int = 1) -> Bool[Tensor, "layers heads"]:
@@ -17,7 +27,7 @@ def keep_top(raw: Float[Tensor, "layers heads"], n: int = 1) -> Bool[Tensor, "la
 
 def keep_least(raw: Float[Tensor, "layers heads"]) -> Bool[Tensor, "layers heads"]:
     """The least important head of each layer."""
-    return _keep_extreme(raw.nan_to_num(nan=torch.inf), 1, largest=False)
+    return _keep_extreme(raw.nan_to_num(nan=torch.inf), 1, largest=False) & ~raw.isnan()
 
 
 def _keep_extreme(scores: Tensor, n: int, largest: bool) -> Tensor:
@@ -25,34 +35,242 @@ def _keep_extreme(scores: Tensor, n: int, largest: bool) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
 
 
-def keep_random(heads: Sequence[int], generator: Generator) -> Bool[Tensor, "layers heads"]:
-    """One uniformly drawn head of each layer (CPU generator)."""
-    drawn: Int[Tensor, " layers"] = torch.stack([torch.randint(h, (), generator=generator) for h in heads])
-    return torch.nn.functional.one_hot(drawn, max(heads)).bool()
+def keep_random(living: Bool[Tensor, "layers heads"], generator: Generator) -> Bool[Tensor, "layers heads"]:
+    """One uniformly drawn head of each layer that has any (CPU generator)."""
+    kept = torch.zeros_like(living)
+    for layer, alive in enumerate(living):
+        if heads := alive.nonzero().flatten().tolist():
+            kept[layer, heads[int(torch.randint(len(heads), (), generator=generator))]] = True
+    return kept
 
 
-def pruning_masks(
-    raw: Float[Tensor, "layers heads"], heads: Sequence[int], n_random: int, generator: Generator
-) -> dict[str, Float[Tensor, "variants layers heads"]]:
-    """The pruned model of PAPER.md section 5 and its mask-only controls.
+def later_layers_keep(living: Bool[Tensor, "layers heads"], kept: Bool[Tensor, "layers heads"]) -> HeadMask:
+    """All of layer 1, and what is kept of each later layer."""
+    return torch.cat([living[:1], kept[1:]]).float()
 
-    full: every head. pruned: all of layer 1, the top head of each later layer. prune_layer1_instead: the top head of
-    layer 1, all later heads. random_head: all of layer 1, a random head of each later layer (``n_random`` draws).
-    least_important: all of layer 1, the least important head of each later layer. One mask each but for random_head.
+
+def pruning_controls(
+    raw: Float[Tensor, "layers heads"], n_random: int, generator: Generator
+) -> dict[str, Float[Tensor, "draws layers heads"]]:
+    """The masks that must stand beside the paper's pruned model (PAPER.md section 5).
+
+    prune_layer1_instead: the top head of layer 1, all later heads. random_head: all of layer 1, a random head of each
+    later layer (``n_random`` draws). least_important: all of layer 1, the least important head of each later layer.
     """
     if n_random < 1:
         raise InputError(f"n_random is {n_random}, but the random-head control needs at least 1 draw.")
-    full = full_mask(heads).to(raw.device)
-
-    def later_layers_keep(kept: Tensor) -> Tensor:
-        return torch.cat([full[:1], kept[1:].to(full)])
-
-    top = keep_top(raw)
-    draws = [keep_random(heads, generator).to(raw.device) for _ in range(n_random)]
+    living = ~raw.isnan()
+    draws = [later_layers_keep(living, keep_random(living, generator)) for _ in range(n_random)]
     return {
-        "full": full[None],
-        "pruned": later_layers_keep(top)[None],
-        "prune_layer1_instead": torch.cat([top[:1].to(full), full[1:]])[None],
-        "random_head": torch.stack([later_layers_keep(kept) for kept in draws]),
-        "least_important": later_layers_keep(keep_least(raw))[None],
+        "prune_layer1_instead": torch.cat([keep_top(raw)[:1], living[1:]]).float()[None],
+        "random_head": torch.stack(draws),
+        "least_important": later_layers_keep(living, keep_least(raw))[None],
     }
+
+
+class GreedyPath(NamedTuple):
+    """Heads removed one at a time, each time the one whose removal costs least.
+
+    ``masks[i]`` is what is left after i removals and ``errors[i]`` its errors on the prompts of the choice, so
+    ``risks`` is biased downwards further along the path: score the masks on other prompts.
+    """
+
+    masks: list[HeadMask]
+    errors: list[Float[Tensor, " batch"]]
+
+    @property
+    def removed(self) -> list[tuple[int, int]]:
+        """(layer, head), counted from 1, in the order of removal."""
+        gone = [(before > after).nonzero()[0] for before, after in zip(self.masks, self.masks[1:], strict=False)]
+        return [(int(layer) + 1, int(head) + 1) for layer, head in gone]
+
+    @property
+    def heads_left(self) -> list[int]:
+        """The total after each removal, the start first."""
+        return [int(mask.sum()) for mask in self.masks]
+
+    @property
+    def allocation(self) -> list[list[int]]:
+        """Heads of each layer at each total: by greedy removal the best use of that many heads."""
+        return [mask.sum(dim=1).int().tolist() for mask in self.masks]
+
+    def risks(self) -> tuple[Float[Tensor, " totals"], Float[Tensor, " totals"]]:
+        """Excess risk at each total on the prompts of the choice, and its standard error."""
+        return mean_and_standard_error(torch.stack(self.errors, dim=1))
+
+    def at(self, n_heads: int) -> HeadMask:
+        """The mask with ``n_heads`` heads left, or the path's first where that has fewer."""
+        return self.masks[max(0, self.heads_left[0] - n_heads)]
+
+
+def single_removals(mask: HeadMask) -> Float[Tensor, "removals layers heads"]:
+    """The mask without one of its heads, for each in layer order."""
+    layer, head = mask.nonzero(as_tuple=True)
+    masks = mask.expand(len(layer), -1, -1).clone()
+    masks[torch.arange(len(layer)), layer, head] = 0
+    return masks
+
+
+def greedy_path(mask: HeadMask, errors: Errors, n_heads: int, rounds: Rounds = iter) -> GreedyPath:
+    """Remove heads from ``mask`` until ``n_heads`` are left; each round scores every single removal anew.
+
+    Of h heads down to k it takes h + (h - 1) + ... + (k + 1) masks.
+    """
+    path = GreedyPath([mask], [errors(mask[None])[0]])
+    for _ in rounds(range(int(mask.sum()), n_heads, -1)):
+        candidates = single_removals(path.masks[-1])
+        scores = errors(candidates)
+        cheapest = int(scores.mean(dim=1).argmin())
+        path.masks.append(candidates[cheapest])
+        path.errors.append(scores[cheapest])
+    return path
+
+
+class PruningCase:
+    """What a strategy may know of a model, all of it from prompts that are not scored later.
+
+    Attributes:
+        importance: rise of the excess risk without each head; NaN where there is none.
+        errors: squared error of each prompt under each of several head masks.
+        living: the heads there are to choose from, as a mask.
+    """
+
+    def __init__(self, importance: Float[Tensor, "layers heads"], errors: Errors, rounds: Rounds = iter) -> None:
+        self.importance, self.errors, self.rounds = importance, errors, rounds
+        self.living: HeadMask = (~importance.isnan()).float()
+        self._path: GreedyPath | None = None
+
+    @property
+    def paper_total(self) -> int:
+        """How many heads the paper's strategy keeps."""
+        return int(self.living[0].sum() + self.living[1:].amax(dim=1).sum())
+
+    def full_risk(self) -> float:
+        """Excess risk with every head."""
+        return float(self.errors(self.living[None]).mean())
+
+    def path(self, n_heads: int) -> GreedyPath:
+        """The greedy path down to ``n_heads`` at least; it is walked once, however many ask."""
+        if self._path is None:
+            self._path = greedy_path(self.living, self.errors, n_heads, self.rounds)
+        elif n_heads < self._path.heads_left[-1]:
+            further = greedy_path(self._path.masks[-1], self.errors, n_heads, self.rounds)
+            self._path = GreedyPath([*self._path.masks, *further.masks[1:]], [*self._path.errors, *further.errors[1:]])
+        return self._path
+
+
+class PruningStrategy(ABC):
+    """Says which heads to keep; its settings are its constructor's."""
+
+    name: ClassVar[str]
+    n_heads: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in logs and files, with the settings it was given."""
+        return self.name if self.n_heads is None else f"{self.name}_{self.n_heads}"
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Its name in figures and tables."""
+
+    @abstractmethod
+    def keep(self, case: PruningCase) -> HeadMask:
+        """The mask of the heads to keep."""
+
+    def check(self, total: int) -> None:
+        """Refuse a model with fewer heads in all than are to be kept."""
+        if self.n_heads is not None and self.n_heads > total:
+            raise InputError(f"{self.key}: n_heads is {self.n_heads}, but the model has {total} heads.")
+
+    def _checked(self, n_heads: int | None) -> int | None:
+        if n_heads is not None and n_heads < 1:
+            raise InputError(f"n_heads is {n_heads}, but {type(self).__name__} must keep at least 1 head.")
+        return n_heads
+
+
+class PaperPruning(PruningStrategy):
+    """All heads of layer 1 and the most important head of each later layer [ours, after the paper's captions]."""
+
+    name = "paper"
+    label = "paper: all of layer 1, top head of each later layer"
+
+    def keep(self, case: PruningCase) -> HeadMask:
+        return later_layers_keep(case.living.bool(), keep_top(case.importance))
+
+
+class TopHeads(PruningStrategy):
+    """The most important heads, of whichever layer.
+
+    Args:
+        n_heads: how many; none means as many as the paper's strategy keeps.
+    """
+
+    name = "top"
+    label = "most important heads of all layers"
+
+    def __init__(self, n_heads: int | None = None) -> None:
+        self.n_heads = self._checked(n_heads)
+
+    def keep(self, case: PruningCase) -> HeadMask:
+        n = min(self.n_heads or case.paper_total, int(case.living.sum()))
+        best = case.importance.nan_to_num(nan=-torch.inf).flatten().topk(n).indices
+        return torch.zeros_like(case.living).flatten().index_fill(0, best, 1).unflatten(0, case.living.shape)
+
+
+class ImportanceThreshold(PruningStrategy):
+    """The heads whose importance is at least ``threshold`` times the full model's excess risk.
+
+    Args:
+        threshold: the smallest relative rise of the risk that a head is worth keeping for.
+    """
+
+    name = "threshold"
+
+    def __init__(self, threshold: float = 0.1) -> None:
+        if not 0 <= threshold < torch.inf:
+            raise InputError(f"threshold is {threshold}, but it must be a finite number that is 0 or larger.")
+        self.threshold = threshold
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}_{self.threshold:g}"
+
+    @property
+    def label(self) -> str:
+        return f"heads that matter by {self.threshold:g} of the risk"
+
+    def keep(self, case: PruningCase) -> HeadMask:
+        return (case.importance >= self.threshold * case.full_risk()).float()  # NaN is not
+
+
+class GreedyRemoval(PruningStrategy):
+    """What is left when the cheapest head is removed, again and again, each time scoring all that are left anew.
+
+    Args:
+        n_heads: how many are left; none means as many as the paper's strategy keeps.
+    """
+
+    name = "greedy"
+    label = "greedy removal"
+
+    def __init__(self, n_heads: int | None = None) -> None:
+        self.n_heads = self._checked(n_heads)
+
+    def keep(self, case: PruningCase) -> HeadMask:
+        n = self.n_heads or case.paper_total
+        return case.path(n).at(n)
+
+
+def check_strategies(strategies: list[PruningStrategy]) -> None:
+    """Refuse two strategies that would be logged under one name."""
+    keys = [strategy.key for strategy in strategies]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"strategies has {key} {keys.count(key)} times, but each must be there once.")
+
+
+def keep_lists(mask: HeadMask) -> list[list[int]]:
+    """The heads that are kept of each layer, counted from 1: what ``lightning-icl prune --keep`` takes."""
+    return [(row.nonzero().flatten() + 1).tolist() for row in mask]

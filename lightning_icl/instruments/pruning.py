@@ -1,0 +1,261 @@
+"""Pruned models: their read-out refitted, their heads rescaled, trained a little further, or cut for good.
+
+A pruned model is a transformer and the mask it runs under (PAPER.md section 5); its errors are
+``errors_under_masks(model.transformer, prompt, model.mask[None])[0]``.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.heads import HeadMask, full_mask
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.pruning import PruningCase, Rounds, single_removals
+from lightning_icl.functional.risk import squared_errors
+from lightning_icl.instruments.ablation import errors_under_masks
+from lightning_icl.instruments.removal import remove_heads
+from lightning_icl.transformer import MultiHeadAttention, Transformer
+
+RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
+SINGULAR = 1e-12  # times the largest eigenvalue: below it, kept heads say the same and share the weight
+
+
+class PrunedModel(NamedTuple):
+    """A transformer under a head mask, whose entries may be scales."""
+
+    transformer: Transformer
+    mask: HeadMask
+
+    def errors(self, prompt: Prompt, chunk_size: int = 512) -> Float[Tensor, " batch"]:
+        """Squared error of each prompt; the mean is the excess risk."""
+        return errors_under_masks(self.transformer, prompt, self.mask[None], chunk_size=chunk_size)[0]
+
+
+def living_heads(transformer: Transformer) -> Bool[Tensor, "layers heads"]:
+    """The heads that write anything: neither their value rows nor their output columns are all zero."""
+    living = full_mask(transformer.heads).bool()
+    for row, layer in zip(living, transformer.blocks, strict=True):
+        if layer.attention is not None:
+            values, outputs = _value_rows(layer.attention), _output_columns(layer.attention)
+            alive = values.ne(0).any(dim=2).any(dim=1) & outputs.ne(0).any(dim=2).any(dim=0)
+            row[: len(alive)] = alive.cpu()
+    return living
+
+
+def pruning_case(
+    transformer: Transformer,
+    prompt: Prompt,
+    importance: Float[Tensor, "layers heads"] | None = None,
+    chunk_size: int = 512,
+    rounds: Rounds = iter,
+) -> PruningCase:
+    """What a PruningStrategy chooses heads by, on prompts that should not be scored later: ``strategy.keep(case)``.
+
+    Without ``importance`` it is measured here, by leaving each head out. Dead heads are not there to be chosen.
+    """
+
+    def errors(masks: Tensor) -> Tensor:
+        return errors_under_masks(transformer, prompt, masks, chunk_size=chunk_size).cpu()
+
+    living = living_heads(transformer)
+    if importance is None:
+        scores = errors(torch.cat([living.float()[None], single_removals(living.float())])).mean(dim=1)
+        importance = torch.full(living.shape, torch.nan, dtype=scores.dtype)
+        importance[living] = scores[1:] - scores[0]
+    return PruningCase(importance.cpu().masked_fill(~living, torch.nan), errors, rounds)
+
+
+@torch.no_grad()
+def read_out_refitted(
+    transformer: Transformer, mask: HeadMask, fit: Prompt, choice: Prompt, chunk_size: int = 512
+) -> PrunedModel:
+    """The model with the read-out (w, b) that fits f best on its own states.
+
+    Minimises sum (f - <w, s> - b)^2 + alpha ||w||^2 over the queries of the ``fit`` prompts, s being the states before
+    the read-out (after the final norm) under the mask, in float64. alpha is c tr(S^T S) / d_model, S the centred
+    states, with the c of 1e-9, 1e-8, ..., 1 whose squared error on the prompts ``choice`` is smallest.
+    """
+    states, f = _read_states(transformer, mask, fit, chunk_size).flatten(0, 1), fit.f_query.double().flatten()
+    weights, intercepts = ridge_path(states, f, torch.tensor(RELATIVE_STRENGTHS, dtype=torch.float64))
+    predicted = (_read_states(transformer, mask, choice, chunk_size) @ weights.mT + intercepts).movedim(-1, 0)
+    best = int(squared_errors(predicted, choice.f_query.expand(predicted.shape)).mean(dim=1).argmin())
+    model = copy.deepcopy(transformer)
+    model.read_out.weight.copy_(weights[best][None])
+    model.read_out.bias.copy_(intercepts[best][None])
+    return PrunedModel(model, mask)
+
+
+def ridge_path(
+    states: Float[Tensor, "samples features"], targets: Float[Tensor, " samples"], strengths: Float[Tensor, " alphas"]
+) -> tuple[Float[Tensor, "alphas features"], Float[Tensor, " alphas"]]:
+    """Weights and intercepts of ridge at each strength, relative to the mean eigenvalue of the centred Gram matrix."""
+    mean_state, mean_target = states.mean(dim=0), targets.mean()
+    centred = states - mean_state
+    gram, moment = centred.T @ centred, centred.T @ (targets - mean_target)
+    eigenvalues, basis = torch.linalg.eigh(gram)
+    alphas = strengths.to(gram) * gram.trace() / len(gram)
+    shrunk = (basis.T @ moment) / (eigenvalues.clamp(min=0) + alphas.clamp(min=torch.finfo(gram.dtype).tiny)[:, None])
+    weights = shrunk @ basis.T
+    return weights, mean_target - weights @ mean_state
+
+
+def _read_states(
+    transformer: Transformer, mask: HeadMask, prompt: Prompt, chunk_size: int
+) -> Float[Tensor, "batch queries d_model"]:
+    """What the read-out reads at the queries, in float64."""
+    states = []
+    for start in range(0, len(prompt.x), chunk_size):
+        part = prompt.rows(start, start + chunk_size)
+        last = transformer.on_prompt(part, mask.to(part.x)).query_states[-1]
+        states.append(transformer.final_norm(last).double())
+    return torch.cat(states)
+
+
+@torch.no_grad()
+def rescaled_masks(
+    transformer: Transformer, masks: Float[Tensor, "masks layers heads"], fit: Prompt, chunk_size: int = 512
+) -> Float[Tensor, "masks layers heads"]:
+    """The masks with each kept head's 1 replaced by the scale that keeps the stream closest to the full model's.
+
+    Layer by layer from below, the scales a_h minimise sum ||F - P - sum_h a_h c_h||^2 over the context and the queries
+    of the ``fit`` prompts (in the last layer over the queries, which alone are read): F is the full model's stream
+    after the attention, P the pruned one's before it and c_h what head h adds to P. Since P has the layers below pruned
+    and rescaled already, a layer also makes up for them. Of several solutions the one with the smallest sum a_h^2.
+    """
+    parts = [_FullStream(transformer, fit.rows(i, i + chunk_size)) for i in range(0, len(fit.x), chunk_size)]
+    return torch.stack([_rescaled(transformer, mask, parts) for mask in masks])
+
+
+class _FullStream:
+    """The full model on some prompts: its stream after the attention of each layer, where a layer's scales need it."""
+
+    def __init__(self, transformer: Transformer, prompt: Prompt) -> None:
+        self.start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+        self.first = [0] * (len(transformer.heads) - 1) + [self.start.first_query]
+        self.after_attention: list[Tensor] = []
+        states = self.start.states
+        for layer, first in zip(transformer.blocks, self.first, strict=True):
+            mixed = layer.head_outputs(states, self.start.view, first)
+            states = states[:, first:]
+            added = layer.attention.combined(mixed, None) if layer.attention and mixed is not None else 0.0
+            self.after_attention.append(states + added)
+            states = layer.after_heads(states, mixed)
+
+    def counted(self, values: Tensor, dim: int) -> Tensor:
+        """The values at the tokens that the predictions at the queries depend on: not at the prefix queries."""
+        n_tokens, n_queries = values.shape[dim], self.start.n_queries
+        n_before = min(self.start.n_context, n_tokens - n_queries)
+        before, queries = values.narrow(dim, 0, n_before), values.narrow(dim, n_tokens - n_queries, n_queries)
+        return torch.cat([before, queries], dim=dim)
+
+
+def _rescaled(transformer: Transformer, mask: HeadMask, parts: list[_FullStream]) -> HeadMask:
+    scales, pruned = torch.zeros_like(mask), [part.start.states for part in parts]
+    for depth, (layer, n_heads) in enumerate(zip(transformer.blocks, transformer.heads, strict=True)):
+        first = [part.first[depth] for part in parts]
+        read = [
+            layer.head_outputs(states, part.start.view, n) for part, states, n in zip(parts, pruned, first, strict=True)
+        ]
+        pruned = [states[:, n:] for states, n in zip(pruned, first, strict=True)]
+        kept = mask[depth, :n_heads].nonzero().flatten()
+        if layer.attention is not None and len(kept):
+            missing = [
+                part.counted(part.after_attention[depth] - states, 1)
+                for part, states in zip(parts, pruned, strict=True)
+            ]
+            heads_read = [part.counted(m, 2) for part, m in zip(parts, read, strict=True) if m is not None]
+            scales[depth, kept] = _scales(layer.attention, heads_read, missing, kept).to(scales)
+        row = scales[depth, :n_heads].to(pruned[0])[None]
+        pruned = [layer.after_heads(states, mixed, row) for states, mixed in zip(pruned, read, strict=True)]
+    return scales
+
+
+def _scales(
+    attention: MultiHeadAttention, read: Sequence[Tensor], missing: Sequence[Tensor], kept: Tensor
+) -> Float[Tensor, " kept"]:
+    """The a_h that minimise sum ||missing - sum_h a_h c_h||^2, by the normal equations in float64.
+
+    With head h's outputs m_h and its part O_h of the output projection, c_h = O_h m_h: <c_h, c_g> and <c_h, missing>
+    follow from the second moments of m, which are smaller than the c_h themselves.
+    """
+    by_head = (attention.n_heads, attention.head_dim)
+    m = torch.cat([mixed.transpose(1, 2).flatten(2).flatten(0, 1) for mixed in read]).double()
+    o, wanted = attention.output.weight.double(), torch.cat([part.flatten(0, 1) for part in missing]).double()
+    gram = ((o.T @ o) * (m.T @ m)).unflatten(0, by_head).unflatten(2, by_head).sum(dim=(1, 3))
+    moment = (o * (wanted.T @ m)).sum(dim=0).unflatten(0, by_head).sum(dim=1)
+    kept = kept.to(gram.device)
+    return torch.linalg.pinv(gram[kept][:, kept], rtol=SINGULAR, hermitian=True) @ moment[kept]
+
+
+def fine_tuned(
+    transformer: Transformer,
+    mask: HeadMask,
+    batch: Callable[[int], Prompt],
+    n_steps: int,
+    learning_rate: float = 1e-3,
+) -> PrunedModel:
+    """The model without the heads that are cut, trained a little further.
+
+    ``n_steps`` steps of AdamW without weight decay on the squared error at the queries of fresh prompts ``batch(0)``,
+    ``batch(1)``, ...; the learning rate falls linearly to 0 [ours].
+    """
+    # Outside of any inference mode and autocast: the first forbids gradients, the second would reuse old weights.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(_device(transformer).type, enabled=False):
+        model, mask = _cut(transformer, mask.clone())
+        constant = mask.to(model.read_out.weight)
+        optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        for step in range(n_steps):
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
+            prompt = batch(step)
+            optimizer.zero_grad()
+            (model.on_prompt(prompt, constant).prediction - prompt.f_query).square().mean().backward()
+            optimizer.step()
+    return PrunedModel(model.requires_grad_(False), mask)
+
+
+def _cut(transformer: Transformer, mask: HeadMask) -> PrunedModel:
+    """A smaller model of its own; where no head is left, which no Transformer is, a copy under the mask."""
+    if not mask.any():
+        return PrunedModel(copy.deepcopy(transformer), mask)
+    smaller = remove_heads(transformer, mask)
+    return PrunedModel(smaller, full_mask(smaller.heads))
+
+
+@torch.no_grad()
+def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | None = None) -> None:
+    """Cut the heads that ``keep`` has no 1 for out of the weights, in place, so that training cannot revive them.
+
+    Their value rows and output columns become zero, and so do the optimizer's moments there. Then a head's output is
+    zero, hence the gradient of its output columns; and these are zero, hence the gradient of its value rows. Moments,
+    momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW and Muon.
+    """
+    if keep.shape != (expected := full_mask(transformer.heads).shape):
+        raise InputError(f"keep has shape {tuple(keep.shape)}, but this model needs {tuple(expected)} (layers, heads).")
+    for layer, row in zip(transformer.blocks, keep, strict=True):
+        attention = layer.attention
+        if attention is None:
+            continue
+        cut = row[: attention.n_heads] == 0
+        entries = cut.repeat_interleave(attention.head_dim).to(attention.value.weight.device)
+        for weight, dim in ((attention.value.weight, 0), (attention.output.weight, 1)):
+            moments = [] if optimizer is None else optimizer.state.get(weight, {}).values()
+            for tensor in (weight, *(m for m in moments if isinstance(m, Tensor) and m.shape == weight.shape)):
+                tensor.index_fill_(dim, entries.nonzero().flatten(), 0)
+
+
+def _value_rows(attention: MultiHeadAttention) -> Float[Tensor, "heads head_dim d_model"]:
+    return attention.value.weight.unflatten(0, (attention.n_heads, attention.head_dim))
+
+
+def _output_columns(attention: MultiHeadAttention) -> Float[Tensor, "d_model heads head_dim"]:
+    return attention.output.weight.unflatten(1, (attention.n_heads, attention.head_dim))
+
+
+def _device(transformer: Transformer) -> torch.device:
+    return transformer.read_out.weight.device
