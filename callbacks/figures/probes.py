@@ -94,7 +94,7 @@ def _heat_map(axes: Axes, table: ProbeTable, token: Token, above: bool) -> AxesI
         if np.isfinite(value) and layers <= READABLE_CELLS:
             low, high = found[row][layer].interval
             colour = "0.45" if low <= 0 <= high else "white" if abs(value) > 0.6 else "black"
-            axes.text(layer, row, _number(value), ha="center", va="center", size=7.5, color=colour)
+            axes.text(layer, row, _number(value), ha="center", va="center", size=7.5, color=colour, in_layout=False)
     axes.set_xticks(range(layers))
     axes.set_title(f"{token}: above untrained" if above else f"{token}: R²", size=10)
     return image

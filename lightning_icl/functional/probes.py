@@ -224,20 +224,25 @@ def area_under_roc(
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
         return UNDEFINED
-    part = torch.empty_like(scores)
-    part[positive] = _share_below(scores[positive], scores[~positive])
-    part[~positive] = 1 - _share_below(scores[~positive], scores[positive])
+    part = _shares_beaten(scores.flatten(), positive.flatten()).view_as(scores)
     area = part[positive].mean()
     weight = positive.to(scores) / n_positive + (~positive).to(scores) / n_negative
     by_prompt = ((part - area) * weight).sum(dim=(1, 2))
     return Estimate(float(area), _standard_error(len(scores) * by_prompt))
 
 
-def _share_below(values: Float[Tensor, " samples"], others: Float[Tensor, " others"]) -> Float[Tensor, " samples"]:
-    """The share of the others below each value, equal ones counting half."""
-    ordered = others.sort().values
-    below, up_to = (torch.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-    return (below + up_to).to(values) / (2 * len(others))
+def _shares_beaten(scores: Float[Tensor, " samples"], positive: Bool[Tensor, " samples"]) -> Float[Tensor, " samples"]:
+    """Of each positive the share of the negatives below it, of each negative the share of the positives above it.
+
+    Equal scores count half. One sort serves both.
+    """
+    values, order = scores.sort()
+    _, group = values.unique_consecutive(return_inverse=True)
+    classes = torch.stack([~positive, positive])[:, order].to(scores)
+    counts = classes.new_zeros(2, int(group[-1]) + 1).index_add_(1, group, classes)
+    negatives, positives = ((counts.cumsum(dim=1) - counts / 2) / counts.sum(dim=1, keepdim=True))[:, group]
+    shares = torch.where(positive[order], negatives, 1 - positives)
+    return torch.empty_like(shares).scatter_(0, order, shares)
 
 
 def _ratio_of_means(numerator: Float[Tensor, " batch"], denominator: Float[Tensor, " batch"]) -> Estimate:
