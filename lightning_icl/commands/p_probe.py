@@ -38,7 +38,7 @@ HEADINGS: dict[Optimiser, str] = {
 def p_probe(
     ckpt_paths: list[str],
     names: list[str] | None = None,
-    steps: int = 800,
+    steps: int = 500,
     seeds: int = 3,
     depths: int = 4,
     power: float = 0.5,

@@ -60,7 +60,7 @@ class Training(NamedTuple):
         seed: of all starts and prompts.
     """
 
-    n_steps: int = 800
+    n_steps: int = 500
     batch_size: int = 32
     n_queries: int = 8
     n_seeds: int = 3

@@ -12,8 +12,9 @@ class LinearAttention(nn.Module):
     """(A): k layers of single-head linear attention without MLP or norm, of width 2 (n_dims + 1).
 
     That holds x_tilde and the label slot of PAPER.md section 7, whose later layers are one head each, twice over. All
-    weights start orthogonal, and each layer's key as its query, so that attention starts as a similarity: from two
-    independent ones (trace near 0) some seeds stay for long at the saddle where nothing is predicted.
+    weights start orthogonal but for two: each layer's key starts as its query, so that attention starts as a similarity
+    (from two independent ones, some seeds stay for long at the saddle where nothing is predicted); and its output at 0,
+    as without a norm k layers make a polynomial of degree 3^k, which explodes from any other start.
     """
 
     def __init__(self, n_features: int, n_dims: int, depth: int) -> None:
@@ -28,6 +29,7 @@ class LinearAttention(nn.Module):
             for layer in self.transformer.blocks:
                 assert layer.attention is not None
                 layer.attention.key.weight.copy_(layer.attention.query.weight)
+                layer.attention.output.weight.zero_()
 
     def forward(self, prompt: Prompt) -> Float[Tensor, "batch queries"]:
         return self.transformer.on_prompt(prompt).prediction
