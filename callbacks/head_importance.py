@@ -184,12 +184,10 @@ def _layer_lines(scores: ImportanceScores) -> list[str]:
     lines = []
     for layer, n_heads in enumerate((~scores.raw.isnan()).sum(dim=1).tolist()):
         effective, top = scores.effective_heads[layer], scores.top_share[layer]
-        said = (
-            "no head matters beyond noise"
-            if effective.isnan()
-            else f"{effective:.1f} +- {scores.effective_error[layer]:.1f} effective; "
-            f"top {top:.0%} +- {scores.top_error[layer]:.0%}"
-        )
+        said = "no head matters beyond noise"
+        if not effective.isnan():
+            said = f"{effective:.1f} +- {scores.effective_error[layer]:.1f} effective; "
+            said += f"top {top:.0%} +- {scores.top_error[layer]:.0%}"
         lines.append(f"layer {layer + 1}: {said}, of {n_heads} {'head' if n_heads == 1 else 'heads'}")
     return lines
 
@@ -197,7 +195,7 @@ def _layer_lines(scores: ImportanceScores) -> list[str]:
 def _agreement_lines(found: HeadScores) -> list[str]:
     """How each score agrees with leave-one-out."""
     return [
-        f"{name.replace('_and_', ' and ')}: {a.overall:.2f} [{a.interval[0]:.2f}, {a.interval[1]:.2f}]"
+        f"{name.replace('_and_', ' and ')}: {a.overall:z.2f} [{a.interval[0]:z.2f}, {a.interval[1]:z.2f}]"
         for name, a in found.agreement.items()
         if name.startswith("leave_one_out_and_")
     ]

@@ -1,5 +1,6 @@
 """Which heads matter, by which score, and since when."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,10 @@ def importance_map(importance: ImportanceScores) -> Figure:
     figure = Figure(figsize=(width, 1.5 + CELL[1] * n_layers), layout="constrained")
     axes = figure.subplots()
     image, limit = _map(axes, raw)
+    decimals = max(0, 2 - math.floor(math.log10(limit)))
     for layer, head in np.argwhere(np.isfinite(raw)):
         value = raw[layer, head]
-        text = f"{value:.2g}\n±{error[layer, head]:.1g}"
+        text = f"{value:.{decimals}f}\n±{error[layer, head]:.{decimals}f}"
         axes.text(head, layer, text, ha="center", va="center", size=8, color=_ink(value, limit))
     axes.set_yticks(range(n_layers), [_layer_label(importance, layer) for layer in range(n_layers)])
     axes.set_title("Rise of the excess risk without the head (zero ablation, ± standard error)", size=10)
@@ -39,13 +41,14 @@ def importance_map(importance: ImportanceScores) -> Figure:
 def score_maps(found: HeadScores) -> Figure:
     """A map for each score, in its own colours, and how far every two of them agree."""
     n_layers, n_heads = next(iter(found.scores.values())).raw.shape
-    n_panels = len(found.scores) + 1
-    columns = min(2, n_panels)
-    rows = -(-n_panels // columns)
-    panel = (max(4.2, 1.5 + 0.36 * n_heads), max(2.5, 1.1 + 0.36 * n_layers))
-    figure = Figure(figsize=(columns * panel[0], rows * panel[1]), layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (name, scores) in zip(panels, found.scores.items(), strict=False):
+    n_scores = len(found.scores)
+    beside = n_scores == 3  # the table has the fourth place, or else a row of its own
+    heights = [max(2.5, 1.1 + 0.36 * n_layers)] * -(-n_scores // 2) + [1.3 + 0.42 * n_scores] * (not beside)
+    width = 2 * max(4.2, 1.5 + 0.36 * n_heads)
+    figure = Figure(figsize=(width, sum(heights) + 0.3), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    for place, (name, scores) in enumerate(found.scores.items()):
+        axes = figure.add_subplot(grid[place // 2, place % 2])
         raw = scores.raw.cpu().numpy()
         image, limit = _map(axes, raw)
         within_noise = scores.interval[0].le(0) & scores.interval[1].ge(0)
@@ -55,10 +58,8 @@ def score_maps(found: HeadScores) -> Figure:
         axes.set_ylabel("layer")
         axes.set_title(score_label(name), size=10)
         figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
-    _agreement_table(panels[len(found.scores)], found)
-    for axes in panels[n_panels:]:
-        axes.set_axis_off()
-    figure.suptitle("What each head is worth, by score (squared label units; · within the 95 % interval of 0)", size=11)
+    _agreement_table(figure.add_subplot(grid[-1, 1] if beside else grid[-1, :]), found)
+    figure.suptitle("What each head is worth, by score (squared label units; ·: 95 % interval contains 0)", size=11)
     return figure
 
 
@@ -77,7 +78,7 @@ def specialisation(series: Sequence[Mapping[str, Any]]) -> Figure:
     scores = [record["scores"]["leave_one_out"] for record in series]
     n_heads = [sum(value is not None for value in layer) for layer in scores[-1]["raw"]]
     colours = colormaps["viridis"](np.linspace(0, 0.85, len(n_heads)))
-    for layer, n in enumerate(n_heads):
+    for layer, n in ((layer, n) for layer, n in enumerate(n_heads) if n):
         style = {"color": colours[layer], "label": f"layer {layer + 1} ({n} head{'s' * (n != 1)})"}
         for axes, value in ((effective, "effective"), (top, "top")):
             _line(axes, steps, scores, lambda score, v=value, i=layer: _of_layer(score, v, i), **style)
@@ -94,7 +95,10 @@ def specialisation(series: Sequence[Mapping[str, Any]]) -> Figure:
     for axes in (risk, effective, top):
         axes.grid(alpha=0.25)
     figure.legend(*effective.get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle("When heads specialise (leave-one-out, zero ablation; 95 % intervals)", size=11)
+    figure.suptitle(
+        "When heads specialise (leave-one-out, zero ablation; 95 % intervals; gaps: a layer's total not above 0)",
+        size=10,
+    )
     return figure
 
 
@@ -128,7 +132,7 @@ def _agreement_table(axes: Axes, found: HeadScores) -> None:
             agreement = found.agreement[f"{first}_and_{second}"]
             table[row, column] = agreement.overall
             low, high = agreement.interval.tolist()
-            text = f"{table[row, column]:.2f}\n[{low:.2f}, {high:.2f}]"
+            text = f"{table[row, column]:z.2f}\n[{low:z.2f}, {high:z.2f}]"
             axes.text(column, row, text, ha="center", va="center", size=8, color=_ink(table[row, column], 1.0))
     axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     labels = [score_label(name).replace(", ", ",\n").replace(" ablation", "") for name in names]
@@ -149,9 +153,11 @@ def _line(axes: Axes, steps: Sequence[int], series: Sequence[Any], of: Any, **st
     estimate = np.array([value for value, _ in found], dtype=float)
     low, high = np.array([bounds for _, bounds in found], dtype=float).T
     axes.plot(steps, estimate, marker=".", **style)
+    axes.vlines(steps, low, high, color=style["color"], alpha=0.5, lw=1)  # of points without a neighbour too
     axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
 
 
 def _layer_label(importance: ImportanceScores, layer: int) -> str:
     effective = float(importance.effective_heads[layer])
-    return f"layer {layer + 1}\n" + ("within noise" if np.isnan(effective) else f"{effective:.1f} effective")
+    said = "total not above 0" if math.isnan(effective) else f"{effective:.1f} effective"
+    return f"layer {layer + 1}\n" + ("no heads" if importance.raw[layer].isnan().all() else said)

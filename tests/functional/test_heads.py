@@ -8,11 +8,16 @@ import torch
 from scipy.stats import t
 
 from lightning_icl.functional.heads import (
+    DRAWS,
     full_mask,
     head_importance,
+    importance_scores,
+    layer_ablation_masks,
+    leave_one_in_masks,
     leave_one_out_masks,
     masked_errors,
 )
+from lightning_icl.functional.risk import bootstrap_weights
 
 NAN = math.nan
 RAGGED = torch.tensor([[0.2, 0.5, -0.1], [-0.3, NAN, NAN], [0.1, 0.7, NAN]])  # raw importance of heads [3, 1, 2]
@@ -48,6 +53,20 @@ def test_leave_one_out_masks_by_hand():
         [[1, 1, 1], [1, 0, 0], [1, 0, 0]],
     ]
     assert leave_one_out_masks([1]).tolist() == [[[0]]]
+
+
+def test_leave_one_in_masks_by_hand():
+    assert layer_ablation_masks([2, 0, 1]).tolist() == [
+        [[0, 0], [0, 0], [1, 0]],
+        [[1, 1], [0, 0], [1, 0]],
+        [[1, 1], [0, 0], [0, 0]],
+    ]
+    assert leave_one_in_masks([2, 0, 1]).tolist() == [
+        [[1, 0], [0, 0], [1, 0]],
+        [[0, 1], [0, 0], [1, 0]],
+        [[1, 1], [0, 0], [1, 0]],
+    ]
+    assert leave_one_in_masks([1]).tolist() == [[[1]]]
 
 
 @pytest.mark.parametrize("heads", [[3, 1, 2], [1], [2, 2]])
@@ -160,7 +179,7 @@ def test_one_prompt_gives_importance_but_no_shares():
 
 def test_shares_of_noise_are_reported_at_the_rate_of_the_interval():
     """Heads without any effect pass the one-sided test in 2.5 % of layers."""
-    layers, n = 4000, 200
+    layers, n = 1000, 200
     full = torch.zeros(n, dtype=torch.float64)
     noise = torch.randn(2 * layers, n, generator=generator(), dtype=torch.float64)
     rate = 1 - head_importance(full, noise, [2] * layers).top_share.isnan().double().mean().item()
@@ -182,3 +201,56 @@ def test_share_errors_equal_the_jackknife_by_recomputation():
         expected = ((n - 1) * replicates.var(dim=0, correction=0)).sqrt()
         torch.testing.assert_close(getattr(scores, error), expected, equal_nan=True)
     assert scores.effective_error[0] > 0
+
+
+# Intervals
+
+
+def test_intervals_of_scores_and_totals_are_scipy_s():
+    heads, n = [3, 0, 2], 25
+    values = torch.randn(5, n, generator=generator(), dtype=torch.float64) + 1
+    ours = importance_scores(values, heads)
+    sets = {(0, 0): [0], (0, 2): [2], (2, 1): [4]}
+    for (layer, head), rows in sets.items():
+        expected = t.interval(0.95, n - 1, *mean_and_error(values[rows].sum(0).tolist()))
+        assert ours.interval[:, layer, head].tolist() == pytest.approx(expected, rel=1e-4)
+    for layer, rows in {0: [0, 1, 2], 2: [3, 4]}.items():
+        mean, error = mean_and_error(values[rows].sum(0).tolist())
+        assert (ours.total[layer].item(), ours.total_error[layer].item()) == pytest.approx((mean, error))
+        expected = t.interval(0.95, n - 1, mean, error)
+        assert ours.total_interval[:, layer].tolist() == pytest.approx(expected, rel=1e-4)
+    for value in (ours.raw, ours.standard_error, ours.share, ours.share_error, *ours.interval, *ours.share_interval):
+        assert value[1].isnan().all()  # a layer without heads
+    assert ours.effective_heads[1].isnan()
+
+
+def shares_by_hand(means):
+    positive = [max(m, 0.0) for m in means]
+    share = [p / sum(positive) for p in positive]
+    return [*share, math.exp(-sum(s * math.log(s) for s in share if s > 0)), max(share)]
+
+
+def test_share_intervals_equal_a_loop_over_resampled_prompts():
+    n = 30
+    values = torch.randn(3, n, generator=generator(), dtype=torch.float64) + torch.tensor([[3.0], [2.0], [0.0]])
+    ours = importance_scores(values, [3])
+    weights = bootstrap_weights(n, DRAWS, generator())
+    estimate = np.array(shares_by_hand(values.mean(1).tolist()))
+    resampled = np.array([shares_by_hand(means) for means in (weights @ values.T).tolist()])
+    half = np.quantile(np.abs(resampled - estimate), 0.95, axis=0)
+    low = np.maximum(estimate - half, [0, 0, 0, 1, 1 / 3])
+    high = np.minimum(estimate + half, [1, 1, 1, 3, 1])
+    found = torch.cat([ours.share_interval[:, 0], ours.effective_interval, ours.top_interval], dim=1)
+    np.testing.assert_allclose(found, [low, high], atol=1e-10)
+
+
+def test_a_layer_barely_above_noise_has_intervals_of_all_values():
+    noise = torch.randn(2, 100, generator=generator(), dtype=torch.float64)
+    noise = noise - noise.mean(dim=1, keepdim=True)
+    error = (noise.sum(dim=0).std() / 10).item()
+    barely, clearly = (importance_scores(noise + z * error / 2, [2]) for z in (3.0, 5.0))
+    assert barely.share[0].tolist() == pytest.approx([0.5, 0.5])
+    assert barely.share_interval.tolist() == [[[0, 0]], [[1, 1]]]
+    assert (barely.effective_interval.tolist(), barely.top_interval.tolist()) == ([[1], [2]], [[0.5], [1]])
+    assert clearly.share_interval[0].min() > 0
+    assert clearly.share_interval[1].max() < 1

@@ -5,8 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
-from lightning_icl.functional.risk import excess_risk, jackknife_errors, mean_and_standard_error, squared_errors
+from lightning_icl.functional.risk import (
+    bootstrap_interval,
+    bootstrap_weights,
+    excess_risk,
+    jackknife_errors,
+    mean_and_standard_error,
+    mean_interval,
+    squared_errors,
+    t_quantile,
+)
 
 
 def drawn(*shape, seed=0):
@@ -77,3 +87,48 @@ def test_jackknife_equals_the_loop_and_for_a_mean_the_standard_error(n):
     thetas = [np.delete(array, i, 0).mean(0)[0] / np.delete(array, i, 0).mean(0)[1] for i in range(n)]
     assert ratio.item() == pytest.approx(((n - 1) / n * sum((t - np.mean(thetas)) ** 2 for t in thetas)) ** 0.5)
     np.testing.assert_allclose(mean, array.std(0, ddof=1) / n**0.5, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("n", "tolerance"), [(3, 1e-2), (4, 3e-3), (6, 1e-3), (16, 1e-5), (512, 1e-6)])
+def test_the_t_quantile_is_scipy_s(n, tolerance):
+    assert t_quantile(n) == pytest.approx(t.ppf(0.975, n - 1), rel=tolerance)
+    assert t_quantile(1) == math.inf
+
+
+def test_an_interval_of_a_mean_is_scipy_s():
+    values = drawn(40, 3)
+    low, high = mean_interval(*mean_and_standard_error(values), n=40)
+    expected = t.interval(0.95, 39, values.numpy().mean(0), values.numpy().std(0, ddof=1) / 40**0.5)
+    np.testing.assert_allclose(torch.stack([low, high]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_bootstrap_weights_count_a_resample(n):
+    weights = bootstrap_weights(n, 500, torch.Generator().manual_seed(0))
+    counts = weights * n
+    assert torch.equal(counts, counts.round())
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(500, dtype=torch.float64))
+    # Each prompt's count is binomial(n, 1/n): mean 1, variance 1 - 1/n.
+    margin = 5 * ((1 - 1 / n) / 500) ** 0.5
+    assert (counts.mean(dim=0) - 1).abs().max() <= margin
+    again = bootstrap_weights(n, 500, torch.Generator().manual_seed(0))
+    assert torch.equal(weights, again)
+
+
+def test_the_symmetric_bootstrap_equals_numpy_and_leaves_out_what_has_no_value():
+    estimate, resampled = drawn(3), drawn(200, 3, seed=1)
+    resampled[:50, 2] = math.nan
+    low, high = bootstrap_interval(estimate, resampled)
+    for i in range(3):
+        values = resampled[:, i].numpy()
+        half = np.quantile(np.abs(values[~np.isnan(values)] - estimate[i].item()), 0.95)
+        expected = [estimate[i].item() - half, estimate[i].item() + half]
+        assert [low[i].item(), high[i].item()] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_bootstrap_s_interval_of_a_mean_is_nearly_that_of_its_standard_error():
+    values = drawn(400)
+    weights = bootstrap_weights(400, 4000, torch.Generator().manual_seed(1))
+    low, high = bootstrap_interval(values.mean(), weights @ values)
+    # The standard error of a 95 % quantile of 4000 draws is about 2.3 % of it.
+    assert ((high - low) / 2).item() == pytest.approx(1.96 * values.std().item() / 20, rel=0.09)
