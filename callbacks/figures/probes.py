@@ -63,7 +63,7 @@ def probe_map(table: ProbeTable) -> Figure:
     """R^2 of every target by layer, and how far it is above the untrained network's; query and context states."""
     rows = len(table.targets())
     layers = len(table.by_layer(table.targets()[0]))
-    width = 0.62 if layers <= READABLE_CELLS else 0.3
+    width = 0.42 if layers <= READABLE_CELLS else 0.3
     figure = Figure(figsize=(3.2 + 4 * max(1.7, width * layers), 1.7 + 0.33 * rows), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     images = []

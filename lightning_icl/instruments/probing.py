@@ -84,7 +84,9 @@ def probe_layers(
     Each probe is fitted on the prompts ``fit``, its strength chosen on ``choose``, and scored on ``score``: three
     separate sets, without padding. Targets (``probe_targets`` in functional/probes.py): f, w, the support, r_hat and
     R_hat x; and what least squares, ridge (with the strength that the law of ``task`` implies, else tuned on ``fit``),
-    GD_t and P-GD_t, t = 1 .. depth, predict at the token's x from all examples of its prompt.
+    GD_t and P-GD_t, t = 1 .. depth, predict at the token's x from all examples of its prompt. Steps are 1/lambda_max of
+    each prompt. With about as many examples as dimensions the predictions of least squares at a query have no finite
+    variance: what is said there of that target is not to be relied on.
 
     The context tokens are those that hold x_i (in the alternating layout they have not seen y_i), at ``context_points``
     examples spread evenly over the prompt; one probe reads them all.
