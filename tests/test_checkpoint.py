@@ -1,0 +1,45 @@
+"""Which differences between a checkpoint's options and a config's are differences."""
+
+import pytest
+import torch
+
+from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.functional.errors import InputError
+
+SHAPE = {"d_model": 16, "heads": [4, 2], "mlp": True}
+
+
+def checked(tmp_path, saved, asked):
+    torch.save({"hyper_parameters": SHAPE | saved}, tmp_path / "some.ckpt")
+    check_checkpoint(tmp_path / "some.ckpt", SHAPE | asked, resuming=False)
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked"),
+    [
+        ({"head_dim": [4, 8]}, {"head_dim": [4, 8]}),
+        ({"head_dim": None}, {"head_dim": [4, 8]}),
+        ({"head_dim": [3, 3]}, {"head_dim": 3}),
+        ({"head_dim": 5}, {"head_dim": (5, 5)}),
+        ({}, {"head_dim": None, "layout": "pairs"}),
+        ({}, {"head_dim": [4, 8]}),
+        ({"heads": (4, 0), "head_dim": [4, 8]}, {"heads": [4, 0], "head_dim": [4, 8]}),
+    ],
+)
+def test_head_sizes_that_are_the_same_written_otherwise_agree(tmp_path, saved, asked):
+    checked(tmp_path, saved, asked)
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "said"),
+    [
+        ({"head_dim": [4, 8]}, {"head_dim": [4, 4]}, r"model.head_dim = \[4, 8\], but the config asks for \[4, 4\]"),
+        ({"head_dim": [4, 8]}, {"head_dim": 4}, r"model.head_dim = \[4, 8\], but the config asks for 4"),
+        ({}, {"head_dim": 4}, "model.head_dim = None, but the config asks for 4"),
+        ({}, {"layout": "prefixes"}, "model.layout = pairs, but the config asks for prefixes"),
+        ({"heads": [4, 1], "head_dim": [4, 8]}, {}, r"model.heads = \[4, 1\], but the config asks for \[4, 2\]"),
+    ],
+)
+def test_another_shape_is_refused_also_where_an_old_checkpoint_does_not_say(tmp_path, saved, asked, said):
+    with pytest.raises(InputError, match=said):
+        checked(tmp_path, saved, asked)
