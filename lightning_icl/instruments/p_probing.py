@@ -6,7 +6,7 @@ linear map and then k tuned steps of gradient descent. The same is done on other
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ RAW, CORRELATION, POWER, GD_PLUS_PLUS, UNTRAINED = "raw", "r_hat", "r_hat_power"
 CHUNK_SIZE = 256  # scoring prompts in one pass
 
 
+@runtime_checkable
 class PromptSource(Protocol):
     """What prompts are drawn from; a Task is one."""
 
@@ -163,20 +164,37 @@ def p_probing(
 
     The state of an example holds its label, which x does not, but the untrained arm has that advantage too.
     """
-    _check(models, depths, training)
+    _check(models)
+    _check_training(depths, training)
     device = next(iter(models.values())).read_out.weight.device
-    train, choose, score = (_Stream(task, n_points, training, i, device) for i in range(3))
-    chosen_on, scored_on = choose.draw(training.n_choose), score.draw(training.n_score)
-    _check_width(models, scored_on.x.shape[-1])
-    shrinkage = tuned_shrinkage(chosen_on, depths)
-    arms = _arms(models, chosen_on, power, shrinkage, training.seed)
-    groups = _groups(arms, chosen_on.rows(0, 1), depths, training)
+    choose = _Stream(task, n_points, training, 0, device).draw(training.n_choose)
+    _check_width(models, choose.x.shape[-1])
+    shrinkage = tuned_shrinkage(choose, depths)
+    arms = _arms(models, choose, power, shrinkage, training.seed)
+    errors = errors_of_arms(arms, task, n_points, depths, training, progress, device)
+    return PProbing(errors, {_layer_arm(name): model.heads[0] for name, model in models.items()}, power, shrinkage)
+
+
+@torch.inference_mode(False)
+def errors_of_arms(
+    arms: Mapping[str, Representation],
+    task: PromptSource,
+    n_points: int,
+    depths: int = 4,
+    training: Training = Training(),  # noqa: B008
+    progress: Progress = silent,
+    device: torch.device | str = "cpu",
+) -> dict[Optimiser, dict[str, Tensor]]:
+    """``PProbing.errors`` of any representations: what ``p_probing`` does with its arms."""
+    _check_training(depths, training)
+    train, score = (_Stream(task, n_points, training, i, device) for i in (1, 2))
+    scored_on = score.draw(training.n_score)
+    groups = _groups(arms, scored_on.rows(0, 1), depths, training)
     for _ in progress(range(training.n_steps), "P-probing"):
         prompt = train.draw(training.n_seeds * training.batch_size)
         for group in groups:
             group.train_step(prompt)
-    errors = _scored(groups, list(arms), scored_on)
-    return PProbing(errors, {_layer_arm(name): model.heads[0] for name, model in models.items()}, power, shrinkage)
+    return _scored(groups, list(arms), scored_on)
 
 
 def first_layer(transformer: Transformer) -> Representation:
@@ -225,7 +243,9 @@ def _arms(
 class _Stream:
     """Prompts from a generator of their own."""
 
-    def __init__(self, task: PromptSource, n_points: int, training: Training, i: int, device: torch.device) -> None:
+    def __init__(
+        self, task: PromptSource, n_points: int, training: Training, i: int, device: torch.device | str
+    ) -> None:
         self.task, self.n_points, self.n_queries = task, n_points, training.n_queries
         self.generator = Generator(device).manual_seed(3 * training.seed + i)
 
@@ -265,8 +285,7 @@ class _Group:
 
     def _represented(self, prompt: Prompt, n_parts: int) -> Prompt:
         """The prompts in each arm, of which each of ``n_parts`` seeds gets one part: (arms, parts, batch, ...)."""
-        bare = prompt._replace(w=None, f=None)
-        by_arm = [scaled(representation(bare)) for representation in self.arms.values()]
+        by_arm = [scaled(represent(prompt))._replace(w=None, f=None) for represent in self.arms.values()]
         return Prompt._make(
             None if fields[0] is None else torch.stack(fields).unflatten(1, (n_parts, -1))
             for fields in zip(*by_arm, strict=True)
@@ -293,17 +312,19 @@ def _scored(groups: list[_Group], order: list[str], prompt: Prompt) -> dict[Opti
     return errors
 
 
-def _check(models: Mapping[str, Transformer], depths: int, training: Training) -> None:
+def _check(models: Mapping[str, Transformer]) -> None:
     if not models:
-        raise InputError("models is empty, but P-probing needs at least one model.")
-    smallest = {"n_steps": 1, "batch_size": 1, "n_queries": 1, "n_seeds": 1, "n_choose": 2, "n_score": 2, "seed": 0}
-    for name, least in ({"depths": 1} | smallest).items():
-        value = depths if name == "depths" else getattr(training, name)
-        if value < least:
-            raise InputError(f"{name} is {value}, but it must be at least {least}.")
+        raise InputError("there is no model, but P-probing needs at least one.")
     for name, model in models.items():
         if model.heads[0] == 0:
             raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
+
+
+def _check_training(depths: int, training: Training) -> None:
+    smallest = {"n_steps": 1, "batch_size": 1, "n_queries": 1, "n_seeds": 1, "n_choose": 2, "n_score": 2, "seed": 0}
+    for name, value in {"depths": depths, **training._asdict()}.items():
+        if value < (least := smallest.get(name, 1)):
+            raise InputError(f"{name} is {value}, but it must be at least {least}.")
 
 
 def _check_width(models: Mapping[str, Transformer], n_dims: int) -> None:

@@ -1,0 +1,306 @@
+"""P-probing: its optimisers and fleets against plain ones, its arms, and planted cases where the answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_icl import SparseLinearRegression, Transformer
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import gradient_descent_path, preprocess_then_gd_path
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.representations import correlation_features, raw, scaled
+from lightning_icl.functional.seeds import over_seeds_and_prompts
+from lightning_icl.instruments.fleet import Fleet
+from lightning_icl.instruments.p_probing import (
+    OPTIMISERS,
+    PProbing,
+    Training,
+    centred,
+    claim,
+    errors_of_arms,
+    first_layer,
+    p_probing,
+)
+from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
+
+TASK = SparseLinearRegression(3, 1, 0.3)
+SHORT = Training(n_steps=2, batch_size=2, n_queries=2, n_seeds=2, n_choose=8, n_score=4)
+
+
+def sampled(n_prompts, seed=0, n_points=5, n_queries=2, task=TASK):
+    return task.sample(n_prompts, n_points, n_queries, torch.Generator().manual_seed(seed))
+
+
+def model(heads=(2, 1), **options):
+    torch.manual_seed(0)
+    return Transformer(3, **({"d_model": 8, "heads": list(heads)} | options))
+
+
+def planted(preprocesses):
+    """PAPER.md section 7: hidden = [x | x_tilde | y], layer 1 writes x_tilde = R_hat x (or, of one head, nothing)."""
+    d = 3
+    heads = [d, 1] if preprocesses else [1, 1]
+    transformer = model(
+        heads, d_model=2 * d + 1, head_dim=1, attention="linear", mlp=False, norm="none"
+    ).requires_grad_(False)
+    transformer.read_in.weight.zero_()
+    transformer.read_in.bias.zero_()
+    transformer.read_in.weight[:d, :d] = torch.eye(d)
+    transformer.read_in.weight[2 * d, d] = 1
+    first = transformer.blocks[0].attention
+    for weight in first.parameters():
+        weight.zero_()
+    if preprocesses:
+        first.key.weight[:, 2 * d] = 1
+        first.query.weight[:, :d] = torch.eye(d)
+        first.value.weight[:, :d] = torch.eye(d)
+        first.output.weight[d : 2 * d] = torch.eye(d)
+    return transformer
+
+
+# the arms
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"heads": (1, 4), "attention": "linear", "norm": "none"},
+        {"norm": "post", "mask": "full"},
+        {"position": "learned", "max_points": 5, "mask": "causal"},
+        {"mask": "causal", "layout": "prefixes"},
+    ],
+    ids=str,
+)
+def test_first_layer_is_what_a_forward_pass_gives_after_layer_1(options):
+    transformer, prompt = model(**options), sampled(4)
+    output, found = transformer.on_prompt(prompt), first_layer(transformer)(prompt)
+    torch.testing.assert_close(found.x, output.context_states[1])
+    torch.testing.assert_close(found.x_query, output.query_states[1])
+    assert not found.x.requires_grad
+    assert found.y is prompt.y
+
+
+def test_a_planted_first_layer_holds_the_papers_preprocessing():
+    prompt = sampled(4)
+    states, expected = first_layer(planted(True))(prompt), correlation_features(prompt)
+    torch.testing.assert_close(states.x[..., 3:6], expected.x)
+    torch.testing.assert_close(states.x_query[..., 3:6], expected.x_query)
+
+
+def test_centred_features_have_mean_zero_over_examples_and_queries():
+    prompt = sampled(6)
+    found = centred(first_layer(model()), prompt)(prompt)
+    mean = torch.cat([found.x.flatten(0, 1), found.x_query.flatten(0, 1)]).mean(dim=0)
+    torch.testing.assert_close(mean, torch.zeros(8), rtol=0, atol=1e-6)
+
+
+# the optimisers
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+@pytest.mark.parametrize(
+    ("represent", "path"), [(correlation_features, preprocess_then_gd_path), (raw, gradient_descent_path)]
+)
+def test_descent_with_the_identity_map_is_gradient_descent_on_the_features(represent, path, n_steps):
+    prompt = sampled(6).double()
+    features = represent(prompt)
+    descent = TunedDescent(3, 3, n_steps).double()
+    with torch.no_grad():
+        descent.map.weight.copy_(torch.eye(3))
+        descent.log_steps.fill_(math.log(0.7))
+        found = descent(features)
+    step = 0.7 / torch.linalg.matrix_norm(features.x.mT @ features.x / 5)
+    w = path(prompt.x, prompt.y, n_steps, step)[n_steps]
+    torch.testing.assert_close(found, (prompt.x_query * w[:, None]).sum(-1), rtol=1e-9, atol=1e-12)
+
+
+def test_descent_starts_as_gradient_descent_and_does_not_see_a_prompts_scale():
+    prompt = sampled(6).double()
+    torch.manual_seed(1)
+    descent = TunedDescent(3, 3, 2).double()
+    step = 1 / torch.linalg.matrix_norm(prompt.x.mT @ prompt.x / 5)
+    w = gradient_descent_path(prompt.x, prompt.y, 2, step)[2]
+    torch.testing.assert_close(descent(prompt), (prompt.x_query * w[:, None]).sum(-1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(descent(scaled(prompt)), descent(prompt), rtol=1e-9, atol=1e-12)
+
+
+def test_descent_on_features_that_are_zero_predicts_zero_and_can_be_trained():
+    prompt = sampled(2)
+    descent = TunedDescent(3, 3, 2)
+    predicted = descent(prompt._replace(x=0 * prompt.x))
+    predicted.square().sum().backward()
+    assert not predicted.any()
+    assert descent.map.weight.grad.isfinite().all()
+
+
+def test_attention_starts_without_any_and_each_layer_has_one_head():
+    attention = LinearAttention(5, 3, 4)
+    assert attention.transformer.heads == [1, 1, 1, 1]
+    prompt = sampled(2, task=SparseLinearRegression(5, 1))
+    without = attention.transformer.on_prompt(prompt, torch.zeros(4, 1)).prediction
+    torch.testing.assert_close(attention(prompt), without)
+
+
+# the fleet
+
+
+def alone(build, seed, prompts, n_steps):
+    """One model, trained by itself."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        one = build()
+    optimizer = torch.optim.AdamW(one.parameters(), lr=1e-2, weight_decay=0.0)
+    for step, prompt in enumerate(prompts):
+        warm_up = max(1, round(0.05 * n_steps))
+        after = (step - warm_up) / (n_steps - warm_up)
+        rate = (step + 1) / warm_up if step < warm_up else 0.5 * (1 + math.cos(math.pi * after))
+        optimizer.param_groups[0]["lr"] = 1e-2 * rate
+        optimizer.zero_grad()
+        (one(prompt) - prompt.f_query).square().mean().backward()
+        norm = torch.cat([p.grad.flatten() for p in one.parameters()]).norm()
+        for p in one.parameters():
+            p.grad /= max(1.0, norm)
+        optimizer.step()
+    return one
+
+
+def stacked(rows):
+    """(arms, seeds) prompts as one, without w and f."""
+    bare = [[prompt._replace(w=None, f=None) for prompt in row] for row in rows]
+    return Prompt._make(
+        None if bare[0][0][i] is None else torch.stack([torch.stack([p[i] for p in row]) for row in bare])
+        for i in range(len(Prompt._fields))
+    )
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_a_fleet_is_so_many_models_trained_one_by_one(kind):
+    build, n_steps = (lambda: OPTIMISERS[kind](3, 3, 2).double()), 30
+    steps = [[[sampled(4, 100 * t + 10 * a + s).double() for s in range(3)] for a in range(2)] for t in range(n_steps)]
+    fleet = Fleet(build, 2, [5, 6, 7], n_steps)
+    for step in steps:
+        fleet.train_step(stacked(step))
+    fresh = sampled(3, seed=9999).double()
+    found = fleet.predictions(stacked([[fresh] * 3] * 2))
+    for a in range(2):
+        for s, seed in enumerate([5, 6, 7]):
+            one = alone(build, seed, [step[a][s] for step in steps], n_steps)
+            torch.testing.assert_close(found[a, s], one(fresh).detach(), rtol=1e-6, atol=1e-9)
+
+
+# the whole
+
+
+def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_is_left_alone():
+    state, models = torch.random.get_rng_state(), {"a": model()}
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    first = p_probing(models, TASK, 4, 1, training=SHORT)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(4)
+    again = p_probing(models, TASK, 4, 1, training=SHORT)
+    other = p_probing(models, TASK, 4, 1, training=SHORT._replace(seed=1))
+    torch.random.set_rng_state(state)
+    for optimiser, errors in first.errors.items():
+        assert list(errors) == ["layer_1/a", "untrained", "raw", "r_hat", "r_hat_power", "gd_plus_plus"]
+        for arm, values in errors.items():
+            assert values.shape == (1, 2, 4)
+            assert torch.equal(values, again.errors[optimiser][arm])
+            assert not torch.equal(values, other.errors[optimiser][arm])
+
+
+def test_it_runs_inside_inference_mode():
+    with torch.inference_mode():
+        found = p_probing({"a": model()}, TASK, 4, 1, training=SHORT)
+    assert found.errors["descent"]["raw"].isfinite().all()
+
+
+def test_an_arm_that_is_told_the_support_beats_the_raw_examples():
+    def told(prompt):
+        support = (prompt.w != 0)[:, None]
+        return prompt._replace(x=prompt.x * support, x_query=prompt.x_query * support)
+
+    training = Training(n_steps=40, batch_size=16, n_queries=4, n_seeds=3, n_score=512)
+    errors = errors_of_arms({"raw": raw, "told": told, "also raw": raw}, TASK, 5, 2, training)
+    for by_arm in errors.values():
+        assert torch.equal(by_arm["raw"], by_arm["also raw"])
+        for depth in range(2):
+            gain = over_seeds_and_prompts(by_arm["raw"][depth] - by_arm["told"][depth])
+            assert gain.low > 0
+            assert gain.mean > 0.3 * float(by_arm["raw"][depth].mean())
+
+
+def test_a_planted_preprocessing_layer_is_found_and_an_idle_one_is_no_better_than_the_raw_examples():
+    models = {"preprocesses": planted(True), "idle": planted(False)}
+    training = Training(n_steps=100, batch_size=32, n_queries=4, n_seeds=3, n_score=512)
+    found = p_probing(models, TASK, 5, 1, training=training)
+    verdicts = {(c.optimiser, c.rival): c.verdict for c in found.comparisons()}
+    assert verdicts["attention", "fewest heads"] == verdicts["attention", "raw"] == "HOLDS"
+    for errors in found.errors.values():
+        # Apart from the labels, which no query's state has, an idle layer's states are x.
+        gain = over_seeds_and_prompts((errors["raw"] - errors["layer_1/idle"])[0])
+        assert gain.mean < 0.02
+
+
+# verdicts, on errors made up
+
+
+def made_up(heads, **risks):
+    """Errors around the given risks, by arm, the same noise in each."""
+    noise = 0.01 * torch.randn(1, 3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    arms = dict.fromkeys(("raw", "untrained", "gd_plus_plus", "r_hat"), 1.0) | risks
+    return PProbing(
+        {"descent": {arm: risk + noise.roll(i, -1) for i, (arm, risk) in enumerate(arms.items())}}, heads, 0.5, 0.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("risks", "verdicts", "whole"),
+    [
+        ({"many": 0.5, "one": 0.7}, ["HOLDS", "HOLDS"], "HOLDS"),
+        ({"many": 0.7, "one": 0.5}, ["FAILS", "HOLDS"], "FAILS"),
+        ({"many": 0.5, "one": 0.5}, ["UNDECIDED", "HOLDS"], "UNDECIDED"),
+        ({"many": 1.2, "one": 1.2}, ["UNDECIDED", "FAILS"], "FAILS"),
+        ({"many": math.nan, "one": 0.5}, ["UNDECIDED", "UNDECIDED"], "UNDECIDED"),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval_on_one_side(risks, verdicts, whole):
+    comparisons = made_up({"many": 8, "one": 1}, **risks).comparisons()
+    claimed = [c for c in comparisons if c.claimed]
+    assert [c.rival for c in claimed] == ["fewest heads", "raw"]
+    assert [c.verdict for c in claimed] == verdicts
+    assert claim(comparisons) == whole
+
+
+def test_models_with_equally_many_heads_count_as_one():
+    found = made_up({"a": 8, "b": 8, "c": 2, "d": 1}, a=0.4, b=0.6, c=0.1, d=0.8)
+    difference = next(c for c in found.comparisons() if c.rival == "fewest heads").difference
+    assert difference.mean == pytest.approx(-0.3, abs=0.005)
+
+
+def test_without_a_model_of_fewer_heads_only_the_raw_examples_are_claimed():
+    comparisons = made_up({"a": 8, "b": 8}, a=0.4, b=0.6).comparisons()
+    assert [c.rival for c in comparisons if c.claimed] == ["raw"]
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"models": {}}, "there is no model, but P-probing needs at least one"),
+        ({"models": {"a": model((0, 2))}}, "the model a has no heads in layer 1"),
+        ({"models": {"a": Transformer(2, 8, [2])}}, "the model a takes x of length 2, but the prompts have 3"),
+        ({"models": {"a": model(mask="causal", layout="alternating")}}, "layout is 'alternating', but P-probing needs"),
+        ({"depths": 0}, "depths is 0, but it must be at least 1"),
+        ({"training": SHORT._replace(n_steps=0)}, "n_steps is 0, but it must be at least 1"),
+        ({"training": SHORT._replace(n_score=1)}, "n_score is 1, but it must be at least 2"),
+    ],
+)
+def test_bad_input_is_named(change, sentence):
+    options = {"models": {"a": model()}, "task": TASK, "n_points": 4, "depths": 1, "training": SHORT} | change
+    with pytest.raises(InputError, match=sentence):
+        p_probing(**options)
