@@ -12,6 +12,7 @@ from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.head_pruning import HeadPruning
 from lightning_icl.callbacks.linear_probe import LinearProbe
 from lightning_icl.callbacks.prediction_writer import PredictionWriter
+from lightning_icl.callbacks.pruning_schedule import PruningSchedule
 from lightning_icl.callbacks.reference_risk import ReferenceRisk
 from lightning_icl.callbacks.summary import Summary
 
@@ -24,6 +25,7 @@ __all__ = [
     "HeadPruning",
     "LinearProbe",
     "PredictionWriter",
+    "PruningSchedule",
     "ReferenceRisk",
     "Summary",
 ]

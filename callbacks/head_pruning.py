@@ -182,7 +182,7 @@ class HeadPruning(Analysis):
     def _importance(self, trainer: Trainer) -> HeadImportance:
         """The trainer's HeadImportance, so that one measurement serves both, or one of our own."""
         found = [c for c in trainer.callbacks if isinstance(c, HeadImportance)]  # type: ignore[attr-defined]
-        return found[0] if found else HeadImportance(self.n_prompts, self.chunk_size)
+        return found[0] if found else HeadImportance(self.n_prompts, self.chunk_size, scores=["leave_one_out"])
 
     def _choices(self, case: PruningCase, ends: bool) -> tuple[dict[str, Tensor], GreedyPath | None]:
         """The masks of all models, one for each draw, and the greedy path where there is one."""

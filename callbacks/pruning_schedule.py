@@ -1,0 +1,130 @@
+"""Heads cut while the model trains."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_icl.callbacks.analysis import check_at_least, datamodule, icl_module, plain, save_results
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.pruning import PruningStrategy, keep_lists
+from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
+from lightning_icl.module import ICLModule
+
+
+class PruningSchedule(Callback):
+    """Cuts heads at given points of the training, which then goes on.
+
+    A cut writes zeros into the value rows and output columns of a head and into the optimizer's moments there
+    (instruments.pruning.cut_heads_), so the head stays exactly dead and every checkpoint is an ordinary one. It falls
+    between a validation and the next batch: analyses and checkpoints of that validation see the model before the cut.
+    Each strategy chooses among the heads that are still alive, by their importance on held-out prompts of its own. A
+    resumed run cuts as the whole one would.
+    Logs prune/heads_left and prune/heads_left/layer{l}, counting from 1; results.json has what each cut kept.
+
+    Args:
+        strategies: who chooses, one for each cut, such as [{class_path: GreedyRemoval, init_args: {n_heads: 16}}].
+        validations: after which validations of the run to cut, counting from 1, one for each strategy; or else
+        steps: after which optimizer steps.
+        n_prompts: number of held-out prompts the heads are chosen on.
+        chunk_size: prompts in one forward pass.
+    """
+
+    def __init__(
+        self,
+        strategies: list[PruningStrategy],
+        validations: list[int] | None = None,
+        steps: list[int] | None = None,
+        n_prompts: int = 1024,
+        chunk_size: int = 512,
+    ) -> None:
+        check_at_least("n_prompts", n_prompts, 2)
+        check_at_least("chunk_size", chunk_size, 1)
+        if (validations is None) == (steps is None):
+            raise InputError("PruningSchedule cuts after some validations or after some steps: set one of the two.")
+        self.unit = "validations" if steps is None else "steps"
+        self.times: list[int] = (validations if steps is None else steps) or []
+        self.strategies, self.n_prompts, self.chunk_size = strategies, n_prompts, chunk_size
+        self.steps: list[int] = []
+        self.n_cuts = 0
+        self.records: list[dict[str, Any]] = []
+        self._check()
+
+    def _check(self) -> None:
+        if len(self.times) != len(self.strategies) or not self.times:
+            raise InputError(
+                f"PruningSchedule has {len(self.strategies)} strategies for {len(self.times)} {self.unit}, but each "
+                "cut needs one of both."
+            )
+        for before, time in zip([0, *self.times], self.times, strict=False):
+            if time <= before:
+                raise InputError(f"{self.unit} is {self.times}, but it must rise, from 1 on.")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        datamodule(trainer)
+        self._check_targets(sum(icl_module(pl_module).transformer.heads))
+        self._check_times(trainer)
+
+    def _check_targets(self, total: int) -> None:
+        """Refuse a target that leaves nothing to cut."""
+        left = total
+        for strategy in self.strategies:
+            if strategy.n_heads is None:
+                continue
+            if strategy.n_heads >= left:
+                raise InputError(
+                    f"PruningSchedule is to keep {strategy.n_heads} heads where {left} are left: make n_heads fall "
+                    "from cut to cut."
+                )
+            left = strategy.n_heads
+
+    def _check_times(self, trainer: Trainer) -> None:
+        """Refuse a cut that no training would follow."""
+        every = self._steps_between(trainer)
+        # In steps, since a run that is killed between a step and its validation resumes without this validation.
+        self.steps = [time * every for time in self.times]
+        if 0 <= trainer.max_steps <= self.steps[-1]:
+            last = -(-trainer.max_steps // every) - 1
+            raise InputError(
+                f"{self.unit} has {self.times[-1]}, but training goes on only after the first {last} of them; to cut "
+                "heads at the end use lightning-icl prune."
+            )
+
+    def _steps_between(self, trainer: Trainer) -> int:
+        """Optimizer steps from one time to the next."""
+        interval, n_batches = trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches
+        if self.unit == "steps":
+            return 1
+        if trainer.limit_train_batches != 1.0 or (isinstance(interval, float) and n_batches < 0):
+            raise InputError(
+                "PruningSchedule cannot say when validations come if trainer.limit_train_batches is set or max_steps is "
+                "not: give it steps."
+            )
+        batches = max(1, int(n_batches * interval)) if isinstance(interval, float) else interval
+        assert isinstance(batches, int)
+        return batches // trainer.accumulate_grad_batches
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        module = icl_module(pl_module)
+        while self.n_cuts < len(self.steps) and self.steps[self.n_cuts] <= trainer.global_step:
+            self._cut(trainer, module, self.strategies[self.n_cuts])
+            self.n_cuts += 1
+        left = living_heads(module.transformer).sum(dim=1).tolist()
+        by_layer = {f"prune/heads_left/layer{layer}": float(n) for layer, n in enumerate(left, start=1)}
+        pl_module.log_dict({"prune/heads_left": float(sum(left)), **by_layer}, batch_size=1)
+
+    def _cut(self, trainer: Trainer, module: ICLModule, strategy: PruningStrategy) -> None:
+        prompt = datamodule(trainer).held_out("pruning_schedule", self.n_prompts, module.device)
+        with trainer.precision_plugin.forward_context():
+            kept = strategy.keep(pruning_case(module.transformer, prompt, chunk_size=self.chunk_size))
+        kept = trainer.strategy.broadcast(kept)  # rank 0's, so that no rank keeps other heads than the rest
+        cut_heads_(module.transformer, kept, trainer.optimizers[0])
+        self.records.append(plain({"step": trainer.global_step, "strategy": strategy.key, "keep": keep_lists(kept)}))
+        save_results(trainer, type(self).__name__, self.records)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n_cuts": self.n_cuts, "records": self.records}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.n_cuts, self.records = state_dict["n_cuts"], list(state_dict["records"])
