@@ -38,13 +38,13 @@ def algorithm_match(found: Sequence[Distance]) -> Figure:
         _by_points(column[1], [d for d in found if d.reading == READ_OUT], kind, names)
         column[1].set_title(f"{name}, the model's own read-out")
     axes[0, 0].set_yticks(range(len(names)), list(names.values()))
-    axes[0, 1].set_yticks(range(len(names)), [""] * len(names))
+    axes[0, 1].set_yticks([])
     axes[1, 0].set_ylabel("relative distance, 95 % interval")
     figure.colorbar(image, ax=axes[0], label="relative distance (± standard error)", extend="max")
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(
         "How far each layer's reading is from the closest member of each family\n"
-        "0: the same, 1: no closer than predicting 0; settings fitted on other prompts"
+        "0: the same, 1: no closer than predicting 0; red frame: the closest; settings fitted on other prompts"
     )
     return figure
 
@@ -75,7 +75,7 @@ def _map(
         axes.text(column, row, text, ha="center", va="center", size=7, color="white" if value < 0.35 else "black")
     image = axes.imshow(table, cmap="viridis", vmin=0, vmax=FARTHEST, aspect="auto")
     for column in range(len(readings)):  # the closest family of each reading
-        best = int(np.nanargmin(table[:, column]))
+        best = int(np.nan_to_num(table[:, column], nan=np.inf).argmin())
         axes.add_patch(_frame(column, best))
     axes.set_xticks(range(len(readings)), [_short(reading) for reading in readings])
     return image
@@ -84,7 +84,9 @@ def _map(
 def _by_points(axes: Axes, found: Sequence[Distance], kind: str, names: dict[str, str]) -> None:
     for i, (algorithm, name) in enumerate(names.items()):
         line = sorted((d for d in found if d.algorithm == algorithm), key=lambda d: d.n_points)
+        # What lies beyond the axes is left out, its interval too.
         values = np.array([(d.n_points, getattr(d, kind), 1.96 * getattr(d, f"{kind}_error")) for d in line])
+        values = values[values[:, 1] <= FARTHEST]
         axes.errorbar(*values.T, marker=".", capsize=2, lw=1.2, color=COLOURS[i % len(COLOURS)], label=_flat(name))
     axes.axhline(1, color="black", lw=0.8, ls=":")
     axes.set_ylim(0, FARTHEST)
@@ -94,7 +96,7 @@ def _by_points(axes: Axes, found: Sequence[Distance], kind: str, names: dict[str
 
 
 def _number(value: float, error: float) -> str:
-    return f"{value:.2f} ± {error:.1g}" if value < 10 else f"{value:.1g}"
+    return f"{value:.2f} ± {error:.1g}" if value < 10 else "> 10"
 
 
 def _frame(column: int, row: int) -> Rectangle:
