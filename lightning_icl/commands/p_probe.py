@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from lightning_icl.callbacks.analysis import plain, write_figure
+from lightning_icl.callbacks.analysis import check_at_least, plain, write_figure
 from lightning_icl.callbacks.figures import p_probing_risks
 from lightning_icl.commands.run import Run, open_run
 from lightning_icl.functional.errors import InputError
@@ -63,6 +63,9 @@ def p_probe(
         output: the new folder; p_probing, or p_probing_2 and so on, unless told.
         cpu_threads: threads; 1 is fastest for models this small.
     """
+    for option, value, smallest in (("steps", steps, 1), ("seeds", seeds, 1), ("prompts", prompts, 2)):
+        check_at_least(option, value, smallest)
+    check_at_least("cpu_threads", cpu_threads, 1)
     torch.set_num_threads(cpu_threads)
     runs = _opened(ckpt_paths, names)
     _check_alike(runs, ckpt_paths)

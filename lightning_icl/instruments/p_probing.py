@@ -164,7 +164,7 @@ def p_probing(
 
     The state of an example holds its label, which x does not, but the untrained arm has that advantage too.
     """
-    _check(models)
+    _check(models, power)
     _check_training(depths, training)
     device = next(iter(models.values())).read_out.weight.device
     choose = _Stream(task, n_points, training, 0, device).draw(training.n_choose)
@@ -312,7 +312,9 @@ def _scored(groups: list[_Group], order: list[str], prompt: Prompt) -> dict[Opti
     return errors
 
 
-def _check(models: Mapping[str, Transformer]) -> None:
+def _check(models: Mapping[str, Transformer], power: float) -> None:
+    if not 0 <= power < float("inf"):
+        raise InputError(f"power is {power}, but it must be a finite number that is 0 or larger.")
     if not models:
         raise InputError("there is no model, but P-probing needs at least one.")
     for name, model in models.items():
