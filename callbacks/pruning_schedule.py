@@ -98,8 +98,8 @@ class PruningSchedule(Callback):
             return 1
         if trainer.limit_train_batches != 1.0 or (isinstance(interval, float) and n_batches < 0):
             raise InputError(
-                "PruningSchedule cannot say when validations come if trainer.limit_train_batches is set or max_steps is "
-                "not: give it steps."
+                "PruningSchedule cannot say when validations come if trainer.limit_train_batches is set or max_steps "
+                "is not: give it steps."
             )
         batches = max(1, int(n_batches * interval)) if isinstance(interval, float) else interval
         assert isinstance(batches, int)

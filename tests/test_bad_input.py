@@ -49,6 +49,22 @@ TABLE = [
     # a class that does not exist
     (["--data.task", "SparseRegresion"], "no class 'SparseRegresion'; did you mean 'SparseLinearRegression'?"),
     (callbacks("HeadImportence"), "there is no class 'HeadImportence'; did you mean 'HeadImportance'?"),
+    (
+        callbacks("HeadPruning", '{"strategies": ["Greedy"]}'),
+        "trainer.callbacks: strategies: there is no class 'Greedy'; did you mean 'GreedyRemoval'?",
+    ),
+    (
+        callbacks("HeadPruning", '{"strategies": [{"class_path": "TopHeads", "init_args": {"n_heads": 99}}]}'),
+        "top_99: n_heads is 99, but the model has 8 heads.",
+    ),
+    (
+        callbacks("HeadPruning", '{"checkpoints": {"single": "nowhere.ckpt"}}'),
+        "checkpoints: single is nowhere.ckpt, but there is no such file.",
+    ),
+    (
+        callbacks("PruningSchedule", '{"strategies": ["PaperPruning"], "steps": [4]}'),
+        "steps has 4, but training goes on only after the first 3 of them",
+    ),
     # a value of the wrong kind
     (["--model.d_model", "wide"], "model.d_model is 'wide', but it must be a whole number."),
     (["--model.heads", "4"], "model.heads is '4', but it must be a list, such as [8, 8]."),

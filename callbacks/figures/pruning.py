@@ -41,7 +41,7 @@ def pruning_risks(
         y = [len(rows) - 1 - rows.index(name) + place for name in shown]
         _dots(axes, y, [of_models[name] for name in shown], fmt=marker, color=colour, label=treatment)
     if beside:
-        y = [len(beside) - 1 - i for i in range(len(beside))]
+        y = [float(len(beside) - 1 - i) for i in range(len(beside))]
         _dots(axes, y, list(beside.values()), fmt="*", color="black", label="another model, as it is")
     as_is = next(iter(risks.values()))
     axes.axvline(as_is["full"][0], color=MODEL, lw=1, ls=":", label="full model as it is")

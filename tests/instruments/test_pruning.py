@@ -140,7 +140,11 @@ def label_carrier():
     transformer.read_out.weight.data[0] = torch.eye(12)[0].double()
     for layer in transformer.blocks:
         layer.attention.output.weight.data[0] = 0
-    transformer.blocks[1].attention.output.weight.data[0, head_rows(transformer, 1, 1)] = 1
+    carrier = transformer.blocks[1].attention
+    carrier.output.weight.data[0, head_rows(transformer, 1, 1)] = 1
+    transformer.blocks[0].attention.output.weight.data[:6] = 0  # what the first layer writes,
+    for weight in (carrier.query.weight, carrier.key.weight, carrier.value.weight):
+        weight.data[head_rows(transformer, 1, 1), 6:] = 0  # the carrier does not read
     prompt = sampled(9)
     return transformer, prompt._replace(f_query=transformer.on_prompt(prompt).prediction.detach())
 
