@@ -68,6 +68,39 @@ def test_equals_a_loop_over_prompts_tokens_and_heads(attention, mask, mlp, norm)
         np.testing.assert_allclose(prediction.detach(), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize(("mlp", "norm"), list(itertools.product((True, False), NORMS)))
+def test_a_layer_may_have_no_heads_and_every_layer_heads_of_its_own_size(mlp, norm):
+    transformer, these = model((2, 0, 3), mlp=mlp, norm=norm, head_dim=[5, 1, 2]), tokens(batch=1)
+    assert transformer.head_dims == [5, 1, 2]
+    seen = [keys_seen(i, 6, "context") for i in range(6 + N_QUERIES)]
+    states = loop_over_layers(transformer, these[0].numpy(), "softmax", seen, norm)
+    output = transformer(these, n_queries=N_QUERIES)
+    np.testing.assert_allclose(output.query_states[-1][0].detach(), states[-N_QUERIES:], atol=1e-10)
+    output.prediction.sum().backward()
+    assert all(p.grad is not None for p in transformer.parameters())  # as DDP demands
+
+
+@pytest.mark.parametrize("options", [{}, {"head_dim": [1, 2, 3], "layout": "prefixes", "mask": "causal"}], ids=str)
+def test_the_options_build_a_model_of_the_same_shape(options):
+    transformer = model(**options)
+    transformer.load_state_dict(Transformer(**transformer.options).double().state_dict())
+    assert Transformer(**transformer.options).options == transformer.options
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head_dim": [2, 3]}, r"head_dim is \[2, 3\], but it must be one number, or one for each of the 3 layers"),
+        ({"head_dim": [2, 0, 2]}, r"head_dim is \[2, 0, 2\], but a head needs at least 1 dimension"),
+        ({"heads": [0, 0]}, r"heads is \[0, 0\], but it must list at least one layer"),
+        ({"heads": [2, -1]}, r"heads is \[2, -1\], but it must list at least one layer"),
+    ],
+)
+def test_heads_and_sizes_that_make_no_model_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        model(**options)
+
+
 def array(tensor):
     return tensor.detach().numpy()
 
@@ -81,8 +114,9 @@ def loop_over_layers(transformer, prompt, attention, seen, norm, positions=0.0):
     """A second derivation of the forward pass for one prompt: numpy, one token and one head at a time."""
     states = prompt @ array(transformer.read_in.weight).T + array(transformer.read_in.bias) + positions
     for layer in transformer.layers:
-        inputs = normalised(states, layer.attention_norm) if norm == "pre" else states
-        states = states + loop_over_heads(layer.attention, inputs, attention, seen)
+        if layer.attention is not None:
+            inputs = normalised(states, layer.attention_norm) if norm == "pre" else states
+            states = states + loop_over_heads(layer.attention, inputs, attention, seen)
         states = normalised(states, layer.attention_norm) if norm == "post" else states
         if layer.mlp is not None:
             inputs = normalised(states, layer.mlp_norm) if norm == "pre" else states

@@ -4,12 +4,14 @@ import copy
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT, small_data, small_module
 
 from lightning_icl import ICLModule
+from lightning_icl.callbacks import analysis
 from lightning_icl.cli import main
 from lightning_icl.commands import prune as command
 from lightning_icl.commands.prune import keep_mask
@@ -25,12 +27,22 @@ trainer:
   val_check_interval: 1.0
   enable_progress_bar: false
   enable_model_summary: false
+  callbacks: [{class_path: HeadImportance, init_args: {n_prompts: 8}}]
+"""
+CALLBACKS = """
+trainer:
   callbacks:
-    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
+    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8, curve_prompts: 8}}
     - {class_path: HeadImportance, init_args: {n_prompts: 8}}
-    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
+    - class_path: HeadPruning
+      init_args: {n_prompts: 8, n_random: 1, fit_prompts: 8, finetune_steps: 0, strategies: [PaperPruning]}
     - {class_path: LinearProbe, init_args: {n_prompts: 8}}
 """
+
+
+def without_drawing(*args):
+    """In place of write_figure, which takes far longer than the analyses here."""
+    return np.zeros((1, 1, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +51,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "short.yaml").write_text(SHORT)
     config = ["--config", str(ROOT / "configs" / "debug.yaml"), "--config", str(folder / "short.yaml")]
-    main(["fit", *config, "--trainer.default_root_dir", str(folder)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "write_figure", without_drawing)
+        main(["fit", *config, "--trainer.default_root_dir", str(folder)])
     return folder / "lightning_logs" / "version_0"
 
 
@@ -53,14 +67,17 @@ def pruned(run, folder, keep, **options):
     return ["--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint(folder))]
 
 
-def test_a_pruned_run_validates_and_goes_on_training_with_every_callback(run, tmp_path, capsys):
+def test_a_pruned_run_validates_and_goes_on_training_with_its_callbacks(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(analysis, "write_figure", without_drawing)
+    (tmp_path / "callbacks.yaml").write_text(CALLBACKS)
     smaller = pruned(run, tmp_path / "smaller", "[all, [], [2]]")
     said = capsys.readouterr().out
     for line in ("layer 1: 2 heads -> 2", "layer 2: 4 heads -> 0", "layer 3: 2 heads -> 1 (head 2)"):
         assert line in said
-    main(["validate", *smaller, "--trainer.default_root_dir", str(tmp_path / "validated")])
+    callbacks = ["--config", str(tmp_path / "callbacks.yaml")]
+    main(["validate", *smaller, *callbacks, "--trainer.default_root_dir", str(tmp_path / "validated")])
     results = json.loads((tmp_path / "validated/lightning_logs/version_0/results.json").read_text())
-    assert "HeadPruning" in results
+    assert {"HeadImportance", "HeadPruning", "LinearProbe"} <= results.keys()
     main(["fit", *smaller, "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "5"])
     saved = torch.load(checkpoint(tmp_path / "lightning_logs" / "version_0"), weights_only=True)
     assert saved["global_step"] == 5
