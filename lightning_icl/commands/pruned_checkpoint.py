@@ -15,8 +15,10 @@ PREFIX = "transformer."  # of the transformer's parameters in the module
 def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: HeadMask) -> dict[str, Any]:
     """The ``checkpoint`` of ``module`` with the heads of ``keep`` (1 or 0) only, its optimizer's state included.
 
-    What the optimizer knows of a parameter is cut like the parameter itself: entry by entry the state of a run in which
-    the removed heads never were. What callbacks found in the unpruned model, and the files they wrote, is left behind.
+    What the optimizer knows of a parameter is cut like the parameter itself. Where the removed heads were dead (neither
+    read nor wrote anything), training goes on as it would have with them: under AdamW always, under Muon up to its
+    bfloat16 and where heads x head_dim <= d_model, as its step's size goes with the longer side of a matrix. What
+    callbacks found in the unpruned model, and the files they wrote, is left behind.
     """
     parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
     smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)
