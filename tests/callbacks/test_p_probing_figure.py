@@ -37,6 +37,6 @@ def test_nothing_covers_anything_and_arms_have_colours_of_their_own():
     assert len(set(colours)) == len(LABELS)
 
 
-@pytest.mark.parametrize(("worst", "scale"), [(0.9, "linear"), (90.0, "log"), (np.nan, "linear")])
-def test_the_axis_is_logarithmic_where_the_risks_are_wide(worst, scale):
-    assert drawn(worst, depths=12).axes[0].get_yscale() == scale
+@pytest.mark.parametrize(("worst", "depths", "scale"), [(0.9, 4, "linear"), (0.9, 12, "log"), (np.nan, 4, "linear")])
+def test_the_axis_is_logarithmic_where_the_risks_are_wide(worst, depths, scale):
+    assert drawn(worst, depths).axes[0].get_yscale() == scale
