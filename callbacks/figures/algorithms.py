@@ -34,13 +34,13 @@ def algorithm_match(found: Sequence[Distance]) -> Figure:
     axes = figure.subplots(2, 2, height_ratios=heights)
     for column, (kind, name) in zip(axes.T, KINDS.items(), strict=True):
         image = _map(column[0], whole, kind, list(names), readings)
-        column[0].set_title(f"{name}, n = {n_points} examples")
+        column[0].set_title(f"{name}, n = {n_points} examples, ± standard error")
         _by_points(column[1], [d for d in found if d.reading == READ_OUT], kind, names)
         column[1].set_title(f"{name}, the model's own read-out")
     axes[0, 0].set_yticks(range(len(names)), list(names.values()))
     axes[0, 1].set_yticks([])
     axes[1, 0].set_ylabel("relative distance, 95 % interval")
-    figure.colorbar(image, ax=axes[0], label="relative distance (± standard error)", extend="max")
+    figure.colorbar(image, ax=axes[0], label="relative distance", extend="max")
     figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(
         "How far each layer's reading is from the closest member of each family\n"

@@ -49,6 +49,7 @@ from lightning_icl.functional.references.reference import (
     SearchedReference,
     in_parts,
     predicted,
+    strengths,
 )
 from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, squared_errors
 from lightning_icl.functional.tasks import Task
@@ -107,7 +108,10 @@ class TunedRidge(Ridge):
     """Minimises ||y - X w||^2 + alpha ||w||^2, alpha tuned even where the task's law implies one."""
 
     def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        return PenalisedReference.candidates(self, case, tuning) * tuning.sizes
+        if self.alpha is not None:
+            return super().candidates(case, tuning)
+        # Up to where all but nothing is left, which is the closest to a layer that knows nothing.
+        return strengths(tuning, 6) * 100 * tuning.sizes
 
     def settle(self, case: Case, tuning: Problems) -> None:
         SearchedReference.settle(self, case, tuning)

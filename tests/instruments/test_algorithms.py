@@ -287,6 +287,19 @@ def test_settings_are_chosen_on_other_prompts_than_those_scored():
     assert all(a.spd != b.spd for a, b in zip(first, second, strict=True))
 
 
+def test_a_reading_of_noise_is_no_farther_from_the_best_ridge_than_from_zero():
+    choose, score = (whole_prompts(sampled(64, seed)) for seed in (1, 2))
+    generator = torch.Generator().manual_seed(0)
+    noise = [
+        Readings(
+            *(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((1, 64, 2), (1, 64, 2, 3)))
+        )
+        for _ in (choose, score)
+    ]
+    [found] = distances(["it"], [TunedRidge()], CASE, (choose, noise[0]), (score, noise[1]))
+    assert found.relative_spd == pytest.approx(1, abs=0.03)
+
+
 def test_weights_are_zero_where_the_cosine_would_not_be_defined():
     zero = torch.zeros(2, 1, dtype=torch.float64)
     w = torch.zeros(2, 1, 3, dtype=torch.float64)
