@@ -33,7 +33,7 @@ def importance_map(importance: ImportanceScores) -> Figure:
         text = f"{value:.{decimals}f}\n±{error[layer, head]:.{decimals}f}"
         axes.text(head, layer, text, ha="center", va="center", size=8, color=_ink(value, limit))
     axes.set_yticks(range(n_layers), [_layer_label(importance, layer) for layer in range(n_layers)])
-    axes.set_title("Rise of the excess risk without the head (zero ablation, ± standard error)", size=10)
+    figure.suptitle("Rise of the excess risk without the head (zero ablation, ± standard error)", size=10)
     figure.colorbar(image, ax=axes, label="squared label units")
     return figure
 

@@ -1,14 +1,23 @@
 """HeadImportance and HeadPruning against a copy of the model with the heads' value rows zeroed."""
 
 import copy
+import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_data, small_module, small_trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lightning_icl.callbacks import HeadImportance, HeadPruning
+from lightning_icl.callbacks import HeadImportance, HeadPruning, figures
+from lightning_icl.callbacks.analysis import plain
+from lightning_icl.functional.agreement import rank_agreement
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.heads import importance_scores
+from lightning_icl.functional.risk import bootstrap_weights
+from lightning_icl.instruments.ablation import AblatedHeads
+from lightning_icl.instruments.importance import HeadScores, head_importance, head_importance_by_points
 
 HEADS = [4, 2, 1]
 
@@ -70,6 +79,95 @@ def test_a_head_without_value_scores_exactly_zero(tmp_path):
     assert logged["heads/importance/layer1/head2"] == logged["heads/standard_error/layer1/head2"] == 0
 
 
+def test_every_score_is_logged_under_its_name_and_recorded_with_intervals(tmp_path):
+    module = scale_up(small_module(heads=HEADS))
+    callback = HeadImportance(64, ablations=["zero", "mean", "resample"], n_points=[2])
+    logged, data = validated(tmp_path, [callback], module)
+    prompt = data.held_out("head_importance", 64)
+    more, reference = (data.held_out("head_importance_reference", n) for n in (8 * 64, 64))
+    ablations = [AblatedHeads(), AblatedHeads("mean", more), AblatedHeads("resample", reference)]
+    expected = head_importance(module.transformer, prompt, ablations=ablations)
+    by_points = head_importance_by_points(module.transformer, prompt, [2], ablations=ablations)
+    for place, found in (("", expected), ("n2/", by_points[2])):
+        for name, scores in found.scores.items():
+            prefix = f"heads/{place}" if name == "leave_one_out" else f"heads/{place}{name}/"
+            for layer, n_heads in enumerate(HEADS):
+                for head in range(n_heads):
+                    key = f"{prefix}importance/layer{layer + 1}/head{head + 1}"
+                    assert logged[key] == pytest.approx(scores.raw[layer, head].item(), abs=1e-6)
+                effective = f"{prefix}effective/layer{layer + 1}"
+                assert (effective in logged) == (not scores.effective_heads[layer].isnan())
+    for pair, agreement in expected.agreement.items():
+        assert logged[f"heads/agreement/{pair}"] == pytest.approx(agreement.overall.item(), abs=1e-3)
+    assert logged["heads/agreement/leave_one_out_and_leave_one_in"] <= 1
+    record = json.loads((tmp_path / "results.json").read_text())["HeadImportance"][-1]
+    assert list(record["scores"]) == list(expected.scores)
+    assert len(record["scores"]["gradient"]["interval"]) == 2
+    assert record["by_points"]["2"]["risk"] == pytest.approx(by_points[2].risk.item(), rel=1e-5)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"head_importance.png", "head_importance.svg", "head_scores.png"} <= names
+
+
+def test_importance_is_a_series_over_training_that_survives_a_resume(tmp_path):
+    module, checkpoint = scale_up(small_module(heads=HEADS)), tmp_path / "half.ckpt"
+    trainer = small_trainer(tmp_path, [HeadImportance(16)], max_steps=4, val_check_interval=2)
+    trainer.fit(module, datamodule=small_data())
+    trainer.save_checkpoint(checkpoint)
+    assert (tmp_path / "figures" / "head_specialisation.png").exists()
+    resumed = HeadImportance(16)
+    trainer = small_trainer(tmp_path, [resumed], max_steps=6, val_check_interval=2)
+    trainer.fit(small_module(heads=HEADS), datamodule=small_data(), ckpt_path=checkpoint)
+    assert [record["step"] for record in resumed.records] == [2, 4, 6]
+    assert all(record["risk"] > 0 for record in resumed.records)
+    assert resumed.records[0]["risk"] != resumed.records[2]["risk"]
+
+
+def test_the_summary_names_the_heads_whose_work_others_do_too(tmp_path):
+    """Two copies of a head: neither is missed, so both are named, where one alone does what the layer does."""
+    callback = HeadImportance(16)
+    values = torch.rand(6, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    out, alone = values - 0.5, values + 1
+    out[:2] -= out[:2].mean(dim=1, keepdim=True)  # layer 1 heads 1 and 2 are not missed
+    out[2:] += 5
+    alone[2:4] -= 1  # heads 3 and 4 do less alone
+    scores = {"leave_one_out": importance_scores(out, [4, 2]), "leave_one_in": importance_scores(alone, [4, 2])}
+    zero = torch.tensor(0.0)
+    callback.found = HeadScores(scores, {}, zero, zero, torch.zeros(2))
+    lines = callback.summary()
+    assert lines[-1].strip() == "layer 1 head 1, layer 1 head 2"
+    callback.found = callback.found._replace(scores={"leave_one_out": scores["leave_one_out"]})
+    assert len(callback.summary()) == 3
+
+
+@pytest.mark.parametrize("heads", [[3, 0, 2, 1], [8] * 3, [16] * 8])
+@pytest.mark.parametrize("n_scores", [2, 3, 5])
+def test_figures_of_heads_cover_nothing(heads, n_scores):
+    names = ["leave_one_out", "leave_one_in", "gradient", "leave_one_out_mean", "leave_one_in_mean"][:n_scores]
+    generator = torch.Generator().manual_seed(0)
+    values = {name: torch.randn(sum(heads), 20, generator=generator, dtype=torch.float64) + 0.2 for name in names}
+    weights = bootstrap_weights(20, 20, generator)
+    scores = {name: importance_scores(value, heads) for name, value in values.items()}
+    pairs = {
+        f"{a}_and_{b}": rank_agreement(values[a], values[b], heads, weights)
+        for a, b in itertools.combinations(names, 2)
+    }
+    found = HeadScores(scores, pairs, torch.tensor(1.0), torch.tensor(0.1), torch.tensor([0.8, 1.2]))
+    series = [{"step": step, **plain(found._asdict())} for step in (0, 10, 20)]
+    for figure in (
+        figures.importance_map(scores["leave_one_out"]),
+        figures.score_maps(found),
+        figures.specialisation(series),
+    ):
+        FigureCanvasAgg(figure).draw()
+        parts = [axes.get_tightbbox() for axes in figure.axes]
+        parts += [legend.get_window_extent() for legend in figure.legends]
+        parts += [figure._suptitle.get_window_extent()] if figure._suptitle else []
+        for i, part in enumerate(parts):
+            assert figure.bbox.x0 - 1 <= part.x0
+            assert part.x1 <= figure.bbox.x1 + 1
+            assert not any(part.padded(-1).overlaps(other) for other in parts[:i])
+
+
 @pytest.mark.parametrize("beside_importance", [True, False])
 def test_pruning_equals_the_slow_way(tmp_path, beside_importance):
     module = scale_up(small_module(heads=HEADS))
@@ -119,9 +217,17 @@ def test_every_n_validations_and_the_last_one(tmp_path):
         (lambda: HeadImportance(n_prompts=1), "n_prompts is 1"),
         (lambda: HeadImportance(chunk_size=0), "chunk_size is 0"),
         (lambda: HeadImportance(every_n_validations=0), "every_n_validations is 0"),
+        (lambda: HeadImportance(scores=["gradient"]), "leave_one_out must be among them"),
+        (lambda: HeadImportance(ablations=["mean"]), "zero must be among them"),
+        (lambda: HeadImportance(ablations=["zero", "zero"]), "one or more of zero, mean, resample, each once"),
         (lambda: HeadPruning(n_random=0), "n_random is 0"),
     ],
 )
 def test_bad_options_are_named(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_a_number_of_examples_beyond_the_prompts_is_named_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="n_points has 6, but the prompts have 1 to 5 examples"):
+        validated(tmp_path, [HeadImportance(16, n_points=[6])], small_module())
