@@ -55,6 +55,7 @@ VARIANTS = {
     "rescaled": "kept heads rescaled",
     "fine_tuned": "fine-tuned",
 }
+COLUMNS = {"as_is": "as is", "read_out": "refitted", "rescaled": "rescaled", "fine_tuned": "fine-tuned"}
 
 
 class PrunedRisk(NamedTuple):
@@ -307,14 +308,22 @@ class HeadPruning(Analysis):
         if not self.results:
             return []
         labels = self.labels()
-        width = max(map(len, labels.values()))
-        lines = []
-        for treatment, of_models in self.results.items():
-            lines.append(f"Excess risk of pruned models, {VARIANTS[treatment]} (times the full model's, paired):")
-            lines += [f"  {labels[name]:<{width}}  {_in_words(risk)}" for name, risk in of_models.items()]
-        lines += [f"  {name:<{width}}  {_in_words(risk)}" for name, risk in self.beside.items()]
+        width = max(map(len, [*labels.values(), *self.beside]))
+        lines = [
+            "Excess risk of pruned models, times the full model's under the same treatment (paired):",
+            " " * width + "".join(f"  {COLUMNS[treatment]:>13}" for treatment in self.results),
+        ]
+        for name, label in labels.items():
+            times = [_times(of_models[name]) for of_models in self.results.values()]
+            lines.append(f"  {label:<{width}}" + "".join(f"  {ratio:>13}" for ratio in times)[2:])
+        lines += [f"  {name:<{width}}{_times(risk):>13}" for name, risk in self.beside.items()]
+        full = self.results["as_is"][FULL]
         kept = str(keep_lists(self.masks[PAPER][0])).replace(" ", "")
-        return [*lines, f"To cut for good what the paper's strategy cuts: lightning-icl prune --keep '{kept}'"]
+        return [
+            *lines,
+            f"The full model's is {full.risk:.4g} +- {full.risk_error:.2g}.",
+            f"To cut for good what the paper's strategy cuts: lightning-icl prune --keep '{kept}'",
+        ]
 
 
 def _with_paper(strategies: list[PruningStrategy] | None) -> list[PruningStrategy]:
@@ -361,5 +370,5 @@ def _logged(risk: PrunedRisk) -> dict[str, float]:
     return {"excess_risk": risk.risk, "ratio": risk.ratio, "ratio_error": risk.ratio_error}
 
 
-def _in_words(risk: PrunedRisk) -> str:
-    return f"{risk.risk:10.4g} +- {risk.risk_error:.2g}  (x{risk.ratio:.2f} +- {risk.ratio_error:.2f})"
+def _times(risk: PrunedRisk) -> str:
+    return f"{risk.ratio:.2f} +- {risk.ratio_error:.2f}"
