@@ -105,14 +105,17 @@ class PruningSchedule(Callback):
         assert isinstance(batches, int)
         return batches // trainer.accumulate_grad_batches
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Counted here and at each cut, not at every step: looking at the weights waits for the device.
+        self.left = _left(icl_module(pl_module))
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         module = icl_module(pl_module)
         while self.n_cuts < len(self.steps) and self.steps[self.n_cuts] <= trainer.global_step:
             self._cut(trainer, module, self.strategies[self.n_cuts])
             self.n_cuts += 1
-        left = living_heads(module.transformer).sum(dim=1).tolist()
-        by_layer = {f"prune/heads_left/layer{layer}": float(n) for layer, n in enumerate(left, start=1)}
-        pl_module.log_dict({"prune/heads_left": float(sum(left)), **by_layer}, batch_size=1)
+            self.left = _left(module)
+        pl_module.log_dict(self.left, batch_size=1)
 
     def _cut(self, trainer: Trainer, module: ICLModule, strategy: PruningStrategy) -> None:
         prompt = datamodule(trainer).held_out("pruning_schedule", self.n_prompts, module.device)
@@ -128,3 +131,10 @@ class PruningSchedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.n_cuts, self.records = state_dict["n_cuts"], list(state_dict["records"])
+
+
+def _left(module: ICLModule) -> dict[str, float]:
+    """How many heads are alive, under their keys."""
+    left = living_heads(module.transformer).sum(dim=1).tolist()
+    by_layer = {f"prune/heads_left/layer{layer}": float(n) for layer, n in enumerate(left, start=1)}
+    return {"prune/heads_left": float(sum(left)), **by_layer}

@@ -32,6 +32,11 @@ class Prompt(NamedTuple):
         """The prompts ``start`` to ``stop`` of the batch."""
         return Prompt._make(None if field is None else field[start:stop] for field in self)
 
+    def first(self, n_points: int) -> "Prompt":
+        """The same prompts with their first ``n_points`` examples only."""
+        point_mask, f = (None if field is None else field[:, :n_points] for field in (self.point_mask, self.f))
+        return self._replace(x=self.x[:, :n_points], y=self.y[:, :n_points], point_mask=point_mask, f=f)
+
     def double(self) -> "Prompt":
         """The same prompts in float64, for estimators that are solved rather than trained."""
         return Prompt._make(f.double() if f is not None and f.is_floating_point() else f for f in self)

@@ -164,8 +164,8 @@ def algorithm_distances(
     _check(sizes, (fit, choose, score))
     found: list[Distance] = []
     for n in progress(sizes, "which algorithm"):
-        readers = [*probe_readers(transformer, first_points(fit, n), alpha, chunk_size), own_reader(transformer)]
-        chosen, scored = (first_points(prompt, n) for prompt in (choose, score))
+        readers = [*probe_readers(transformer, fit.first(n), alpha, chunk_size), own_reader(transformer)]
+        chosen, scored = (prompt.first(n) for prompt in (choose, score))
         found += distances(
             [reader.name for reader in readers],
             compared,
@@ -174,12 +174,6 @@ def algorithm_distances(
             (whole_prompts(scored), readings(transformer, scored, readers, chunk_size)),
         )
     return found
-
-
-def first_points(prompt: Prompt, n_points: int) -> Prompt:
-    """The same prompts with their first ``n_points`` examples only."""
-    f = None if prompt.f is None else prompt.f[:, :n_points]
-    return prompt._replace(x=prompt.x[:, :n_points], y=prompt.y[:, :n_points], f=f)
 
 
 def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:

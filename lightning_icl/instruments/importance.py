@@ -108,7 +108,7 @@ def head_importance_by_points(
     return {
         n: head_importance(
             transformer,
-            first_points(prompt, n),
+            prompt.first(n),
             scores,
             [_first_points(ablated, n) for ablated in ablations],
             metric,
@@ -119,16 +119,10 @@ def head_importance_by_points(
     }
 
 
-def first_points(prompt: Prompt, n: int) -> Prompt:
-    """The same prompts with their first ``n`` examples only."""
-    point_mask, f = (None if field is None else field[:, :n] for field in (prompt.point_mask, prompt.f))
-    return prompt._replace(x=prompt.x[:, :n], y=prompt.y[:, :n], point_mask=point_mask, f=f)
-
-
 def _first_points(ablated: AblatedHeads, n: int) -> AblatedHeads:
     if ablated.reference is None:
         return ablated
-    return ablated._replace(reference=first_points(ablated.reference, n))
+    return ablated._replace(reference=ablated.reference.first(n))
 
 
 def values_by_score(

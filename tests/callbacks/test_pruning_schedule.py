@@ -20,7 +20,10 @@ class Watched(Callback):
     """The heads alive before every step and at every validation, and whether the dead ones are still all zero."""
 
     def __init__(self):
-        self.alive, self.validated = {}, []
+        self.alive, self.logged, self.validated = {}, {}, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.logged[trainer.global_step] = int(trainer.callback_metrics["prune/heads_left"])
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
         self.alive[trainer.global_step] = int(living_heads(pl_module.transformer).sum())
@@ -54,6 +57,7 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
     module, trainer = trained(tmp_path, two_cuts(), [watched], **options)
     assert watched.validated == [6, 6, 4, 4, 2, 2]  # each cut falls after its validation's analyses
     assert list(watched.alive.values())[-7:] == [2] * 7
+    assert [watched.logged[step] for step in (1, 8, 9, 16, 17, STEPS)] == [6, 6, 4, 4, 2, 2]
     assert int(living_heads(module.transformer).sum()) == 2
     for layer, alive in zip(module.transformer.blocks, living_heads(module.transformer), strict=True):
         size = layer.attention.head_dim

@@ -94,6 +94,23 @@ def test_rows_takes_those_prompts_of_every_field(start, stop, with_w):
             assert field.tolist() == [getattr(prompt, name)[b].tolist() for b in range(start, min(stop, 4))], name
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("n_points", [1, 2, 3])
+def test_first_takes_those_examples_of_every_field_that_has_them(n_points, masked):
+    prompt = numbered()
+    prompt = prompt._replace(f=prompt.y + 50)
+    prompt = prompt.padded_after(2) if masked else prompt
+    found = prompt.first(n_points)
+    for name, before, after in zip(Prompt._fields, prompt, found, strict=True):
+        if before is None:
+            assert after is None
+        elif name in ("x", "y", "point_mask", "f"):
+            assert after.tolist() == [row.tolist()[:n_points] for row in before], name
+        else:
+            assert after is before, name
+    assert numbered().first(n_points).f is None
+
+
 @pytest.mark.parametrize("with_w", [True, False])
 def test_double_changes_the_type_of_numbers_alone(with_w):
     prompt = numbered(with_w=with_w).padded_after(2)
