@@ -58,6 +58,9 @@ class AlgorithmMatch(Analysis):
         check_at_least("chunk_size", chunk_size, 1)
         if not 0 < alpha < float("inf"):
             raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
+        for name, given in (("n_points", n_points), ("algorithms", algorithms)):
+            if given == []:
+                raise InputError(f"{name} is [], but it must have at least one entry; leave it out for the default.")
         for n in n_points or []:
             check_at_least("n_points", n, 1)
         comparable(algorithms or [])
@@ -107,10 +110,23 @@ class AlgorithmMatch(Analysis):
             f"The closest algorithm to each layer's reading ({whole[0].n_points} examples; 0 is equal, 1 as 0 is):"
         ]
         for reading in dict.fromkeys(d.reading for d in whole):
-            best = min((d for d in whole if d.reading == reading), key=lambda d: d.relative_spd)
             name = "the model's read-out" if reading == "read_out" else f"layer {reading.removeprefix('layer')}"
-            lines.append(f"  {name}: {best.label}; distance {best.relative_spd:.3g} +- {best.relative_spd_error:.1g}")
+            lines.append(f"  {name}: {_closest([d for d in whole if d.reading == reading])}")
         return lines
+
+
+def _closest(found: list[Distance]) -> str:
+    """The closest algorithm to one reading, and those that the prompts cannot tell from it."""
+    best, *others = sorted(found, key=lambda d: d.relative_spd)
+    if not best.relative_spd + 2 * best.relative_spd_error < 1:
+        return "none is closer than predicting 0"
+    distance = f"{best.label}; distance {best.relative_spd:.3g} +- {best.relative_spd_error:.1g}"
+    alike = [d.algorithm for d in others if _low(d) <= best.relative_spd + 2 * best.relative_spd_error]
+    return distance + f" (intervals overlap: {', '.join(alike)})" * bool(alike)
+
+
+def _low(distance: Distance) -> float:
+    return distance.relative_spd - 2 * distance.relative_spd_error
 
 
 def at_most_points(found: list[Distance]) -> list[Distance]:

@@ -10,7 +10,7 @@ from lightning_icl import ReLUNetwork
 from lightning_icl.callbacks import AlgorithmMatch, figures
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import GD, Bayes, Lasso, NearestNeighbours, Ridge
-from lightning_icl.instruments.algorithms import algorithm_distances
+from lightning_icl.instruments.algorithms import Distance, algorithm_distances
 
 
 @pytest.fixture
@@ -49,7 +49,27 @@ def test_what_is_logged_and_kept_is_what_the_instrument_finds(tmp_path, precisio
     lines = match.summary()
     assert len(lines) == 1 + 3
     nearest = min((d for d in match.result if (d.n_points, d.reading) == (5, "layer1")), key=lambda d: d.relative_spd)
-    assert lines[1].startswith(f"  layer 1: {nearest.label}; distance ")
+    if nearest.relative_spd + 2 * nearest.relative_spd_error < 1:
+        assert lines[1].startswith(f"  layer 1: {nearest.label}; distance ")
+    else:
+        assert lines[1] == "  layer 1: none is closer than predicting 0"
+
+
+def test_the_closing_lines_claim_no_more_than_the_intervals_hold():
+    def distance(algorithm, value):
+        return Distance(algorithm, "layer1", 5, algorithm.upper(), {}, *(value, 0.01) * 5)
+
+    def said(*found):
+        match = AlgorithmMatch()
+        match.result = [distance(*one) for one in found]
+        return match.summary()[1]
+
+    assert said(("ridge", 0.3), ("gd", 0.2), ("lasso", 0.23)) == (
+        "  layer 1: GD; distance 0.2 +- 0.01 (intervals overlap: lasso)"
+    )
+    assert said(("gd", 0.2), ("lasso", 0.3)) == "  layer 1: GD; distance 0.2 +- 0.01"
+    assert said(("gd", 0.99), ("lasso", 1.0)) == "  layer 1: none is closer than predicting 0"
+    assert said(("gd", float("nan"))) == "  layer 1: none is closer than predicting 0"
 
 
 def test_it_runs_while_fitting_and_leaves_the_training_as_it_was(tmp_path, undrawn):
@@ -93,6 +113,8 @@ def test_the_figure_names_each_family_once_and_has_an_interval_at_every_size(tmp
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"n_points": [3, 0]}, "n_points is 0"),
+        ({"n_points": []}, "n_points is \\[\\], but it must have at least one entry"),
+        ({"algorithms": []}, "algorithms is \\[\\]"),
         ({"algorithms": [NearestNeighbours()]}, "only estimators of linear weights"),
         ({"algorithms": [GD(), GD()]}, "gd_best_tuned_step 2 times"),
     ],
