@@ -71,10 +71,11 @@ class ImportanceScores(NamedTuple):
         share_error, effective_error, top_error: standard errors of these three, by the jackknife over prompts.
         total, total_error: the sum of I over each layer.
         interval, total_interval: 95 % intervals, lower bound first, by Student's t.
-        share_interval, effective_interval, top_interval: 95 % intervals by the symmetric bootstrap over prompts, cut
-            to the values these can have. A jackknife error says nothing of a share that is cut off at 0, and the
-            largest of nearly equal shares is biased upwards; this interval knows both. It is all those values where
-            the total is closer to zero than two of its intervals: that such a layer has shares at all is partly luck.
+        share_interval, effective_interval, top_interval: 95 % intervals by the symmetric bootstrap over prompts (for
+            the top share, of the share of the layer that moves most), cut to the values these can have. A jackknife
+            error says nothing of a share that is cut off at 0, and the largest of nearly equal shares is biased
+            upwards; this interval knows both. It is all those values where the total is closer to zero than two of
+            its intervals: that such a layer has shares at all is partly luck.
     """
 
     raw: Float[Tensor, "layers heads"]
@@ -136,8 +137,11 @@ def _share_intervals(
     resampled = _shares(_by_layer(weights @ values, heads))
     n_heads = torch.tensor(list(heads)).to(values)
     ranges = ((0.0 * n_heads, n_heads**0), (n_heads**0, n_heads), (1 / n_heads, n_heads**0))
+    # The top share moves no more than the share that moves most. What resampling does to the top share itself says too
+    # little of nearly equal heads: whichever is drawn as the top one, it lies above both.
+    top = shares[2] + (resampled[0] - shares[0]).abs().nan_to_num().amax(dim=-1)
     intervals = []
-    for estimate, draws, (least, most) in zip(shares, resampled, ranges, strict=True):
+    for estimate, draws, (least, most) in zip(shares, (*resampled[:2], top), ranges, strict=True):
         least, most, wide = (x[:, None] if estimate.dim() == 2 else x for x in (least, most, weak))
         low, high = bootstrap_interval(estimate, draws)
         intervals.append(torch.stack([low.maximum(least).where(~wide, least), high.minimum(most).where(~wide, most)]))

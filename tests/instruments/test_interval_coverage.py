@@ -86,8 +86,16 @@ def table(found):
 
 
 def on_the_edge(quantity, expected):
-    """Values at the end of what is possible, which an interval cannot miss on both sides."""
-    return (quantity == "share") & (expected == 0)
+    """Values within 1 % of the end of what is possible: intervals are cut there, and so miss on one side at most."""
+    n_heads = torch.tensor(HEADS)
+    match quantity:
+        case "share":
+            return expected < 0.01
+        case "effective_heads":
+            return expected > 0.99 * n_heads
+        case "top_share":
+            return expected < 1.01 / n_heads
+    return torch.zeros_like(expected, dtype=torch.bool)
 
 
 @pytest.mark.slow
@@ -106,11 +114,11 @@ def test_95_percent_intervals_cover_the_value_90_to_99_percent_of_the_time(make)
         assert (covered[inside] <= 0.99).all(), (name, quantity, covered)
 
 
-def test_intervals_cover_the_value_in_small():
-    transformer, n_sets = untrained(), 60
-    found = coverage(transformer, true_values(transformer, 20_000), n_sets, n_prompts=200)
+def test_intervals_of_scores_cover_the_value_in_small():
+    transformer, n_sets = untrained(), 40
+    found = coverage(transformer, true_values(transformer, 10_000), n_sets, n_prompts=128)
     margin = 4 * math.sqrt(0.95 * 0.05 / n_sets)
     for (name, quantity), (reported, covered, _) in found.items():
-        judged = reported >= 0.5
-        assert judged.all() or quantity not in ("raw", "total")
-        assert (covered[judged] >= 0.95 - margin).all(), (name, quantity, covered)
+        if quantity in ("raw", "total"):
+            assert (reported == 1).all()
+            assert (covered >= 0.95 - margin).all(), (name, quantity, covered)
