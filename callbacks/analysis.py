@@ -197,6 +197,7 @@ def write_figure(folder: Path, name: str, figure: Figure) -> NDArray[np.uint8]:
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     folder.mkdir(parents=True, exist_ok=True)
     imsave(folder / f"{name}.png", pixels)
+    figure.set_layout_engine("none")  # it stays as it was laid out above, which is half the work of drawing
     # No date and no random names inside: the same figure is the same file.
     with rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None})
