@@ -15,9 +15,9 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask, full_mask
+from lightning_icl.functional.probes import best_strengths, state_spectrum
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds, single_removals
-from lightning_icl.functional.risk import squared_errors
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import remove_heads
 from lightning_icl.transformer import MultiHeadAttention, Transformer
@@ -81,28 +81,16 @@ def read_out_refitted(
     the read-out (after the final norm) under the mask, in float64. alpha is c tr(S^T S) / d_model, S the centred
     states, with the c of 1e-9, 1e-8, ..., 1 whose squared error on the prompts ``choice`` is smallest.
     """
-    states, f = _read_states(transformer, mask, fit, chunk_size).flatten(0, 1), fit.f_query.double().flatten()
-    weights, intercepts = ridge_path(states, f, torch.tensor(RELATIVE_STRENGTHS, dtype=torch.float64))
-    predicted = (_read_states(transformer, mask, choice, chunk_size) @ weights.mT + intercepts).movedim(-1, 0)
-    best = int(squared_errors(predicted, choice.f_query.expand(predicted.shape)).mean(dim=1).argmin())
+    (states, f), (others, true) = (
+        (_read_states(transformer, mask, prompt, chunk_size).flatten(0, 1), prompt.f_query.double().reshape(-1, 1))
+        for prompt in (fit, choice)
+    )
+    spectrum = state_spectrum(states)
+    probe = spectrum.probe(f, best_strengths(spectrum, f, [1], others, true, RELATIVE_STRENGTHS))
     model = copy.deepcopy(transformer)
-    model.read_out.weight.copy_(weights[best][None])
-    model.read_out.bias.copy_(intercepts[best][None])
+    model.read_out.weight.copy_(probe.weight.mT)
+    model.read_out.bias.copy_(probe.intercept)
     return PrunedModel(model, mask)
-
-
-def ridge_path(
-    states: Float[Tensor, "samples features"], targets: Float[Tensor, " samples"], strengths: Float[Tensor, " alphas"]
-) -> tuple[Float[Tensor, "alphas features"], Float[Tensor, " alphas"]]:
-    """Weights and intercepts of ridge at each strength, relative to the mean eigenvalue of the centred Gram matrix."""
-    mean_state, mean_target = states.mean(dim=0), targets.mean()
-    centred = states - mean_state
-    gram, moment = centred.T @ centred, centred.T @ (targets - mean_target)
-    eigenvalues, basis = torch.linalg.eigh(gram)
-    alphas = strengths.to(gram) * gram.trace() / len(gram)
-    shrunk = (basis.T @ moment) / (eigenvalues.clamp(min=0) + alphas.clamp(min=torch.finfo(gram.dtype).tiny)[:, None])
-    weights = shrunk @ basis.T
-    return weights, mean_target - weights @ mean_state
 
 
 def _read_states(

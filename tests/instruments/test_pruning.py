@@ -22,7 +22,6 @@ from lightning_icl.instruments.pruning import (
     pruning_case,
     read_out_refitted,
     rescaled_masks,
-    ridge_path,
 )
 from lightning_icl.optimizers import MuonWithAdamW
 
@@ -242,19 +241,6 @@ def test_a_layer_that_loses_all_its_heads_is_scaled_by_zeros():
     (scales,) = rescaled_masks(transformer, mask[None], sampled(4))
     assert (scales[1] == 0).all()
     assert scales.isfinite().all()
-
-
-@pytest.mark.parametrize("strength", [1e-6, 1e-2, 1.0])
-@pytest.mark.parametrize("shape", [(40, 5), (3, 5), (2, 1)])
-def test_ridge_path_equals_scikit_learn(strength, shape):
-    generator = torch.Generator().manual_seed(0)
-    states = 1 + torch.randn(*shape, generator=generator, dtype=torch.float64)
-    targets = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    weights, intercepts = ridge_path(states, targets, torch.tensor([strength, 3.0], dtype=torch.float64))
-    alpha = strength * float((states - states.mean(dim=0)).square().sum()) / shape[1]
-    expected = Ridge(alpha=alpha).fit(states.numpy(), targets.numpy())
-    np.testing.assert_allclose(weights[0], expected.coef_, atol=1e-7)
-    np.testing.assert_allclose(intercepts[0], expected.intercept_, atol=1e-7)
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
