@@ -184,7 +184,10 @@ def _layer_lines(scores: ImportanceScores) -> list[str]:
     lines = []
     for layer, n_heads in enumerate((~scores.raw.isnan()).sum(dim=1).tolist()):
         effective, top = scores.effective_heads[layer], scores.top_share[layer]
-        said = "no head matters beyond noise"
+        if not n_heads:
+            lines.append(f"layer {layer + 1}: no heads")
+            continue
+        said = "total not above 0 beyond noise"
         if not effective.isnan():
             said = f"{effective:.1f} +- {scores.effective_error[layer]:.1f} effective; "
             said += f"top {top:.0%} +- {scores.top_error[layer]:.0%}"
@@ -197,7 +200,7 @@ def _agreement_lines(found: HeadScores) -> list[str]:
     return [
         f"{name.replace('_and_', ' and ')}: {a.overall:z.2f} [{a.interval[0]:z.2f}, {a.interval[1]:z.2f}]"
         for name, a in found.agreement.items()
-        if name.startswith("leave_one_out_and_")
+        if name.startswith("leave_one_out_and_") and not a.overall.isnan()  # as of a single head
     ]
 
 

@@ -129,6 +129,8 @@ def _best_layer(rows: list[Probe]) -> str:
     best = max(known, key=lambda row: row.trained.r2.value)
     assert best.over_untrained is not None
     auc = "" if best.trained.auc is None else f"; AUC {_with_error(best.trained.auc)}"
+    if best.trained.r2.value <= 2 * best.trained.r2.standard_error:
+        return f"  {name}: not above 0 in any layer, {_with_error(best.trained.r2)} at most{auc}"
     return f"  {name}: {_with_error(best.trained.r2)} in layer {best.layer}, {_with_error(best.over_untrained)}{auc}"
 
 

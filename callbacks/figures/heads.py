@@ -53,13 +53,13 @@ def score_maps(found: HeadScores) -> Figure:
         image, limit = _map(axes, raw)
         within_noise = scores.interval[0].le(0) & scores.interval[1].ge(0)
         for layer, head in within_noise.nonzero().tolist():
-            axes.text(head, layer, "·", ha="center", va="center", color=_ink(raw[layer, head], limit))
+            axes.plot(head, layer, "o", markersize=3, color=_ink(raw[layer, head], limit))
         axes.set_yticks(range(n_layers), [str(layer + 1) for layer in range(n_layers)])
         axes.set_ylabel("layer")
         axes.set_title(score_label(name), size=10)
         figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7)
     _agreement_table(figure.add_subplot(grid[-1, 1] if beside else grid[-1, :]), found)
-    figure.suptitle("What each head is worth, by score (squared label units; ·: 95 % interval contains 0)", size=11)
+    figure.suptitle("What each head is worth, by score (squared label units; dot: 95 % interval contains 0)", size=11)
     return figure
 
 
@@ -132,7 +132,8 @@ def _agreement_table(axes: Axes, found: HeadScores) -> None:
             agreement = found.agreement[f"{first}_and_{second}"]
             table[row, column] = agreement.overall
             low, high = agreement.interval.tolist()
-            text = f"{table[row, column]:z.2f}\n[{low:z.2f}, {high:z.2f}]"
+            defined = np.isfinite(table[row, column])
+            text = f"{table[row, column]:z.2f}\n[{low:z.2f}, {high:z.2f}]" if defined else "not defined"
             axes.text(column, row, text, ha="center", va="center", size=8, color=_ink(table[row, column], 1.0))
     axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     labels = [score_label(name).replace(", ", ",\n").replace(" ablation", "") for name in names]

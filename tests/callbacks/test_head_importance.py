@@ -139,7 +139,21 @@ def test_the_summary_names_the_heads_whose_work_others_do_too(tmp_path):
     assert len(callback.summary()) == 3
 
 
-@pytest.mark.parametrize("heads", [[3, 0, 2, 1], [8] * 3, [16] * 8])
+def test_the_summary_claims_nothing_of_a_layer_without_heads_or_a_total_within_noise():
+    values = torch.rand(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1
+    values[1] -= values[0] + values[1].mean() - values[0].mean()  # each matters, but not their sum
+    values[1] -= values.sum(dim=0).mean()
+    scores = importance_scores(values, [2, 0])
+    agreement = rank_agreement(values[:1], values[:1], [1], bootstrap_weights(50, 4, torch.Generator().manual_seed(0)))
+    zero = torch.tensor(0.0)
+    callback = HeadImportance(16)
+    callback.found = HeadScores({"leave_one_out": scores}, {"leave_one_out_and_gradient": agreement}, zero, zero, zero)
+    lines = [line.strip() for line in callback.summary()]
+    assert lines[1:3] == ["layer 1: total not above 0 beyond noise, of 2 heads", "layer 2: no heads"]
+    assert not [line for line in lines if "nan" in line]
+
+
+@pytest.mark.parametrize("heads", [[1], [3, 0, 2, 1], [8] * 3, [16] * 8])
 @pytest.mark.parametrize("n_scores", [2, 3, 5])
 def test_figures_of_heads_cover_nothing(heads, n_scores):
     names = ["leave_one_out", "leave_one_in", "gradient", "leave_one_out_mean", "leave_one_in_mean"][:n_scores]
@@ -159,6 +173,7 @@ def test_figures_of_heads_cover_nothing(heads, n_scores):
         figures.specialisation(series),
     ):
         FigureCanvasAgg(figure).draw()
+        assert not [text for axes in figure.axes for text in axes.texts if "nan" in text.get_text()]
         parts = [axes.get_tightbbox() for axes in figure.axes]
         parts += [legend.get_window_extent() for legend in figure.legends]
         parts += [figure._suptitle.get_window_extent()] if figure._suptitle else []

@@ -10,11 +10,12 @@ from conftest import small_data, small_module, small_trainer
 from sklearn.linear_model import Ridge
 
 from lightning_icl.callbacks import LinearProbe, figures
+from lightning_icl.callbacks.linear_probe import _best_layer
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate, shuffled_prompts
 from lightning_icl.functional.prompts import pair_tokens
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
-from lightning_icl.instruments.probing import ProbeTable, probe_layers, untrained_like
+from lightning_icl.instruments.probing import Probe, ProbeTable, Scored, probe_layers, untrained_like
 
 
 @pytest.fixture
@@ -138,9 +139,25 @@ def test_the_closing_table_says_what_is_known_and_what_is_constant(tmp_path):
     lines = probe.summary()
     assert lines[1].count(":") == 3  # the read-in and two layers
     assert "  support: constant on these prompts" in lines
-    assert any(line.startswith("  w: ") and " in layer " in line for line in lines)
+    for target in ("w", "ridge"):
+        best = max(probe.table.by_layer(target), key=lambda row: row.trained.r2.value)
+        known = best.trained.r2.value > 2 * best.trained.r2.standard_error
+        said = next(line for line in lines if line.startswith(f"  {target}: "))
+        assert f"{best.trained.r2.value:.3f} +- " in said
+        assert (f" in layer {best.layer}, " in said) == known
+        assert ("not above 0 in any layer, " in said) != known
     assert not [name for name in trainer.callback_metrics if name.startswith(("probe/auc", "probe/r2/support"))]
     assert trainer.callback_metrics["probe/support/layer1"] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_closing_table_names_no_layer_for_what_is_not_known():
+    estimate = Estimate(0.3, 0.01)
+    scored = Scored(1.0, estimate, estimate)
+    row = Probe("w", "query", 2, scored, scored, estimate, scored, estimate)
+    assert _best_layer([row]) == "  w: 0.300 +- 0.01 in layer 2, 0.300 +- 0.01"
+    unknown = row._replace(trained=Scored(1.0, estimate, Estimate(0.01, 0.01), Estimate(0.5, 0.02)))
+    said = "  w: not above 0 in any layer, 0.010 +- 0.01 at most; AUC 0.500 +- 0.02"
+    assert _best_layer([unknown]) == said
 
 
 @pytest.mark.parametrize(("heads", "layers"), [([2], 2), ([2] * 3, 4)])
