@@ -35,8 +35,10 @@ def attention_maps(patterns: Sequence[Tensor], first_query: int) -> Figure:
     rows, columns = (_token_names(n, first_query) for n in (n_tokens, n_keys))
     shown = [pattern[:, :n_tokens, :n_keys] for pattern in patterns]
     figure = _tiles(shown, rows, columns, "attending token", "attention")
-    for axes in figure.axes[: len(patterns)]:
-        axes.axhline(first_query - 0.5, color="black", lw=0.8)
+    maps = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    for axes, pattern in zip(maps, patterns, strict=True):
+        if len(pattern):
+            axes.axhline(first_query - 0.5, color="black", lw=0.8)
     queries = f"the first {n_tokens - first_query} of its queries" if n_tokens < patterns[0].shape[1] else "its queries"
     figure.suptitle(f"Attention on one held-out prompt: its context, below the line {queries}{_left_out(patterns)}")
     return figure
@@ -82,8 +84,10 @@ def _tiles(maps: Sequence[Tensor], rows: Sequence[str], columns: Sequence[str], 
         _image(axes, mosaic, unit)
         axes.set_frame_on(False)
         axes.set_xticks([])
-        _name_ticks(axes, "y", [(0, rows)])
-        if not len(layer):
+        if len(layer):
+            _name_ticks(axes, "y", [(0, rows)])
+        else:
+            axes.set_yticks([])
             axes.text(0.5, 0.5, "no heads", ha="center", transform=axes.transAxes)
     _name_ticks(axes, "x", [(first, _ends(columns)) for first in firsts])
     axes.set_xlabel("attended token (all layers)", fontsize=8)
@@ -97,6 +101,8 @@ def _image(axes: Axes, values: np.ndarray, unit: str) -> None:
     signed = known.min(initial=0) < 0
     low, colours = (-limit, "RdBu_r") if signed else (0.0, "Reds")
     image = axes.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto", interpolation="nearest")
+    if not known.size:
+        return  # no heads, no scale
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.01)
     bar.set_label(unit, size=8)
     bar.ax.tick_params(labelsize=7)

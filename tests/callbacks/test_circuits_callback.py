@@ -55,7 +55,10 @@ def test_tiles_hold_the_maps_of_the_first_sixteen_heads(generator):
     maps = [torch.randn(n, 4, 4, generator=generator) for n in (18, 0, 2)]
     figure = figures.query_key_maps(maps, coordinates(2))
     assert "the first 16 heads" in figure.get_suptitle()
-    drawn = [axes.images[0].get_array().filled(np.nan) for axes in figure.axes[:3]]
+    tiles, bars = figure.axes[:3], figure.axes[3:]
+    assert len(bars) == 2  # a layer without heads has no colour scale
+    assert not list(tiles[1].get_yticks())
+    drawn = [axes.images[0].get_array().filled(np.nan) for axes in tiles]
     for layer, mosaic in zip(maps, drawn, strict=True):
         for h, tile in enumerate(layer[:16]):
             np.testing.assert_array_equal(mosaic[:, 5 * h : 5 * h + 4], tile)
