@@ -223,6 +223,8 @@ def rescaled_by_lstsq(transformer, mask, prompt):
 def test_rescaled_masks_equal_lstsq(options, chunk_size):
     transformer, prompt = model(**options), sampled(5)
     mask = paper_mask(transformer)
+    if transformer.heads[0] > 1:
+        mask[0, 0] = 0  # or else all but the last layer, which has no context to count, is whole
     found = rescaled_masks(transformer, mask[None], prompt, chunk_size)[0]
     torch.testing.assert_close(found, rescaled_by_lstsq(transformer, mask, prompt), rtol=1e-6, atol=1e-8)
 
