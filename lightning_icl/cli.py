@@ -79,6 +79,8 @@ def main(args: list[str] | None = None) -> None:
             COMMANDS[given[0]](**options.as_dict())
         else:
             LightningICL(None if args is None else given)
+    except UnicodeDecodeError:
+        fail("a file given as --config is not text; give the YAML file there, a checkpoint as --ckpt_path.")
     except (InputError, MisconfigurationException) as error:
         fail(" ".join(str(error).split()))
 

@@ -61,6 +61,7 @@ TABLE = [
         callbacks("HeadPruning", '{"checkpoints": {"single": "nowhere.ckpt"}}'),
         "checkpoints: single is nowhere.ckpt, but there is no such file.",
     ),
+    (callbacks("AlgorithmMatch", '{"algorithms": []}'), "algorithms is [], but it must have at least one entry"),
     (
         callbacks("PruningSchedule", '{"strategies": ["PaperPruning"], "steps": [4]}'),
         "steps has 4, but training goes on only after the first 3 of them",
@@ -200,6 +201,7 @@ TABLE = [
     # files
     (["--config", "nowhere.yaml"], "nowhere.yaml does not exist."),
     ("model: {heads: [4", "a config file is not valid YAML near line 2: did not find expected ',' or ']'."),
+    (["--config", "binary.ckpt"], "a file given as --config is not text; give the YAML file there"),
     (["--ckpt_path", "nowhere.ckpt"], "ckpt_path is nowhere.ckpt, but there is no such file."),
     (["--ckpt_path", "config.yaml"], "ckpt_path is config.yaml, but that file is not a readable checkpoint."),
 ]
@@ -222,9 +224,10 @@ def test_a_wrong_config_gets_one_sentence(tmp_path, monkeypatch, capsys, wrong, 
     if isinstance(wrong, str):
         (tmp_path / "wrong.yaml").write_text(wrong + "\n")
         wrong = ["--config", "wrong.yaml"]
+    (tmp_path / "binary.ckpt").write_bytes(b"PK\x80\x81")
     said = refused(["fit", "--config", "config.yaml", *wrong], capsys)
     assert words in said
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".yaml") == []
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".yaml"] == ["binary.ckpt"]
 
 
 def test_an_option_of_a_shift_is_no_flag(tmp_path, monkeypatch, capsys):

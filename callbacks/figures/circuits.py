@@ -40,7 +40,7 @@ def attention_maps(patterns: Sequence[Tensor], first_query: int) -> Figure:
         if len(pattern):
             axes.axhline(first_query - 0.5, color="black", lw=0.8)
     queries = f"the first {n_tokens - first_query} of its queries" if n_tokens < patterns[0].shape[1] else "its queries"
-    figure.suptitle(f"Attention on one held-out prompt: its context, below the line {queries}{_left_out(patterns)}")
+    figure.suptitle(f"Attention on one held-out prompt:\nits context, below the line {queries}{_left_out(patterns)}")
     return figure
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_data, small_module, small_trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lightning_icl.callbacks import Circuits, figures
 from lightning_icl.instruments.circuits import coordinates, head_circuits
@@ -73,6 +74,10 @@ def test_attention_shows_the_context_and_the_first_queries(generator):
     np.testing.assert_array_equal(shown[:, :3], patterns[0][0, :7])
     assert figure.axes[0].images[0].norm.vmin == 0
     assert "the first 4 of its queries" in figure.get_suptitle()
+    FigureCanvasAgg(figure).draw()
+    title = figure._suptitle.get_window_extent()
+    assert figure.bbox.x0 <= title.x0
+    assert title.x1 <= figure.bbox.x1
 
 
 def test_many_coordinates_are_named_at_their_kinds_only(generator):
