@@ -143,7 +143,8 @@ def values_by_score(
     - leave_one_in: L with the head's whole layer ablated - L with all of the layer ablated but the head: what the head
       gains alone in its layer, every other layer being whole.
     - gradient: |dL / dmask| at the full model, where the mask multiplies the head's output; one backward pass for all
-      heads (Michel et al. 2019, equation 2).
+      heads (Michel et al. 2019, equation 2). It is never negative, so no layer is ever within noise of zero by it, and
+      its shares alone do not say that a head is of any use.
 
     The first two are there once for each of ``ablations``, all their masks in one walk (instruments/ablation.py).
     """
