@@ -24,10 +24,15 @@ for args in json.loads(sys.argv[1]):
     except SystemExit as stop:
         assert "--help" in args and not stop.code, (args, stop.code)
 """
-# Smaller still than TINY. The README's own options come after both, and win.
+# Smaller still than TINY, and with the two analyses whose keys the README's own callbacks rely on: tests/test_cli.py
+# runs the others. The README's options come after both, and win.
 SMALLER = """
 model: {d_model: 8}
-trainer: {precision: 32}
+trainer:
+  precision: 32
+  callbacks:
+    - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
+    - {class_path: HeadImportance, init_args: {n_prompts: 8}}
 """
 
 
@@ -39,12 +44,15 @@ def test_every_lightning_icl_command_runs_in_order(tmp_path):
         if found := re.match(r"# (\w+\.(py|yaml))\n", block):
             (tmp_path / found[1]).write_text(block)
     commands = [shlex.split(line) for line in COMMANDS if line.startswith("lightning-icl ")]
-    assert len(commands) >= 12
+    assert len(commands) >= 16
     full = []
     for _, *args in commands:
         config = args.index("--config") + 2 if "--config" in args else len(args)
         tiny = ["--config", "tiny.yaml", "--config", "smaller.yaml"] if "--config" in args else []
-        full.append([*args[:config], *tiny, *args[config:]])
+        short = ["--steps", "2", "--seeds", "2", "--depths", "1", "--prompts", "16"] if args[0] == "p_probe" else []
+        if "schedule.yaml" in args:  # which cuts after the third validation
+            short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "1"]
+        full.append([*args[:config], *tiny, *args[config:], *short])
     for in_two_processes, group in itertools.groupby(full, key=lambda args: "--trainer.devices" in args):
         if in_two_processes:
             for args in group:
@@ -54,6 +62,9 @@ def test_every_lightning_icl_command_runs_in_order(tmp_path):
             run_command(json.dumps(list(group)), cwd=tmp_path, command=script, timeout=400)
     assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists()
     assert list(tmp_path.glob("lightning_logs/*/predictions.npz"))
+    (*_, instruments) = [block for language, block in BLOCKS if language == "python"]
+    done = run_command("-c", instruments, cwd=tmp_path, command=(sys.executable,))
+    assert "heads left in each layer" in done.stdout
 
 
 def test_the_make_targets_exist():
@@ -73,7 +84,15 @@ def test_every_bash_line_is_covered():
     )
 
 
-@pytest.mark.parametrize("options", [("estimators.py", "--prompts", 1), ("preprocess_then_gd.py", "--prompts", 10)])
+BENCHMARKS = [
+    ("estimators.py", "--prompts", 1),
+    ("preprocess_then_gd.py", "--prompts", 10),
+    ("head_importance.py", "--prompts", 2),
+    ("pruned_speed.py",),
+]
+
+
+@pytest.mark.parametrize("options", BENCHMARKS)
 def test_the_benchmarks_run(tmp_path, options):
     script, *smaller = options
     run_command(ROOT / "benchmarks" / script, "--repeats", 2, *smaller, cwd=tmp_path, command=(sys.executable,))
