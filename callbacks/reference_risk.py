@@ -236,6 +236,11 @@ class ReferenceRisk(Analysis):
                     same[reference.key].append(reference)
         return {MODEL: MODEL} | {key: references[0].label(references) for key, references in same.items()}
 
+    def record(self) -> dict[str, Any]:
+        """Each stream's risks, (mean, standard error) by estimator, overall and by number of examples."""
+        labels = [self.labels(stream) for stream in range(len(self.results))]
+        return {"streams": [result._asdict() | {"labels": of} for result, of in zip(self.results, labels, strict=True)]}
+
     def summary(self) -> list[str]:
         tables = [self._table(stream) for stream in range(len(self.results))]
         return [line for table in tables for line in ["", *table]][1:]

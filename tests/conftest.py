@@ -28,7 +28,8 @@ trainer:
   callbacks:
     - {class_path: ReferenceRisk, init_args: {tuning_prompts: 8}}
     - {class_path: HeadImportance, init_args: {n_prompts: 8}}
-    - {class_path: HeadPruning, init_args: {n_prompts: 8}}
+    - class_path: HeadPruning
+      init_args: {n_prompts: 8, fit_prompts: 8, n_random: 2, finetune_steps: 1, strategies: [PaperPruning]}
     - {class_path: LinearProbe, init_args: {n_prompts: 8}}
 """
 

@@ -87,7 +87,7 @@ def test_every_bash_line_is_covered():
 BENCHMARKS = [
     ("estimators.py", "--prompts", 1),
     ("preprocess_then_gd.py", "--prompts", 10),
-    ("head_importance.py", "--prompts", 2),
+    ("head_importance.py", "--prompts", 2, "--memory-prompts", 4),
     ("pruned_speed.py",),
 ]
 
