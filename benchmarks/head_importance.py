@@ -1,6 +1,6 @@
 """How fast is leave-one-out over all heads, against the plain loop, and how much memory does it need?
 
-    python benchmarks/head_importance.py [--repeats 5] [--prompts 64] [--memory-prompts 256]
+    python benchmarks/head_importance.py [--repeats 5] [--prompts 64] [--memory-prompts 256 (0: speed alone)]
 
 One thread. Speed: 4 layers of 8 heads, width 256, softmax, d = n = 16, 4 queries. The peer is what one writes first,
 33 forward passes with a head mask each, ``transformer.on_prompt(prompt, mask)`` for the full model and every head. Both
@@ -102,7 +102,7 @@ def main() -> None:
         return
     # First, while this process is small: a new process' peak begins at that of the one that starts it.
     print("| 8 layers x 16 heads | peak rises by, MiB |\n|---|---|")
-    for chunk_size in (16, 128, 0):
+    for chunk_size in (16, 128, 0) if arguments.memory_prompts else ():
         command = [sys.executable, __file__, "--peak-of-chunk", str(chunk_size)]
         command += ["--memory-prompts", str(arguments.memory_prompts)]
         rise = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

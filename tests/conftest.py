@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 from lightning_icl import ICLModule, PromptDataModule, SparseLinearRegression
+from lightning_icl.callbacks import analysis
 
 ROOT = Path(__file__).parents[1]
 # Merged onto a shipped config, makes it small without changing its model.
@@ -59,6 +61,12 @@ def run_command(*args, cwd, timeout=240, command=(sys.executable, "-m", "lightni
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made but not rendered, which takes longer than all else in a small run."""
+    monkeypatch.setattr(analysis, "write_figure", lambda *_: np.zeros((1, 1, 3), np.uint8))
 
 
 @pytest.fixture

@@ -47,11 +47,12 @@ def test_every_command_fits_from_an_empty_folder(tmp_path, command):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+@pytest.mark.usefixtures("undrawn")
 def test_every_shipped_config_builds_and_takes_steps(tmp_path, config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
     # The papers' many layers and examples make the other analyses take a minute each.
-    importance = "{class_path: HeadImportance, init_args: {n_prompts: 8}}"
+    importance = "{class_path: HeadImportance, init_args: {n_prompts: 8, scores: [leave_one_out]}}"
     callbacks = f"[{{class_path: ReferenceRisk, init_args: {{tuning_prompts: 8}}}}, {importance}]"
     fewer = ["--trainer.callbacks", callbacks] if config.stem in PAPERS else []
     cli.main(["fit", "--config", str(config), "--config", "tiny.yaml", *fewer])
@@ -125,13 +126,14 @@ def test_two_processes_find_the_same_numbers_as_one(trained, tmp_path):
 
 
 def test_two_processes_train_and_analyse_like_one(tmp_path):
-    """All callbacks inside fit under DDP. Gradients are summed in another order, so weights agree to rounding only."""
+    """Callbacks inside fit under DDP. Gradients are summed in another order, so weights agree to rounding only."""
     found = []
     for devices in (1, 2):
         folder = tmp_path / str(devices)
         folder.mkdir()
         options = ["--trainer.devices", devices, "--trainer.strategy", "ddp" if devices == 2 else "auto"]
         options += ["--trainer.max_steps", 10, "--data.n_points", 5, "--trainer.val_check_interval", 1.0]
+        options += ["--trainer.callbacks", "[ReferenceRisk, HeadImportance, LinearProbe]"]
         run_command("fit", "--config", "configs/debug.yaml", *options, cwd=folder)
         found.append(scalars(folder / "lightning_logs" / "version_0"))
     assert len(found[0]) > 40
@@ -176,7 +178,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path):
 def test_the_lightning_script_passes_other_commands_on(tmp_path):
     done = run_command("run", "studio", cwd=tmp_path, command=(SCRIPTS / "lightning",), check=False)
     assert done.returncode == 2
-    assert "'run' is not one of fit, validate, test, predict, prune, p_probe, and lightning-sdk" in done.stderr
+    assert "'run' is not one of fit, validate, test, predict, p_probe, prune, and lightning-sdk" in done.stderr
 
 
 def test_the_lightning_script_knows_its_commands_after_options(tmp_path):

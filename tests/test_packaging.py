@@ -82,4 +82,5 @@ def test_an_installed_wheel_validates_a_shipped_config_in_an_empty_folder(builds
     assert Path(found) == packages / "lightning_icl" / "__init__.py"
 
     script = environment / "bin" / "lightning-icl"
-    run_command("validate", "--config", "configs/debug.yaml", command=(script,), cwd=empty)
+    fewer = ["--trainer.callbacks", "[HeadImportance]"]  # its class comes from the wheel too
+    run_command("validate", "--config", "configs/debug.yaml", *fewer, command=(script,), cwd=empty)

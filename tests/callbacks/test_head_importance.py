@@ -183,6 +183,7 @@ def test_figures_of_heads_cover_nothing(heads, n_scores):
             assert not any(part.padded(-1).overlaps(other) for other in parts[:i])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("beside_importance", [True, False])
 def test_pruning_equals_the_slow_way(tmp_path, beside_importance):
     module = scale_up(small_module(heads=HEADS))

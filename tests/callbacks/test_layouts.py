@@ -5,6 +5,8 @@ from conftest import small_data, small_module, small_trainer
 
 from lightning_icl.callbacks import HeadImportance, HeadPruning, LinearProbe
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def found(tmp_path, layout):
     module = small_module(layout=layout, mask="causal")

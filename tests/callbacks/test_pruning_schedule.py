@@ -75,6 +75,7 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
     assert trainer.callback_metrics["prune/heads_left/layer1"] == living[0].sum()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dead_head_has_importance_exactly_zero(tmp_path):
     importance = HeadImportance(n_prompts=16)
     module, _ = trained(tmp_path, two_cuts(), [importance])

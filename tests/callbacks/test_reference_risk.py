@@ -219,6 +219,7 @@ def test_the_summary_says_where_the_model_stands(tmp_path, capsys):
     assert (tmp_path / "figures" / "excess_risk.png").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_callbacks_leave_the_global_generator_alone(tmp_path):
     from lightning_icl.callbacks import HeadImportance, HeadPruning, LinearProbe
 

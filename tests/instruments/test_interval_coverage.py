@@ -115,8 +115,8 @@ def test_95_percent_intervals_cover_the_value_90_to_99_percent_of_the_time(make)
 
 
 def test_intervals_of_scores_cover_the_value_in_small():
-    transformer, n_sets = untrained(), 40
-    found = coverage(transformer, true_values(transformer, 10_000), n_sets, n_prompts=128)
+    transformer, n_sets = untrained(), 25
+    found = coverage(transformer, true_values(transformer, 6_000), n_sets, n_prompts=128)
     margin = 4 * math.sqrt(0.95 * 0.05 / n_sets)
     for (name, quantity), (reported, covered, _) in found.items():
         if quantity in ("raw", "total"):
