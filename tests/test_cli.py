@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_icl import cli
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+# full_analysis.yaml goes on top of another.
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "full_analysis")
 SCRIPTS = Path(sys.executable).parent
 
 
