@@ -47,7 +47,12 @@ def test_every_command_fits_from_an_empty_folder(tmp_path, command):
     assert (run / "checkpoints" / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+LONG = {"garg": pytest.mark.slow}  # which is also trained a step below
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(path, id=path.stem, marks=LONG.get(path.stem, ())) for path in CONFIGS]
+)
 @pytest.mark.usefixtures("undrawn")
 def test_every_shipped_config_builds_and_takes_steps(tmp_path, config, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -126,6 +131,7 @@ def test_two_processes_find_the_same_numbers_as_one(trained, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow  # test_data.py trains on two processes, and the test above analyses on two
 def test_two_processes_train_and_analyse_like_one(tmp_path):
     """Callbacks inside fit under DDP. Gradients are summed in another order, so weights agree to rounding only."""
     found = []
@@ -145,6 +151,7 @@ def test_two_processes_train_and_analyse_like_one(tmp_path):
         assert found[1][tag] == pytest.approx(value, rel=1e-3, abs=1e-4), tag
 
 
+@pytest.mark.slow
 def test_two_processes_predict_the_same_file_as_one(trained, tmp_path):
     import numpy as np
 

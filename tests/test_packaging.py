@@ -62,7 +62,9 @@ def test_the_sdist_has_what_make_test_needs(builds):
     assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "tests/test_packaging.py"} <= names
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "route", [pytest.param(route, marks=pytest.mark.slow if route == "checkout" else ()) for route in ROUTES]
+)
 def test_an_installed_wheel_validates_a_shipped_config_in_an_empty_folder(builds, route, tmp_path):
     environment, empty = tmp_path / "environment", tmp_path / "empty"
     empty.mkdir()

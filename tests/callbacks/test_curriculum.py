@@ -234,6 +234,7 @@ trainer:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_growing_batch_of_one(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     ddp = ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
