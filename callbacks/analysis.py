@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.prompts import Prompt
 from lightning_icl.module import ICLModule
 
 
@@ -121,11 +120,6 @@ def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
     gathered = module.all_gather(values)
     assert isinstance(gathered, Tensor)
     return gathered.flatten(0, 1) if gathered.dim() > values.dim() else gathered
-
-
-def chunks(prompt: Prompt, size: int) -> list[Prompt]:
-    """The batch in pieces of at most ``size`` prompts, which bounds the memory of a forward pass."""
-    return [prompt.rows(start, start + size) for start in range(0, prompt.x.shape[0], size)]
 
 
 def log_scalars(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:

@@ -11,7 +11,6 @@ from lightning_icl.callbacks import figures
 from lightning_icl.callbacks.analysis import (
     Analysis,
     check_at_least,
-    chunks,
     datamodule,
     log_scalars,
     progress,
@@ -98,7 +97,7 @@ class LinearProbe(Analysis):
             self.chunk_size,
             lambda items, description: progress(trainer, items, description),
         )
-        predicted = torch.cat([module(part) for part in chunks(score, self.chunk_size)])
+        predicted = torch.cat([module(part) for part in score.chunks(self.chunk_size)])
         self.levels = {"transformer": mean_estimate(squared_errors(predicted, score.f_query))}
         with torch.autocast(module.device.type, enabled=False):
             self.levels |= _reference_levels(task, fit, score)

@@ -32,6 +32,14 @@ class Prompt(NamedTuple):
         """The prompts ``start`` to ``stop`` of the batch."""
         return Prompt._make(None if field is None else field[start:stop] for field in self)
 
+    def chunks(self, size: int) -> "list[Prompt]":
+        """The batch in pieces of at most ``size`` prompts, which bounds the memory of a forward pass."""
+        return [self.rows(start, start + size) for start in range(0, len(self.x), size)]
+
+    def copied(self) -> "Prompt":
+        """Copies through which gradients can run, also where the prompts were made under inference mode."""
+        return Prompt._make(None if field is None else field.detach().clone() for field in self)
+
     def first(self, n_points: int) -> "Prompt":
         """The same prompts with their first ``n_points`` examples only."""
         point_mask, f = (None if field is None else field[:, :n_points] for field in (self.point_mask, self.f))

@@ -104,8 +104,8 @@ def _mean_outputs(transformer: Transformer, ablated: AblatedHeads, chunk_size: i
     assert ablated.reference is not None
     reference = ablated.reference
     totals: list[Tensor | float] = [0.0] * len(transformer.heads)
-    for start in range(0, len(reference.x), chunk_size):
-        for i, outputs in enumerate(head_outputs(transformer, reference.rows(start, start + chunk_size))):
+    for part in reference.chunks(chunk_size):
+        for i, outputs in enumerate(head_outputs(transformer, part)):
             if outputs is not None:
                 totals[i] = totals[i] + outputs.double().sum(dim=0, keepdim=True)
     means = [total / len(reference.x) for total in totals]

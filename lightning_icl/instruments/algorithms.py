@@ -178,10 +178,9 @@ def algorithm_distances(
 
 def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:
     """For every layer a linear ridge probe of the query's state for f(x_q), fitted on the prompts ``fit``."""
-    parts = [fit.rows(start, start + chunk_size) for start in range(0, len(fit.x), chunk_size)]
     # Not as inference tensors: autocast keeps its copies of the weights, which the gradients then run through.
     with torch.inference_mode(False), torch.no_grad():
-        states = [transformer.on_prompt(_outside_inference(part)).query_states for part in parts]
+        states = [transformer.on_prompt(part.copied()).query_states for part in fit.chunks(chunk_size)]
         found = []
         for layer in range(1, len(transformer.heads) + 1):
             seen = torch.cat([by_layer[layer] for by_layer in states]).flatten(0, 1)
@@ -204,26 +203,18 @@ def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader]
 
     No query sees another, so the gradient of the sum over queries holds every query's own: one backward pass a reader.
     """
-    parts = [
-        _readings(transformer, prompt.rows(start, start + chunk_size), readers)
-        for start in range(0, len(prompt.x), chunk_size)
-    ]
+    parts = [_readings(transformer, part, readers) for part in prompt.chunks(chunk_size)]
     return Readings._make(torch.cat(field, dim=1) for field in zip(*parts, strict=True))
 
 
 def _readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader]) -> Readings:
     with torch.inference_mode(False), torch.enable_grad():
-        prompt = _outside_inference(prompt)
+        prompt = prompt.copied()
         x_query = prompt.x_query.requires_grad_()
         states = transformer.on_prompt(prompt).query_states
         read = [reader.read(states[reader.layer]) for reader in readers]
         weights = [torch.autograd.grad(one.sum(), x_query, retain_graph=True)[0] for one in read]
         return Readings(torch.stack([one.detach().double() for one in read]), torch.stack(weights).double())
-
-
-def _outside_inference(prompt: Prompt) -> Prompt:
-    """Copies through which gradients can run, also where the prompts were made under inference mode."""
-    return Prompt._make(None if field is None else field.detach().clone() for field in prompt)
 
 
 def distances(

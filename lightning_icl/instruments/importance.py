@@ -190,17 +190,14 @@ def gradient_magnitudes(
     """|dL / dmask| of each prompt's metric L with respect to each head's mask, heads in layer order."""
     real = full_mask(transformer.heads).bool().to(prompt.x.device)
     return torch.cat(
-        [
-            _mask_gradient(transformer, prompt.rows(start, start + chunk_size), metric)[:, real].abs().double()
-            for start in range(0, len(prompt.x), chunk_size)
-        ]
+        [_mask_gradient(transformer, part, metric)[:, real].abs().double() for part in prompt.chunks(chunk_size)]
     ).T
 
 
 def _mask_gradient(transformer: Transformer, prompt: Prompt, metric: Metric) -> Float[Tensor, "batch layers heads"]:
     # Prompts are independent, so the gradient of the sum of their metrics holds every prompt's own.
     with torch.inference_mode(False), torch.enable_grad():
-        prompt = Prompt._make(None if field is None else field.clone() for field in prompt)
+        prompt = prompt.copied()
         shape = (len(prompt.x), *full_mask(transformer.heads).shape)
         mask = torch.ones(shape, dtype=prompt.x.dtype, device=prompt.x.device, requires_grad=True)
         (gradient,) = torch.autograd.grad(metric(transformer.on_prompt(prompt, mask).prediction, prompt).sum(), mask)

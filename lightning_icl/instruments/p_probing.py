@@ -301,7 +301,7 @@ def _groups(arms: Mapping[str, Representation], example: Prompt, depths: int, tr
 
 
 def _scored(groups: list[_Group], order: list[str], prompt: Prompt) -> dict[Optimiser, dict[str, Tensor]]:
-    chunks = [prompt.rows(start, start + CHUNK_SIZE) for start in range(0, len(prompt.x), CHUNK_SIZE)]
+    chunks = prompt.chunks(CHUNK_SIZE)
     errors: dict[Optimiser, dict[str, Tensor]] = {}
     for optimiser in OPTIMISERS:
         found: dict[str, Tensor] = {}

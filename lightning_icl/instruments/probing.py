@@ -214,8 +214,8 @@ def _states(
 ) -> dict[Token, list[Float[Tensor, "batch tokens d_model"]]]:
     """The states that are probed, one tensor after the read-in and one after each layer."""
     chunks: dict[Token, list[tuple[Tensor, ...]]] = {"query": [], "context": []}
-    for start in range(0, len(prompt.x), chunk_size):
-        output = transformer.on_prompt(prompt.rows(start, start + chunk_size))
+    for part in prompt.chunks(chunk_size):
+        output = transformer.on_prompt(part)
         chunks["query"].append(output.query_states)
         at = transformer.tokens_per_point * positions
         chunks["context"].append(tuple(states[:, at] for states in output.context_states))

@@ -98,8 +98,7 @@ def _read_states(
 ) -> Float[Tensor, "batch queries d_model"]:
     """What the read-out reads at the queries, in float64."""
     states = []
-    for start in range(0, len(prompt.x), chunk_size):
-        part = prompt.rows(start, start + chunk_size)
+    for part in prompt.chunks(chunk_size):
         last = transformer.on_prompt(part, mask.to(part.x)).query_states[-1]
         states.append(transformer.final_norm(last).double())
     return torch.cat(states)
@@ -116,7 +115,7 @@ def rescaled_masks(
     after the attention, P the pruned one's before it and c_h what head h adds to P. Since P has the layers below pruned
     and rescaled already, a layer also makes up for them. Of several solutions the one with the smallest sum a_h^2.
     """
-    parts = [_FullStream(transformer, fit.rows(i, i + chunk_size)) for i in range(0, len(fit.x), chunk_size)]
+    parts = [_FullStream(transformer, part) for part in fit.chunks(chunk_size)]
     return torch.stack([_rescaled(transformer, mask, parts) for mask in masks])
 
 

@@ -13,6 +13,7 @@ from lightning_icl.functional.prompts import (
     prefix_tokens,
     tokens,
 )
+from lightning_icl.functional.tasks import SparseLinearRegression
 
 SHAPES = [(2, 3, 2, 2), (1, 1, 1, 1), (1, 4, 3, 1), (3, 1, 5, 2)]  # batch, points, dims, queries
 LAYOUTS = ["pairs", "prefixes", "alternating"]
@@ -167,3 +168,14 @@ def test_widened_appends_zeros_to_the_dimensions_alone(n_dims, with_w):
         assert getattr(wide, name).shape[-1] == n_dims
         assert not getattr(wide, name)[..., 2:].any()
     assert_same(wide._replace(**{name: getattr(wide, name)[..., :2] for name in changed}), prompt)
+
+
+def test_chunks_are_the_rows_in_order_and_copies_share_no_memory():
+    prompt = SparseLinearRegression(3, 2).sample(5, 4, 2, torch.Generator().manual_seed(0))
+    parts = prompt.chunks(2)
+    assert [len(part.x) for part in parts] == [2, 2, 1]
+    for whole, *pieces in zip(prompt, *parts, strict=True):
+        assert (whole is None and not any(pieces)) or torch.equal(torch.cat(pieces), whole)
+    copied = prompt.copied()
+    for field, other in zip(prompt, copied, strict=True):
+        assert (field is None and other is None) or (torch.equal(field, other) and field.data_ptr() != other.data_ptr())
