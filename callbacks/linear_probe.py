@@ -18,14 +18,15 @@ from lightning_icl.callbacks.analysis import (
 )
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.probes import Estimate, mean_estimate
+from lightning_icl.functional.probes import Estimate, descent_paths, mean_estimate
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import MAX_DEFAULT_TERMS, Bayes, Case, Ridge, whole_prompts
+from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Task
 from lightning_icl.instruments.probing import Probe, ProbeTable, Token, probe_layers, untrained_like
 from lightning_icl.module import ICLModule
 
+CURVES = {"gd": "GD", "preprocess_then_gd": "preprocess + GD"}
 TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
 
 
@@ -162,9 +163,8 @@ def _scalars(rows: Iterable[Probe]) -> dict[str, float]:
 
 def _reference_levels(task: Task, fit: Prompt, score: Prompt) -> dict[str, Estimate]:
     """The excess risk of ridge and, where its posterior is quick to compute, of Bayes."""
-    quick = (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS
     levels = {}
-    for reference in [Ridge(), *([Bayes()] if quick else [])]:
+    for reference in [Ridge(), *default_bayes(task)]:
         settled = reference.settled(Case(task, task, 1), whole_prompts(fit))
         levels[reference.key] = mean_estimate(settled.errors(whole_prompts(score))[:, 0])
     return levels
@@ -172,11 +172,8 @@ def _reference_levels(task: Task, fit: Prompt, score: Prompt) -> dict[str, Estim
 
 def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
     """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
-    prompt = prompt.double()
     curves = {}
-    for name, power in (("GD", 0.0), ("preprocess + GD", 1.0)):
-        step_size = estimators.inverse_curvature(estimators.preprocessed(prompt.x, prompt.x, prompt.y, power))
-        w_hat = estimators.preprocess_then_gd_path(prompt.x, prompt.y, depth - 1, step_size, power)
-        path = estimators.predictions(w_hat, prompt.x_query)
-        curves[name] = [mean_estimate(squared_errors(p, prompt.f_query)) for p in path]
+    for name, w_hat in descent_paths(prompt, depth - 1).items():
+        path = estimators.predictions(w_hat, prompt.x_query.double())
+        curves[CURVES[name]] = [mean_estimate(squared_errors(p, prompt.f_query)) for p in path]
     return curves

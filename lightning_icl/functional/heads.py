@@ -29,13 +29,17 @@ def full_mask(heads: Sequence[int]) -> HeadMask:
     return (torch.arange(max(heads)) < torch.tensor(list(heads))[:, None]).float()
 
 
+def single_removals(mask: HeadMask) -> Float[Tensor, "removals layers heads"]:
+    """The mask without one of its heads, for each in layer order."""
+    layer, head = mask.nonzero(as_tuple=True)
+    masks = mask.expand(len(layer), -1, -1).clone()
+    masks[torch.arange(len(layer)), layer, head] = 0
+    return masks
+
+
 def leave_one_out_masks(heads: Sequence[int]) -> Float[Tensor, "ablations layers heads"]:
     """One mask per head, in layer order, that ablates this head alone."""
-    full = full_mask(heads)
-    masks = full.expand(sum(heads), -1, -1).clone()
-    layer, head = full.nonzero(as_tuple=True)
-    masks[torch.arange(sum(heads)), layer, head] = 0
-    return masks
+    return single_removals(full_mask(heads))
 
 
 def layer_ablation_masks(heads: Sequence[int]) -> Float[Tensor, "layers layers heads"]:

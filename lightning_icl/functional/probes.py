@@ -141,16 +141,23 @@ def shuffled_prompts(
 # Targets
 
 
-def algorithm_weights(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "batch dims"]]:
-    """w_hat of least squares and of GD_t and P-GD_t, t = 1 .. n_steps, from all examples of each prompt.
+def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iterates batch dims"]]:
+    """w_hat of GD ("gd") and P-GD ("preprocess_then_gd") after 0 .. n_steps steps from all examples of each prompt.
 
-    Steps are 1/lambda_max of the examples of that prompt, for P-GD_t of its preprocessed examples; PAPER.md section 7.
+    Steps are 1/lambda_max of the examples of that prompt, for P-GD of its preprocessed examples; PAPER.md section 7.
     """
     x, y = prompt.x.double(), prompt.y.double()
-    weights = {"least_squares": estimators.least_squares(x, y)}
+    paths = {}
     for name, power in (("gd", 0.0), ("preprocess_then_gd", 1.0)):
         step_size = estimators.inverse_curvature(estimators.preprocessed(x, x, y, power))
-        path = estimators.preprocess_then_gd_path(x, y, n_steps, step_size, power)
+        paths[name] = estimators.preprocess_then_gd_path(x, y, n_steps, step_size, power)
+    return paths
+
+
+def algorithm_weights(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "batch dims"]]:
+    """w_hat of least squares and of GD_t and P-GD_t, t = 1 .. n_steps, as in ``descent_paths``."""
+    weights = {"least_squares": estimators.least_squares(prompt.x.double(), prompt.y.double())}
+    for name, path in descent_paths(prompt, n_steps).items():
         weights |= {f"{name}_{t}": w_hat for t, w_hat in enumerate(path) if t}
     return weights
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import HeadMask
+from lightning_icl.functional.heads import HeadMask, single_removals
 from lightning_icl.functional.risk import mean_and_standard_error
 
 Errors = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
@@ -101,14 +101,6 @@ class GreedyPath(NamedTuple):
     def at(self, n_heads: int) -> HeadMask:
         """The mask with ``n_heads`` heads left, or the path's first where that has fewer."""
         return self.masks[max(0, self.heads_left[0] - n_heads)]
-
-
-def single_removals(mask: HeadMask) -> Float[Tensor, "removals layers heads"]:
-    """The mask without one of its heads, for each in layer order."""
-    layer, head = mask.nonzero(as_tuple=True)
-    masks = mask.expand(len(layer), -1, -1).clone()
-    masks[torch.arange(len(layer)), layer, head] = 0
-    return masks
 
 
 def greedy_path(mask: HeadMask, errors: Errors, n_heads: int, rounds: Rounds = iter) -> GreedyPath:

@@ -27,8 +27,6 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import (
     GD,
     ISTA,
-    MAX_DEFAULT_TERMS,
-    Bayes,
     Case,
     GDPlusPlus,
     Lasso,
@@ -39,6 +37,7 @@ from lightning_icl.functional.references import (
     Reference,
     Ridge,
     check_references,
+    default_bayes,
     whole_prompts,
 )
 from lightning_icl.functional.references.iterative import IterativeReference
@@ -130,7 +129,7 @@ def default_algorithms(task: Task, max_steps: int = 50) -> list[LinearReference]
         TunedRidge(),
         Lasso(),
         LeastSquares(),
-        *([Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []),
+        *default_bayes(task),
     ]
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import HeadMask, full_mask
+from lightning_icl.functional.heads import HeadMask, full_mask, single_removals
 from lightning_icl.functional.probes import best_strengths, state_spectrum
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.pruning import PruningCase, Rounds, single_removals
+from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import remove_heads
 from lightning_icl.transformer import MultiHeadAttention, Transformer

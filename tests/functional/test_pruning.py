@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import full_mask
+from lightning_icl.functional.heads import full_mask, single_removals
 from lightning_icl.functional.pruning import (
     GreedyRemoval,
     ImportanceThreshold,
@@ -21,7 +21,6 @@ from lightning_icl.functional.pruning import (
     keep_random,
     keep_top,
     pruning_controls,
-    single_removals,
 )
 
 NAN = math.nan

@@ -46,6 +46,7 @@ __all__ = [
     "Ridge",
     "ZeroPredictor",
     "check_references",
+    "default_bayes",
     "default_references",
     "every_prefix",
     "whole_prompts",
@@ -65,9 +66,14 @@ def default_references(task: Task) -> list[Reference]:
         GD(steps="best", scale=1.0),
         PreprocessThenGD(steps="depth", scale=1.0),
         PreprocessThenGD(steps="best", scale=1.0),
-        *([Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []),
+        *default_bayes(task),
         *([OracleLeastSquares()] if has_weights(task) else []),
     ]
+
+
+def default_bayes(task: Task) -> list[Bayes]:
+    """Bayes where the task's posterior is known and quick to compute, else nothing."""
+    return [Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []
 
 
 def check_references(references: Sequence[Reference]) -> None:
