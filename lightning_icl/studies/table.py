@@ -1,0 +1,63 @@
+"""The tidy table of a study: what its columns mean, and how rows are chosen.
+
+One row per trial x step x metric x layer x head x number of examples:
+
+- trial: the name of the run's folder; seed: its ``seed_everything``;
+- one column for each config key (``model.heads``, ``data.task.noise_std``, ... as on the command line; lists and
+  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name);
+- step: optimizer steps behind the numbers;
+- metric: a name grouped by slashes (lightning_icl.studies.gather lists them);
+- layer, head, n_points: counted from 1; missing where the number is not about one layer, head or number of examples;
+- value, error: the number and its standard error over prompts; missing where there is none.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+KEYS = ("trial", "seed", "step", "metric", "layer", "head", "n_points", "value", "error")
+
+
+def config_columns(table: pd.DataFrame) -> list[str]:
+    """The columns that are config keys."""
+    return [column for column in table.columns if column not in KEYS]
+
+
+def varied(table: pd.DataFrame) -> list[str]:
+    """The config keys that differ between the trials."""
+    return [column for column in config_columns(table) if table[column].nunique(dropna=False) > 1]
+
+
+def last_step(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each trial and metric, the rows of the last step it was measured at."""
+    last = table.groupby(["trial", "metric"])["step"].transform("max")
+    return table[table["step"] == last]
+
+
+def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of a metric that have a value."""
+    return table[(table["metric"] == metric) & table["value"].notna()]
+
+
+def head_list(text: str) -> tuple[int, ...]:
+    """The numbers of heads by layer that a cell of ``model.heads`` holds: "[8, 8]" -> (8, 8)."""
+    return tuple(json.loads(text))
+
+
+def uniform_heads(text: str) -> int | None:
+    """h of a model with h heads in every layer; None where the layers differ."""
+    heads = set(head_list(text))
+    return heads.pop() if len(heads) == 1 else None
+
+
+def by_setting(
+    table: pd.DataFrame, apart_from: Sequence[str] = ("model.heads",)
+) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The table cut into its settings: the values of the varied config keys apart from those a comparison is about."""
+    keys = [key for key in varied(table) if key not in apart_from]
+    if not keys:
+        return [({}, table)]
+    groups = table.groupby(keys, dropna=False, sort=True)
+    return [(dict(zip(keys, values, strict=True)), rows) for values, rows in groups]
