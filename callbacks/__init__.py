@@ -8,6 +8,7 @@ from lightning_icl.callbacks.algorithm_match import AlgorithmMatch
 from lightning_icl.callbacks.analysis import Analysis
 from lightning_icl.callbacks.circuits import Circuits
 from lightning_icl.callbacks.curriculum import Curriculum
+from lightning_icl.callbacks.figure_writer import FigureWriter
 from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.head_pruning import HeadPruning
 from lightning_icl.callbacks.linear_probe import LinearProbe
@@ -21,6 +22,7 @@ __all__ = [
     "Analysis",
     "Circuits",
     "Curriculum",
+    "FigureWriter",
     "HeadImportance",
     "HeadPruning",
     "LinearProbe",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_icl.callbacks.figure_writer import figures_due
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
@@ -160,22 +161,30 @@ def plain(value: Any) -> Any:
 
 def save_results(trainer: Trainer, name: str, records: Sequence[Mapping[str, Any]]) -> None:
     """Put an analysis' records, one for each step it was made at, into results.json in the run's folder."""
+    save_result(trainer, name, list(records))
+
+
+def save_result(trainer: Trainer, name: str, value: Any) -> None:
+    """Put one entry into results.json in the run's folder, and leave the others."""
     run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
     if not trainer.is_global_zero:
         return
     path = Path(run_folder or trainer.default_root_dir) / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {"lightning_icl": version("lightning-icl")}
-    known[name] = list(records)
+    known[name] = value
     partial = path.with_suffix(".json.partial")  # so that a kill leaves the old file or the new one
     partial.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
     partial.replace(path)
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Show a figure in TensorBoard and write figures/NAME.png and .svg in the run's folder (the latest ones stay)."""
+    """Show a figure in TensorBoard and write figures/NAME.png and .svg in the run's folder (the latest ones stay).
+
+    Only when the run's FigureWriter says so.
+    """
     run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
-    if not trainer.is_global_zero:
+    if not trainer.is_global_zero or not figures_due(trainer):
         return
     pixels = write_figure(Path(run_folder or trainer.default_root_dir) / "figures", name, figure)
     for logger in trainer.loggers:

@@ -4,13 +4,17 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_icl.callbacks.analysis import Analysis
+from lightning_icl.callbacks.analysis import Analysis, save_result
 
 
 class Summary(Callback):
-    """Prints what every analysis found, in words and numbers, at the end of ``fit``, ``validate`` and ``test``."""
+    """Prints what every analysis found, in words and numbers, at the end of ``fit``, ``validate`` and ``test``.
+
+    A ``fit`` that came to its end says so in results.json: "finished": {"steps": optimizer steps}.
+    """
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        save_result(trainer, "finished", {"steps": trainer.global_step})
         self._print(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pydoc
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -13,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
-from lightning_icl.callbacks import PredictionWriter, Summary
+from lightning_icl.callbacks import FigureWriter, PredictionWriter, Summary
 from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
@@ -34,6 +35,8 @@ class Parser(LightningArgumentParser):
 class ICLCommandLine(LightningCLI):
     """fit, validate, test and predict with an ICLModule on a PromptDataModule."""
 
+    run_folder: str | None = None
+
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(
             ICLModule,
@@ -52,12 +55,20 @@ class ICLCommandLine(LightningCLI):
             default=None,
             help="Threads of each process; null leaves torch's choice. Small models are fastest on 1.",
         )
+        parser.add_argument(
+            "--run_folder",
+            type=str | None,
+            default=None,
+            help="The run's own folder, instead of a new lightning_logs/version_N. With --ckpt_path last, a fit goes "
+            "on from the last checkpoint there, and starts anew where there is none yet.",
+        )
         parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
         parser.link_arguments("seed_everything", "data.seed")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(FigureWriter, "figures")
 
     def setup_parser(self, *args: Any) -> None:
         super().setup_parser(*args)
@@ -71,9 +82,26 @@ class ICLCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
             config = self.config[self.subcommand]
+            self._enter_run_folder(config)
             if config.cpu_threads is not None:
                 torch.set_num_threads(config.cpu_threads)
             check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
+
+    def _enter_run_folder(self, config: Namespace) -> None:
+        """Go on with the run that is there, or make sure that there is none."""
+        # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
+        self.run_folder, config.run_folder = config.run_folder, None
+        if self.run_folder is None:
+            return
+        last = Path(self.run_folder) / "checkpoints" / "last.ckpt"
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(last) if last.exists() else None
+            self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
+        elif (Path(self.run_folder) / "config.yaml").exists():
+            raise InputError(
+                f"run_folder is {self.run_folder}, but there is a run in it already: go on with it by --ckpt_path "
+                "last, or name another folder."
+            )
 
     def instantiate_classes(self) -> None:
         try:
@@ -90,8 +118,7 @@ class ICLCommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         if config["logger"] in (None, True):
-            folder = config["default_root_dir"] or os.getcwd()
-            kwargs["logger"] = TensorBoardLogger(folder, name="lightning_logs", default_hp_metric=False)
+            kwargs["logger"] = self._logger(config["default_root_dir"] or os.getcwd())
         if config["enable_checkpointing"] is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         callbacks = config["callbacks"] or []
@@ -100,6 +127,12 @@ class ICLCommandLine(LightningCLI):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _logger(self, folder: str) -> TensorBoardLogger:
+        if self.run_folder is None:
+            return TensorBoardLogger(folder, name="lightning_logs", default_hp_metric=False)
+        run = Path(self.run_folder).absolute()
+        return TensorBoardLogger(run.parent, name=run.name, version="", default_hp_metric=False)
 
 
 def n_dims(task: Namespace | None) -> int | None:

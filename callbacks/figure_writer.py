@@ -1,0 +1,37 @@
+"""When the figures of a run are drawn."""
+
+from typing import Literal, get_args
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_icl.functional.errors import InputError
+
+When = Literal["every", "last", "never"]
+
+
+class FigureWriter(Callback):
+    """Says when the analyses draw; what they measure is logged and kept in results.json all the same.
+
+    Drawing takes longer than most analyses of a small model. A run without figures can be drawn later by ``validate``
+    with its checkpoint.
+
+    Args:
+        when: at every analysis, at the last one of a ``fit`` (and each standalone one), or never.
+    """
+
+    def __init__(self, when: When = "every") -> None:
+        if when not in get_args(When):
+            raise InputError(f"when is {when!r}, but it must be one of {', '.join(get_args(When))}.")
+        self.when = when
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether figures are drawn at this moment."""
+        if self.when == "last":
+            return trainer.state.fn != "fit" or 0 < trainer.max_steps <= trainer.global_step
+        return self.when == "every"
+
+
+def figures_due(trainer: Trainer) -> bool:
+    """What the trainer's FigureWriter says; always, where there is none."""
+    writers = [c for c in trainer.callbacks if isinstance(c, FigureWriter)]  # type: ignore[attr-defined]
+    return all(writer.due(trainer) for writer in writers)
