@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,16 +14,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.command_line import ICLCommandLine, Parser
-from lightning_icl.commands.p_probe import p_probe
-from lightning_icl.commands.prune import prune
+from lightning_icl.config_errors import sentence
 from lightning_icl.functional.errors import InputError
+from lightning_icl.shipped_configs import config_file
 
-# Our subcommands besides Lightning's: name -> the function that has its options and does it.
-COMMANDS: dict[str, Callable[..., None]] = {
-    "p_probe": p_probe,
-    "prune": prune,
+# Our subcommands besides Lightning's, and what they do. Each is the function of its name in the module of its name in
+# lightning_icl.commands, which is imported when it is asked for: a study needs packages that nothing else does.
+COMMANDS = {
+    "p_probe": "P-probing: is the first layer's output easier to optimise on than the examples?",
+    "prune": "Write a smaller checkpoint: some heads removed, the predictions those of the model with them masked.",
+    "study": "Run many trials from one YAML file, and write their table, figures, verdicts and report.",
 }
-SHIPPED_CONFIGS = Path(__file__).parent / "configs"
+
+
+STUDY_PACKAGES = ("jinja2", "pandas", "pyarrow", "ray", "scipy")
 
 
 class LightningICL(ICLCommandLine):
@@ -31,17 +36,27 @@ class LightningICL(ICLCommandLine):
     def setup_parser(self, *args: Any) -> None:
         super().setup_parser(*args)
         subcommands = self.parser._subcommands_action
-        for name, command in COMMANDS.items():
+        for name, description in COMMANDS.items():
             assert subcommands is not None
-            description = (command.__doc__ or "").partition("\n")[0]
-            subcommands.add_subcommand(name, command_parser(name), help=description)
+            subcommands.add_subcommand(name, Parser(prog=f"lightning-icl {name}"), help=description)
 
 
-def command_parser(name: str) -> Parser:
-    """The parser of one of our subcommands: the arguments of its function."""
-    parser = Parser(prog=f"lightning-icl {name}", description=(COMMANDS[name].__doc__ or "").partition("Args:")[0])
-    parser.add_function_arguments(COMMANDS[name])
-    return parser
+def run_command(name: str, args: list[str]) -> None:
+    """Do what one of our subcommands says, with the arguments of its function as options."""
+    try:
+        command: Callable[..., None] = getattr(import_module(f"lightning_icl.commands.{name}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in STUDY_PACKAGES:
+            raise
+        raise InputError(f"{name} needs {error.name}; install it with: pip install 'lightning-icl[study]'.") from error
+    parser = Parser(prog=f"lightning-icl {name}", description=(command.__doc__ or "").partition("Args:")[0])
+    parser.add_function_arguments(command)
+    try:
+        options = parser.instantiate_classes(parser.parse_args(args))
+    except ValueError as error:  # by convention, a constructor's word for a bad argument
+        raise InputError(sentence(str(error), parser)) from error
+    options.pop("config", None)
+    command(**options.as_dict())
 
 
 def fail(message: str) -> NoReturn:
@@ -56,8 +71,8 @@ def with_shipped_configs(args: list[str]) -> list[str]:
     for previous, argument in zip(["", *args], args, strict=False):
         flag, _, value = argument.rpartition("=")
         if previous in ("-c", "--config") or flag in ("-c", "--config"):
-            shipped = SHIPPED_CONFIGS / Path(value).name
-            if not Path(value).exists() and Path(value).parent.name in ("", "configs") and shipped.exists():
+            shipped = config_file(value)
+            if shipped is not None and shipped != Path(value):
                 rank_zero_info(f"{value} is not in this folder; using the one shipped with lightning_icl.")
                 argument = f"{flag}={shipped}" if flag else str(shipped)
         resolved.append(argument)
@@ -75,8 +90,7 @@ def main(args: list[str] | None = None) -> None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
     try:
         if given and given[0] in COMMANDS:
-            options = command_parser(given[0]).parse_args(given[1:])
-            COMMANDS[given[0]](**options.as_dict())
+            run_command(given[0], given[1:])
         else:
             LightningICL(None if args is None else given)
     except UnicodeDecodeError:

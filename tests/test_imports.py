@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "config_errors": {"functional", "streams"},
     "checkpoint": {"functional", "transformer"},
     "command_line": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint"},
-    "studies": MODEL_SIDE | {"callbacks", "instruments", "studies"},
+    "shipped_configs": set(),
+    "studies": MODEL_SIDE | {"callbacks", "instruments", "shipped_configs", "studies"},
     "commands": MODEL_SIDE | {"callbacks", "instruments", "checkpoint", "command_line", "commands", "studies"},
-    "cli": {"functional", "command_line", "commands"},
+    "cli": {"functional", "command_line", "commands", "config_errors", "shipped_configs"},
     "__main__": {"cli"},
     "__init__": MODEL_SIDE,
 }

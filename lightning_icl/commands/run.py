@@ -1,7 +1,8 @@
 """A run's checkpoint, opened without a trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -65,19 +66,28 @@ def run_folder(ckpt_path: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
+def check_fit(arguments: Sequence[str]) -> None:
+    """Raise InputError for what ``lightning-icl fit`` with these arguments would refuse: options, model and data.
+
+    The trainer and its callbacks are not made, so that what only they can tell is left to the run.
+    """
+    _FitReader(["fit", *arguments])
+
+
 class _Reader(ICLCommandLine):
     """Reads a config as ``validate`` does, and makes its data module and nothing else."""
 
-    datamodule: PromptDataModule
+    subcommand_read = "validate"
+    parts: ClassVar[dict[str, type]] = {"data": PromptDataModule}
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {"validate": ICLCommandLine.subcommands()["validate"]}
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        return {cls.subcommand_read: ICLCommandLine.subcommands()[cls.subcommand_read]}
 
     @property
     def options(self) -> Namespace:
         """The config, parsed."""
-        return self.config["validate"]
+        return self.config[self.subcommand_read]
 
     def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # Lightning would warn that there is a sys.argv besides
@@ -88,7 +98,20 @@ class _Reader(ICLCommandLine):
 
     def make_classes(self) -> None:
         parser = Parser()
-        parser.add_class_arguments(PromptDataModule, "data")
-        self.datamodule = parser.instantiate_classes(Namespace(data=self.options.data)).data
+        for name, part in self.parts.items():
+            parser.add_class_arguments(part, name)
+        made = parser.instantiate_classes(Namespace({name: self.options[name] for name in self.parts}))
+        self.datamodule: PromptDataModule = made.data
 
     def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+class _FitReader(_Reader):
+    """Reads a config as ``fit`` does, and makes its data module and its model."""
+
+    subcommand_read = "fit"
+    parts: ClassVar[dict[str, type]] = {"data": PromptDataModule, "model": ICLModule}
+
+    def make_classes(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            super().make_classes()

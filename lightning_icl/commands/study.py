@@ -1,0 +1,205 @@
+"""lightning-icl study: many trials, one table, figures, verdicts and a report."""
+
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from lightning_icl.commands.run import check_fit
+from lightning_icl.functional.errors import InputError
+from lightning_icl.studies.claims import Claim, judge
+from lightning_icl.studies.figures import StudyFigure, write_figures
+from lightning_icl.studies.gather import gather, p_probing_rows, read_table, write_table
+from lightning_icl.studies.plan import Job, Plan, Scale, plan
+from lightning_icl.studies.report import StudyPage, write_report
+from lightning_icl.studies.slurm import slurm_scripts
+
+VERSIONS = ("lightning-icl", "torch", "lightning", "ray")
+
+
+def study(
+    name: str,
+    scales: dict[str, Scale],
+    about: str = "",
+    figures: list[StudyFigure] | None = None,
+    claims: list[Claim] | None = None,
+    scale: str | None = None,
+    seeds: list[int] | None = None,
+    retries: int = 1,
+    output: str | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+    format: Literal["commands", "slurm"] = "commands",
+    figures_only: bool = False,
+) -> None:
+    """Run a study: many trials from one YAML file, then one table of all their results, figures, verdicts, a report.
+
+    Each trial is an ordinary ``lightning-icl fit`` in a folder of its own. Killed or stopped, and started again, a
+    study goes on: finished trials are not repeated, unfinished ones go on from their last checkpoint, failed ones are
+    tried again. Writes trials/, results.parquet and .csv, figures/ and report.html.
+
+    Args:
+        name: what to call it.
+        scales: its sizes by name, each with base configs, overrides, grids, trials, seeds and resources.
+        about: what it asks, for the report.
+        figures: the figures to draw.
+        claims: the claims to judge.
+        scale: which of the scales; the first unless told.
+        seeds: seeds instead of the scale's.
+        retries: how often a crashed trial is tried again.
+        output: its folder; studies/NAME-SCALE unless told.
+        address: of a Ray cluster to join, such as auto, whose machines all see this folder; else this machine.
+        dry_run: only list the trials, as commands.
+        format: slurm writes job-array scripts of these commands into the study's folder instead of running them.
+        figures_only: run nothing; write table, figures and report of the trials that are finished.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"name is {name!r}, but a study's name is made of letters, digits, _, - and dots.")
+    chosen, size = _scale(scales, scale, seeds)
+    folder = Path(output or Path("studies", f"{name}-{chosen}"))
+    planned = plan(size, folder)
+    if format == "slurm":
+        _write_slurm(name, planned, size, folder)
+        return
+    if dry_run:
+        _list(planned, size)
+        return
+    refused: dict[str, str] = {}
+    if not figures_only:
+        refused = _refused(planned.trials)
+        _run(planned, size, folder, refused, address, retries)
+    table = _table(planned, folder)
+    trials = _trials(planned, folder, refused)
+    judged = judge(claims or [], table)
+    page = StudyPage(
+        name=name,
+        about=about,
+        findings=judged,
+        trials=trials,
+        figures=write_figures(figures or [], table, folder / "figures"),
+        table=table,
+        settings={"scale": chosen, **size},
+        versions={package: _version(package) for package in VERSIONS} | {"python": platform.python_version()},
+        command=shlex.join(["lightning-icl", *sys.argv[1:]]),
+    )
+    report = write_report(page, folder)
+    for finding in (f for f in judged if f.setting is None or len(judged) == len(claims or [])):
+        print(f"{finding.verdict:<9}  {finding.statement}: {finding.number()}")
+    failed = trials[trials["status"] == "failed"]
+    for trial, error in zip(failed["trial"], failed["error"], strict=True):
+        print(f"FAILED     {trial}: {error}")
+    print(f"\nreport: {report}\ntable: {folder / 'results.parquet'} and results.csv, {len(table)} rows")
+    if len(failed):
+        sys.exit(1)
+
+
+def _scale(scales: dict[str, Scale], name: str | None, seeds: list[int] | None) -> tuple[str, Scale]:
+    if not scales:
+        raise InputError("scales is {}, but a study needs at least one, such as {quick: {base: [...], seeds: [1]}}.")
+    name = name or next(iter(scales))
+    if name not in scales:
+        raise InputError(f"scale is {name}, but this study has {', '.join(scales)}.")
+    size = scales[name].copy()
+    if seeds is not None:
+        size["seeds"] = seeds
+    return name, size
+
+
+def _list(planned: Plan, size: Scale) -> None:
+    for job in planned.jobs:
+        print(shlex.join(["lightning-icl", *job.command]))
+    hours = f", about {size['gpu_hours']:g} GPU hours by estimate" if "gpu_hours" in size else ""
+    print(f"\n{len(planned.trials)} trials and {len(planned.p_probings)} P-probings{hours}.", file=sys.stderr)
+
+
+def _write_slurm(name: str, planned: Plan, size: Scale, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
+    for file, script in slurm_scripts(name, planned, size.get("resources", {}), folder).items():
+        (folder / file).write_text(script)
+    first, *later = (str(folder / file) for file in slurm_scripts(name, planned, size.get("resources", {}), folder))
+    print(f"job=$(sbatch --parsable {first})")
+    for file in later:
+        print(f"sbatch --dependency=afterany:$job {file}")
+    print("and when they are done, the same command with --figures_only.")
+
+
+def _refused(trials: Sequence[Job]) -> dict[str, str]:
+    """The trials whose options cannot work, with the sentence; a study none of whose trials can work does not start."""
+    said: dict[str, str | None] = {}
+    for job in trials:
+        options = json.dumps(job.overrides)
+        if options not in said:
+            try:
+                check_fit(job.command[1:])
+                said[options] = None
+            except InputError as error:
+                said[options] = " ".join(str(error).split())
+    if None not in said.values():
+        raise InputError(next(filter(None, said.values())))
+    refused = {job.name: sentence for job in trials if (sentence := said[json.dumps(job.overrides)])}
+    for trial, sentence in refused.items():
+        print(f"will not run {trial}: {sentence}", file=sys.stderr)
+    return refused
+
+
+def _run(planned: Plan, size: Scale, folder: Path, refused: dict[str, str], address: str | None, retries: int) -> None:
+    from lightning_icl.studies.engine import Cluster, run_jobs  # which needs Ray; figures do not
+
+    resources, cluster = size.get("resources", {}), Cluster(address, retries)
+    run_jobs([job for job in planned.trials if job.name not in refused], folder, resources, cluster)
+    finished = {str(job.folder / "checkpoints" / "last.ckpt") for job in planned.trials if job.is_finished()}
+    ready = [job for job in planned.p_probings if set(json.loads(job.command[2])) <= finished]
+    run_jobs(ready, folder, {"cpu": 1}, cluster, "P-probing")
+
+
+def _table(planned: Plan, folder: Path) -> pd.DataFrame:
+    """The results of all finished trials; of those whose folders are gone, what the last table had of them."""
+    finished = [job for job in planned.trials if job.is_finished()]
+    probed = [job for job in planned.p_probings if job.is_finished()]
+    parts = [gather([job.folder for job in finished])] if finished else []
+    parts += [p_probing_rows([job.folder for job in probed])] if probed else []
+    here = {job.name for job in (*finished, *probed)}
+    if (folder / "results.parquet").exists():
+        known = read_table(folder)
+        parts.append(known[known["trial"].isin({job.name for job in planned.jobs} - here)])
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        raise InputError(f"no trial of {folder} has finished, so that there is nothing to show; see {folder / 'logs'}.")
+    return write_table(pd.concat(parts, ignore_index=True), folder)
+
+
+def _trials(planned: Plan, folder: Path, refused: dict[str, str]) -> pd.DataFrame:
+    """What became of each job: its status, how it failed, how long it took and its command."""
+    rows = []
+    for job in planned.jobs:
+        file = folder / "logs" / f"{job.name}.json"
+        known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        error = refused.get(job.name) or known.get("error")
+        status = "done" if job.is_finished() else "failed" if error else "not run"
+        rows.append(
+            {
+                "trial": job.name,
+                "status": status,
+                "error": error if status == "failed" else None,
+                "seconds": known.get("seconds"),
+                "command": shlex.join(["lightning-icl", *job.command]),
+            }
+        )
+    trials = pd.DataFrame(rows)
+    trials.to_csv(folder / "trials.csv", index=False)
+    return trials
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,43 @@
+"""A study as SLURM job arrays, for clusters without Ray."""
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_icl.studies.plan import Job, Plan, Resources
+
+SCRIPT = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=0-{last}
+#SBATCH --cpus-per-task={cpus}
+{gpus}#SBATCH --requeue
+#SBATCH --output={logs}/{name}-%a.txt
+
+# A job that is requeued goes on from its last checkpoint.
+cd "$SLURM_SUBMIT_DIR" || exit 1
+export OMP_NUM_THREADS={cpus}
+commands=(
+{commands}
+)
+eval "exec ${{commands[$SLURM_ARRAY_TASK_ID]}}"
+"""
+
+
+def slurm_scripts(name: str, planned: Plan, resources: Resources, folder: Path) -> dict[str, str]:
+    """Job-array scripts by file name: the trials' and, where there are any, the P-probings' that follow them.
+
+    SLURM knows no fractions of a GPU, so each trial is given a whole one.
+    """
+    cpus, gpus = max(1, math.ceil(resources.get("cpu", 1))), math.ceil(resources.get("gpu", 0))
+    scripts = {"slurm_trials.sh": _script(name, planned.trials, cpus, gpus, folder)}
+    if planned.p_probings:
+        scripts["slurm_p_probing.sh"] = _script(f"{name}-p_probing", planned.p_probings, 1, 0, folder)
+    return scripts
+
+
+def _script(name: str, jobs: Sequence[Job], cpus: int, gpus: int, folder: Path) -> str:
+    commands = "\n".join("  " + shlex.quote(shlex.join(["lightning-icl", *job.command])) for job in jobs)
+    asked = f"#SBATCH --gpus-per-task={gpus}\n" if gpus else ""
+    return SCRIPT.format(name=name, last=len(jobs) - 1, cpus=cpus, gpus=asked, logs=folder / "logs", commands=commands)
