@@ -1,0 +1,385 @@
+"""What a reproduction of the paper must show, as functions of a study's table (PAPER.md sections 1, 5, 6 and 8).
+
+Every claim is one or more comparisons; each has one number for every seed, for seeds are the independent replications.
+Models are compared by the ratio of their risks on the prompts of one seed, so that what a seed's prompts add to both
+cancels, and ratios are averaged geometrically. Models of different depth are never compared with each other.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.studies.selection import (
+    by_seed,
+    measured,
+    models,
+    most_heads,
+    numbers_of_examples,
+    uniform_models,
+)
+from lightning_icl.studies.table import KEYS, by_setting, head_list, last_step
+from lightning_icl.studies.verdicts import Finding, Judged, Part, Side, Verdict, finding
+
+__all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "judge"]
+
+Treatment = Literal["as_is", "read_out", "rescaled", "fine_tuned"]
+MODEL = "excess_risk/transformer"
+ZERO = 1e-12  # risks below it are rounding errors of 0, and a ratio needs more than 0
+
+
+class Claim(ABC):
+    """Something a study may find true or false.
+
+    Attributes:
+        statement: what it says, in words, with its bound.
+        needs: what the table must have for it to be judged.
+    """
+
+    statement: str
+    needs: str
+
+    @property
+    def name(self) -> str:
+        """What its findings are called."""
+        return type(self).__name__
+
+    @abstractmethod
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        """The comparisons it needs, from one setting's last steps; none where the table lacks what it is about."""
+
+
+def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Finding]:
+    """What became of every claim: over all settings together, and then in each setting, where there are several.
+
+    A setting that lacks what a claim is about has no finding of it, and the one over all settings says how many have.
+    """
+    settings = _settings(_checked(table))
+    return [found for claim in claims for found in _findings(claim, settings)]
+
+
+def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
+    found = [(setting, parts) for setting, rows in settings if (parts := claim.parts(rows))]
+    if not found:
+        return [finding(claim.name, claim.statement, None, [], f"it needs {claim.needs}")]
+    if len(settings) == 1:
+        return [finding(claim.name, claim.statement, None, found[0][1])]
+    together = [
+        part._replace(label=f"{_in_words(setting)}: {part.label}") for setting, parts in found for part in parts
+    ]
+    of_models = sum(rows["model.heads"].notna().any() for _, rows in settings)
+    note = f"in {len(found)} of {of_models} settings" if len(found) < of_models else ""
+    apart = [finding(claim.name, claim.statement, setting, parts) for setting, parts in found]
+    return [finding(claim.name, claim.statement, None, together, note), *apart]
+
+
+class RiskFallsWithHeads(Claim):
+    """With each larger number of heads in every layer, the excess risk over all examples is lower."""
+
+    statement = "The excess risk falls from each number of heads to the next larger one."
+    needs = "uniform models of at least two numbers of heads"
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        found = {heads[0]: by_seed(table, MODEL, heads) for heads in uniform_models(table)}
+        risks = {h: risk for h, risk in found.items() if len(risk)}
+        return [
+            lower_risk(f"{more} heads against {fewer}", risks[more], risks[fewer])
+            for fewer, more in zip(list(risks)[:-1], list(risks)[1:], strict=True)
+        ]
+
+
+class OneHeadWorst(Claim):
+    """The model with one head in every layer has the largest excess risk, at every number of examples."""
+
+    statement = "One head a layer is worst at every number of examples."
+    needs = "a model with one head in every layer, a uniform one with more, and risks by number of examples"
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        one, *more = uniform_models(table) or [()]
+        if one[:1] != (1,):
+            return []
+        parts = []
+        for n in numbers_of_examples(table, MODEL):
+            worst = by_seed(table, MODEL, one, n_points=n)
+            risks = {heads[0]: by_seed(table, MODEL, heads, n_points=n) for heads in more}
+            parts += [
+                lower_risk(f"{h} heads against 1, n = {n}", risk, worst)
+                for h, risk in risks.items()
+                if len(risk) and len(worst)
+            ]
+        return parts
+
+
+class FirstLayerUsesAllHeads(Claim):
+    """Nearly all heads of layer 1 matter: the effective number is at least a fraction of h.
+
+    Of the uniform model with most heads, by leave-one-out.
+
+    Args:
+        fraction: of the heads of layer 1, above 0 and at most 1.
+    """
+
+    needs = "the importance of heads in a uniform model with several"
+
+    def __init__(self, fraction: float = 0.75) -> None:
+        self.fraction = checked_fraction("fraction", fraction)
+        self.statement = f"Layer 1 uses its heads: at least {fraction:g} of them in effect, by leave-one-out."
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        heads = most_heads(table)
+        effective = by_seed(table, "heads/leave_one_out/effective", heads, layer=1)
+        if not len(effective) or heads[0] == 1:
+            return []
+        h = heads[0]
+        return [comparison(f"effective heads of layer 1, of {h}", effective, "above", self.fraction * h)]
+
+
+class LaterLayersUseOneHead(Claim):
+    """One head dominates each later layer: the median share of the top head is at least a bound.
+
+    Of the uniform model with most heads, by leave-one-out. A seed's number is the median over its later layers, but
+    for those whose heads matter too little together for shares.
+
+    Args:
+        share: of the top head, above 0 and at most 1.
+    """
+
+    needs = "the importance of heads in a uniform model with several heads and layers"
+
+    def __init__(self, share: float = 0.6) -> None:
+        self.share = checked_fraction("share", share)
+        self.statement = f"Later layers use one head: the top one's share is at least {share:g} (median over layers)."
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        heads = most_heads(table)
+        shares = measured(table, "heads/leave_one_out/top_share", heads)
+        shares = shares[shares["layer"] > 1]
+        if not len(shares) or heads[0] == 1:
+            return []
+        n_found, n = int(shares["value"].notna().sum()), len(shares)
+        some = "" if n_found == n else f", in {n_found} of {n} layers"
+        median = shares.groupby("seed")["value"].median()
+        return [comparison(f"top share of later layers, of {heads[0]} heads{some}", median, "above", self.share)]
+
+
+class PrunedKeepsRisk(Claim):
+    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
+
+    Of the uniform model with most heads.
+
+    Args:
+        ratio: of the pruned model's excess risk to the full one's.
+        treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
+    """
+
+    needs = "head pruning of a uniform model with several heads and layers"
+
+    def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
+        self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
+        self.statement = f"Pruned to one head in each later layer, the excess risk is at most {ratio:g} times the full."
+
+    @property
+    def name(self) -> str:
+        return _named(super().name, self.treatment, "as_is")
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        ratios = pruned(table, self.treatment, "paper")
+        return [comparison("pruned over full", ratios, "below", self.ratio, log=True)] if len(ratios) else []
+
+
+class FirstLayerCannotBePruned(Claim):
+    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads.
+
+    Args:
+        ratio: of that model's excess risk to the full one's.
+        treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
+    """
+
+    needs = PrunedKeepsRisk.needs
+
+    def __init__(self, ratio: float = 2.0, treatment: Treatment = "as_is") -> None:
+        self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
+        self.statement = f"With layer 1 pruned instead, the excess risk is at least {ratio:g} times the full."
+
+    @property
+    def name(self) -> str:
+        return _named(super().name, self.treatment, "as_is")
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        ratios = pruned(table, self.treatment, "prune_layer1_instead")
+        return [comparison("layer 1 pruned over full", ratios, "above", self.ratio, log=True)] if len(ratios) else []
+
+
+class PaperHeadsBeatRandom(Claim):
+    """The control of which heads are kept: the top head of each later layer does better than a random one.
+
+    Args:
+        treatment: what was done to the pruned models: as_is, read_out (refitted), rescaled or fine_tuned.
+    """
+
+    statement = "Keeping the top head of each later layer gives a lower excess risk than keeping a random one."
+    needs = PrunedKeepsRisk.needs
+
+    def __init__(self, treatment: Treatment = "as_is") -> None:
+        self.treatment = checked_treatment(treatment)
+
+    @property
+    def name(self) -> str:
+        return _named(super().name, self.treatment, "as_is")
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        paper, random = (pruned(table, self.treatment, model) for model in ("paper", "random_head"))
+        return [lower_risk("top heads over random ones", paper, random)] if len(paper) and len(random) else []
+
+
+class BeatsReference(Claim):
+    """The model's excess risk over all examples is below a reference's on the same prompts.
+
+    Of the uniform model with most heads.
+
+    Args:
+        reference: its name in the table, such as ridge, lasso, gd_at_depth, gd_best or preprocess_then_gd_at_depth.
+    """
+
+    def __init__(self, reference: str = "ridge") -> None:
+        self.reference = reference
+        self.statement = f"The model's excess risk is below that of {reference.replace('_', ' ')}."
+        self.needs = f"a uniform model and excess_risk/{reference}"
+
+    @property
+    def name(self) -> str:
+        return _named(super().name, self.reference)
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        heads = most_heads(table)
+        model, reference = (by_seed(table, f"excess_risk/{name}", heads) for name in ("transformer", self.reference))
+        if not len(model) or not len(reference):
+            return []
+        return [lower_risk(f"{heads[0]} heads over {self.reference}", model, reference)]
+
+
+class HeadsBelongInFirstLayer(Claim):
+    """Of two models with the same heads in total, h in one layer and 1 in the others, that with h in layer 1 is better.
+
+    Trained from scratch: [h, 1, .., 1] against [1, .., 1, h], over all examples.
+    """
+
+    statement = "Heads belong in layer 1: [h, 1, .., 1] has a lower excess risk than [1, .., 1, h]."
+    needs = "models [h, 1, .., 1] and [1, .., 1, h] with the same h"
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        first = [heads for heads in models(table) if heads[0] > 1 == max(heads[1:], default=0)]
+        risks = {heads: (by_seed(table, MODEL, heads), by_seed(table, MODEL, heads[::-1])) for heads in first}
+        return [
+            lower_risk(f"{list(heads)} against {list(heads[::-1])}", *both)
+            for heads, both in risks.items()
+            if all(map(len, both))
+        ]
+
+
+class FirstLayerPreprocesses(Claim):
+    """P-probing: what layer 1 with most heads makes of the examples is easier to optimise on.
+
+    Easier than what layer 1 with fewest heads makes of them, and than the raw examples, at every depth of each
+    optimiser. Against the raw examples alone where all models have equally many heads.
+    """
+
+    statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on the raw examples."
+    needs = "P-probing of a first layer with several heads"
+
+    def parts(self, table: pd.DataFrame) -> list[Part]:
+        arms = pd.DataFrame(
+            [m.split("/")[1:] for m in table["metric"].unique() if m.startswith("p_probing/")],
+            columns=["optimiser", "depth", "arm"],
+        )
+        parts = []
+        for (optimiser, depth), found in arms.groupby(["optimiser", "depth"]):
+            heads = sorted(int(arm.removeprefix("heads_")) for arm in found["arm"] if arm.startswith("heads_"))
+            if not heads or heads[-1] == 1:
+                continue
+            rivals = [f"heads_{heads[0]}"] * (len(heads) > 1) + ["raw"] * ("raw" in set(found["arm"]))
+            place = f"p_probing/{optimiser}/{depth}"
+            most = by_seed(table, f"{place}/heads_{heads[-1]}")
+            parts += [
+                lower_risk(
+                    f"{optimiser} {depth}: {heads[-1]} heads against {rival.removeprefix('heads_')}",
+                    most,
+                    by_seed(table, f"{place}/{rival}"),
+                )
+                for rival in rivals
+            ]
+        return parts
+
+
+def pruned(table: pd.DataFrame, treatment: Treatment, model: str) -> pd.Series:
+    """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
+    heads = most_heads(table)
+    ratios = by_seed(table, f"prune/{treatment}/{model}/ratio", heads)
+    return ratios if len(heads) > 1 and heads[0] > 1 else ratios.iloc[:0]
+
+
+def comparison(label: str, values: pd.Series, wanted: Side, bound: float, log: bool = False) -> Part:
+    """A comparison by one number a seed, which says so where some seed has none."""
+    found = values.dropna()
+    some = "" if len(found) == len(values) else f" ({len(found)} of {len(values)} seeds have a number)"
+    return Part(label + some, tuple(found.clip(lower=ZERO) if log else found), wanted, bound, log)
+
+
+def lower_risk(label: str, risk: pd.Series, other: pd.Series) -> Part:
+    """Whether a risk is below another, by their ratio in each seed."""
+    return comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True)
+
+
+def checked_fraction(name: str, value: float) -> float:
+    if not 0 < value <= 1:
+        raise InputError(f"{name} is {value}, but it must be above 0 and at most 1.")
+    return value
+
+
+def checked_positive(name: str, value: float) -> float:
+    if not 0 < value < np.inf:
+        raise InputError(f"{name} is {value}, but it must be a finite number above 0.")
+    return value
+
+
+def checked_treatment(treatment: Treatment) -> Treatment:
+    if treatment not in get_args(Treatment):
+        raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
+    return treatment
+
+
+def _named(name: str, option: str, default: str = "") -> str:
+    return name if option == default else f"{name} ({option})"
+
+
+def _checked(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, if it has the columns and seeds that claims go by."""
+    if missing := [column for column in (*KEYS, "model.heads") if column not in table.columns]:
+        raise InputError(
+            f"the table has no column {missing[0]}, but a study's table has {', '.join(KEYS)}, model.heads."
+        )
+    if table.empty:
+        raise InputError("the table has no rows, but claims are judged by those of at least one trial.")
+    if len(unknown := table[table["seed"].isna()]):
+        raise InputError(f"trial {unknown['trial'].iloc[0]} has no seed, but seeds are what intervals are over.")
+    return table
+
+
+def _settings(table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The table by setting; depth is a key where models differ in it, though only model.heads tells."""
+    last = last_step(table)
+    depths = {text: len(head_list(text)) for text in last["model.heads"].dropna().unique()}
+    if len(set(depths.values())) > 1:
+        last = last.assign(depth=last["model.heads"].map(depths).astype("Int64"))
+    settings = by_setting(last)
+    for setting, _ in settings:
+        if pd.isna(setting.get("depth", 0)):  # P-probing's, whose rows are not of one model
+            del setting["depth"]
+    return settings
+
+
+def _in_words(setting: dict[str, Any]) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in setting.items())

@@ -1,0 +1,57 @@
+"""Numbers by seed, chosen from the rows of one setting of a study's table, of the last step each was measured at."""
+
+import numpy as np
+import pandas as pd
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.studies.table import head_list
+
+Heads = tuple[int, ...]
+PLACE = ["seed", "layer", "head", "n_points"]
+
+
+def models(table: pd.DataFrame) -> list[Heads]:
+    """The heads of each model, fewest in layer 1 first."""
+    return sorted(map(head_list, table["model.heads"].dropna().unique()))
+
+
+def uniform_models(table: pd.DataFrame) -> list[Heads]:
+    """Those with the same number of heads in every layer."""
+    return [heads for heads in models(table) if len(set(heads)) == 1]
+
+
+def most_heads(table: pd.DataFrame) -> Heads:
+    """The uniform model with most heads; () where there is no uniform one."""
+    return max(uniform_models(table), default=())
+
+
+def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None) -> pd.DataFrame:
+    """A metric's rows, of one model if told; what is not finite, as of a run that diverged, is no number."""
+    found = table.loc[table["metric"] == metric, ["trial", *PLACE, "model.heads", "value"]]
+    if heads is not None:
+        texts = found["model.heads"].dropna().unique()
+        found = found[found["model.heads"].isin([text for text in texts if head_list(text) == heads])]
+    again = found[found.duplicated(PLACE, keep=False)]
+    if len(again):
+        seed = again["seed"].iloc[0]
+        trials = again["trial"][again["seed"] == seed].unique()
+        raise InputError(
+            f"{' and '.join(trials)} have {metric} of seed {seed} more than once in one setting, but seeds are the "
+            "replications: each needs one trial."
+        )
+    return found.assign(value=found["value"].where(np.isfinite(found["value"])))
+
+
+def by_seed(
+    table: pd.DataFrame, metric: str, heads: Heads | None = None, layer: int | None = None, n_points: int | None = None
+) -> pd.Series:
+    """A metric in one place, by seed; NaN for a seed that was measured but has no number."""
+    found = measured(table, metric, heads)
+    for column, wanted in (("layer", layer), ("n_points", n_points)):
+        found = found[found[column].isna() if wanted is None else found[column].eq(wanted).fillna(False)]
+    return found.set_index("seed")["value"]
+
+
+def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:
+    """The numbers of examples at which a metric was measured, smallest first."""
+    return sorted(map(int, table.loc[table["metric"] == metric, "n_points"].dropna().unique()))

@@ -1,0 +1,132 @@
+"""From the numbers of one comparison to a verdict, and from several comparisons to a finding.
+
+The tests behind the verdicts, both of size at most (1 - level)/2 = 2.5 % for intervals that cover at their level:
+
+- PASS: the interval of every comparison lies wholly on the wanted side of its bound. That is an intersection-union
+  test (Berger 1982): where some comparison is not as wanted, PASS needs that very one to err, so many comparisons need
+  no correction;
+- FAIL: the interval of some comparison lies wholly on the other side, at the level corrected for their number
+  (Bonferroni): where all are as wanted, any of them could err.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from lightning_icl.studies.statistics import SeedInterval, bonferroni_level, seed_interval
+
+LEVEL = 0.95
+Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
+Side = Literal["above", "below"]
+WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "UNDECIDED", "PASS")
+
+
+class Part(NamedTuple):
+    """One comparison that a claim needs.
+
+    Attributes:
+        label: what is compared, such as "8 heads against 4, n = 8".
+        values: one number for each seed that has one.
+        wanted: the side of the bound on which the mean must lie.
+        log: whether the mean is the geometric one, as for ratios.
+    """
+
+    label: str
+    values: tuple[float, ...]
+    wanted: Side
+    bound: float
+    log: bool = False
+
+
+class Judged(NamedTuple):
+    """A comparison with its 95 % interval; its verdict knows of how many comparisons it is one."""
+
+    part: Part
+    interval: SeedInterval
+    verdict: Verdict
+
+    def clearance(self) -> float:
+        """How far the mean lies on the wanted side of the bound, in half-widths of the interval: PASS is above 1."""
+        if self.interval.n < 2:
+            return 0.0
+        of = math.log if self.part.log else float
+        gap = of(self.interval.mean) - of(self.part.bound)
+        half = of(self.interval.high) - of(self.interval.mean) if math.isfinite(self.interval.high) else math.inf
+        wanted = gap if self.part.wanted == "above" else -gap
+        return wanted / half if half > 0 else math.copysign(math.inf, wanted) if wanted else 0.0
+
+    def number(self) -> str:
+        """The mean with its interval and what was wanted, or why there is none."""
+        wanted = f"wanted {'>=' if self.part.wanted == 'above' else '<='} {self.part.bound:.3g}"
+        mean, low, high, n = self.interval
+        if n == 0:
+            return f"no seed has a number, {wanted}"
+        if n == 1:
+            return f"{_three_digits(mean)} of one seed, which has no interval, {wanted}"
+        return f"{_three_digits(mean)} [{_three_digits(low)}, {_three_digits(high)}], {wanted}"
+
+
+class Finding(NamedTuple):
+    """What became of a claim in one setting, or over all of them (``setting`` None).
+
+    Attributes:
+        claim: its name.
+        statement: what it says.
+        note: what it could not be judged by.
+    """
+
+    claim: str
+    statement: str
+    setting: dict[str, Any] | None
+    verdict: Verdict
+    parts: list[Judged]
+    note: str = ""
+
+    @property
+    def decisive(self) -> Judged | None:
+        """The comparison that settles it: the worst one. None where there is nothing to compare."""
+        return min(self.parts, key=lambda p: (WORST_FIRST.index(p.verdict), p.clearance()), default=None)
+
+    def number(self) -> str:
+        """The decisive comparison's number as text."""
+        worst = self.decisive
+        number = "nothing to compare" if worst is None else worst.number()
+        if worst is not None and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
+            number += f", beyond chance if it were alone, but it is one of {len(self.parts)} comparisons"
+        return f"{number} ({self.note})" if self.note else number
+
+
+def judged(part: Part, n_parts: int = 1) -> Judged:
+    """The verdict on one of ``n_parts`` comparisons."""
+    interval = part_interval(part, LEVEL)
+    if _beyond(interval, part.wanted, part.bound):
+        return Judged(part, interval, "PASS")
+    other: Side = "below" if part.wanted == "above" else "above"
+    corrected = part_interval(part, bonferroni_level(LEVEL, n_parts))
+    return Judged(part, interval, "FAIL" if _beyond(corrected, other, part.bound) else "UNDECIDED")
+
+
+def part_interval(part: Part, level: float) -> SeedInterval:
+    """The interval of a comparison; without end, and without a mean, where no seed has a number."""
+    if not part.values:
+        return SeedInterval(math.nan, 0.0 if part.log else -math.inf, math.inf, 0)
+    return seed_interval(part.values, level, part.log)
+
+
+def finding(
+    claim: str, statement: str, setting: Mapping[str, Any] | None, parts: Sequence[Part], note: str = ""
+) -> Finding:
+    """The verdict on all comparisons of a claim together; UNDECIDED where there are none."""
+    all_judged = [judged(part, len(parts)) for part in parts]
+    found: set[Verdict] = {one.verdict for one in all_judged} or {"UNDECIDED"}
+    verdict = next(verdict for verdict in WORST_FIRST if verdict in found)
+    return Finding(claim, statement, None if setting is None else dict(setting), verdict, all_judged, note)
+
+
+def _beyond(interval: SeedInterval, side: Side, bound: float) -> bool:
+    """Whether the interval lies wholly on that side of the bound."""
+    return interval.low > bound if side == "above" else interval.high < bound
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:#.3g}".rstrip(".")
