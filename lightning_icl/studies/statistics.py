@@ -48,8 +48,8 @@ def _checked(values: Sequence[float], level: float, log: bool) -> np.ndarray:
     if not 0 < level < 1:
         raise InputError(f"level is {level}, but it must lie between 0 and 1.")
     x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or not len(x):
-        raise InputError(f"values is {list(values)}, but an interval needs a flat list with a number for each seed.")
+    if not len(x):
+        raise InputError(f"values is {list(values)}, but an interval needs a number for each seed.")
     if not np.isfinite(x).all():
         raise InputError(f"values is {x.tolist()}, but an interval over seeds needs finite numbers.")
     if log and (x <= 0).any():
