@@ -1,0 +1,228 @@
+"""From the folders of finished runs to the tidy table of a study, and the table's files.
+
+table = gather([Path("study/trials/a"), Path("study/trials/b")])
+write_table(table, Path("study"))
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import torch
+import yaml  # type: ignore[import-untyped]
+from pyarrow import csv
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.studies.rows import ROWS, Row, is_there, other_rows, p_probe_rows
+from lightning_icl.studies.table import KEYS, config_columns
+from lightning_icl.transformer import Transformer
+
+HEADS = "model.heads"
+MODEL_OPTIONS = frozenset(signature(Transformer).parameters)
+TRAINER_KEYS = ("max_steps", "precision")
+ORDER = ["trial", "step", "metric", "layer", "head", "n_points"]
+TYPES = dict.fromkeys(("trial", "metric"), "str") | dict.fromkeys(("value", "error"), "float64")
+TYPES |= dict.fromkeys(("seed", "step", "layer", "head", "n_points"), "Int64")
+# PyYAML's parser in C, where it was built with it: reading configs is most of the work.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Trial(NamedTuple):
+    """One trial's part of the table: its config keys as on the command line, and (step, row) of every number."""
+
+    name: str
+    seed: int | None
+    config: dict[str, Any]
+    rows: list[tuple[int, Row]]
+
+
+def gather(runs: Sequence[Path]) -> pd.DataFrame:
+    """The table of finished runs, in an order that is always the same.
+
+    A run's folder has config.yaml and results.json; all its steps are kept. The config columns are all keys under
+    model and data, trainer.max_steps and trainer.precision; numbers stay numbers in a column of numbers alone. Besides
+    the metrics of lightning_icl.studies.rows a run has run/parameters, the size of its model (missing where the config
+    does not say n_dims), and run/steps. Raises InputError for a folder that is no such run.
+    """
+    return _table([run_trial(folder) for folder in runs])
+
+
+def p_probing_rows(folders: Sequence[Path]) -> pd.DataFrame:
+    """The table of folders that ``lightning-icl p_probe`` wrote, one trial each.
+
+    Its config and seed are what its models' runs share, without model.heads; its step is the training steps of the
+    optimisers. The runs are found from the checkpoints, RUN/checkpoints/NAME.ckpt.
+    """
+    return _table([p_probing_trial(folder) for folder in folders])
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of different trials as one: that which gathering them together would have given."""
+    configs = [
+        (trial, {key: None if pd.isna(value) else value for key, value in config.items()})
+        for table in tables
+        for trial, config in zip(*_by_trial(table), strict=True)
+    ]
+    return _assembled(pd.concat([table[list(KEYS)] for table in tables], ignore_index=True), configs)
+
+
+def write_table(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Write results.parquet, which keeps the types, and results.csv with the same numbers; returns the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "results.parquet", index=False)
+    # As pandas' to_csv, ten times as fast, with the shortest digits that give each number back.
+    csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), folder / "results.csv")
+    return table
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """The table that ``write_table`` wrote."""
+    return pd.read_parquet(_existing(folder / "results.parquet"))
+
+
+def run_trial(folder: Path) -> Trial:
+    """A run's rows, from its config.yaml and results.json."""
+    config, path = read_config(folder), folder / "results.json"
+    results = _read_json(path)
+    try:
+        rows = list(_measured(results, config["model"]["heads"]))
+        steps = max([results.get("finished", {}).get("steps", 0), *(step for step, _ in rows)])
+    except KeyError as error:
+        raise InputError(f"{path} has a record without {error}; measure the run anew with this version.") from error
+    rows += [(steps, Row("run/parameters", n_parameters(config))), (steps, Row("run/steps", steps))]
+    return Trial(folder.absolute().name, config.get("seed_everything"), config_values(config), rows)
+
+
+def p_probing_trial(folder: Path) -> Trial:
+    """The rows of a p_probing.json, and what the runs behind its models have in common."""
+    found = _read_json(folder / "p_probing.json")
+    # RUN/checkpoints/NAME.ckpt
+    configs = [read_config(Path(path).parent.parent) for path in found["checkpoints"].values()]
+    first, *others = [{"seed": config.get("seed_everything"), **config_values(config)} for config in configs]
+    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    rows = [(found["training"]["n_steps"], row) for row in p_probe_rows(found)]
+    seed = shared.pop("seed", None)
+    return Trial(folder.absolute().name, seed, {k: v for k, v in shared.items() if k != HEADS}, rows)
+
+
+def _measured(results: Mapping[str, Any], heads: Sequence[int]) -> Iterator[tuple[int, Row]]:
+    """(step, row) of every number of every analysis; beside those lists there are the version and how a fit ended."""
+    for name, records in results.items():
+        rows_of = ROWS.get(name, partial(other_rows, name))
+        for record in records if isinstance(records, list) else ():
+            yield from ((record["step"], row) for row in rows_of(record) if is_there(row, heads))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.yaml of a run's folder, as Lightning saves it."""
+    path = _existing(folder / "config.yaml")
+    try:
+        config = yaml.load(path.read_text(), Loader=LOADER)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}.") from error
+    match config:
+        case {"model": {"heads": list()}, "data": {"task": _}}:
+            return config
+    raise InputError(f"{path} is not the config of a run: it needs model.heads and data.task.")
+
+
+def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a config, as one would type them: data.task is the class's name, data.task.noise_std a value.
+
+    Lists and mappings are JSON text.
+    """
+    trainer = config.get("trainer") or {}
+    kept = {f"trainer.{key}": trainer[key] for key in TRAINER_KEYS if key in trainer}
+    kept |= {f"{part}.{key}": value for part in ("model", "data") for key, value in config[part].items()}
+    return {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    match value:
+        case {"class_path": str(path)}:
+            yield prefix, path.rpartition(".")[2]
+            for key, nested in {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}.items():
+                yield from _flat(f"{prefix}.{key}", nested)
+        case dict() | list():
+            yield prefix, json.dumps(value)
+        case _:
+            yield prefix, value
+
+
+def n_parameters(config: Mapping[str, Any]) -> int | None:
+    """Parameters of the model of a config; None where its task does not say n_dims."""
+    n_dims = _n_dims(config["data"]["task"])
+    if n_dims is None:
+        return None
+    options = {key: value for key, value in config["model"].items() if key in MODEL_OPTIONS}
+    with torch.device("meta"):  # shapes alone: no memory, no random numbers
+        transformer = Transformer(**{**options, "n_dims": n_dims})
+    return sum(parameter.numel() for parameter in transformer.parameters())
+
+
+def _n_dims(task: Any) -> int | None:
+    """The first n_dims in a task's config; that of a pool or of a mixture is its tasks'."""
+    if isinstance(task, dict) and isinstance(task.get("n_dims"), int):
+        return task["n_dims"]
+    nested = task.values() if isinstance(task, dict) else task if isinstance(task, list) else ()
+    return next((found for found in map(_n_dims, nested) if found is not None), None)
+
+
+def _table(trials: Sequence[Trial]) -> pd.DataFrame:
+    if not trials:
+        raise InputError("there are no folders, but a table needs at least one.")
+    numbers = [(trial.name, trial.seed, step, row) for trial in trials for step, row in trial.rows]
+    columns = dict(zip(("trial", "seed", "step"), zip(*(number[:3] for number in numbers), strict=True), strict=True))
+    columns |= zip(Row._fields, zip(*(row for *_, row in numbers), strict=True), strict=True)
+    rows = pd.DataFrame({key: pd.array(columns[key], TYPES[key]) for key in KEYS})
+    return _assembled(rows, [(trial.name, trial.config) for trial in trials])
+
+
+def _assembled(rows: pd.DataFrame, configs: Sequence[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """The rows beside the config of each one's trial, in order."""
+    names = Counter(name for name, _ in configs)
+    if twice := [name for name, number in names.items() if number > 1]:
+        raise InputError(f"the trial {twice[0]} is there {names[twice[0]]} times; give each folder a name of its own.")
+    which = pd.Index(names).get_indexer(rows["trial"])
+    keys = sorted({key for _, config in configs for key in config})
+    columns = {key: _column([config.get(key) for _, config in configs]).take(which) for key in keys}
+    table = pd.concat([rows, pd.DataFrame(columns)], axis=1)
+    return table.sort_values(ORDER, na_position="first", kind="stable", ignore_index=True)
+
+
+def _by_trial(table: pd.DataFrame) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of a table's trials and their configs."""
+    first = table.drop_duplicates("trial")
+    return first["trial"].tolist(), first[config_columns(table)].to_dict("records")
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """The values of a config key as an array: truth values, whole numbers, numbers, or else all as text."""
+    given, missing = [value for value in values if value is not None], None in values
+    kinds = {type(value) for value in given}
+    if kinds == {bool}:
+        return pd.array(values, "boolean" if missing else "bool")
+    if kinds == {int}:
+        return pd.array(values, "Int64" if missing else "int64")
+    if kinds and kinds <= {int, float}:
+        return pd.array(values, "float64")
+    return pd.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], "str")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(_existing(path).read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}.")
+    return path
