@@ -1,0 +1,96 @@
+"""Rows of the table as what a figure shows: cut into settings, and averaged over seeds."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lightning_icl.studies.figures.names import setting_text
+from lightning_icl.studies.statistics import seed_interval
+from lightning_icl.studies.table import head_list, last_step, uniform_heads, varied
+
+HEADS = "model.heads"
+
+
+class Setting(NamedTuple):
+    """The rows of one setting, and the setting in words; "" where a study has only one."""
+
+    title: str
+    rows: pd.DataFrame
+
+
+def final(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """The rows of the metrics whose names begin so, each trial's last, with the column "depth"."""
+    return last_step(with_depth(table[table["metric"].str.startswith(prefix)]))
+
+
+def with_depth(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the column "depth", the number of layers, and "h", that of heads where all layers have as many."""
+    depth = table[HEADS].map(lambda text: len(head_list(text)), na_action="ignore").astype("Int64")
+    h = table[HEADS].map(uniform_heads, na_action="ignore").astype("Int64")
+    return table.assign(depth=depth, h=h)
+
+
+def setting_keys(table: pd.DataFrame) -> list[str]:
+    """What a study varies besides heads; "depth" among it where there are several."""
+    trials = table[table[HEADS].notna()] if table[HEADS].notna().any() else table  # P-probing's have fewer keys
+    keys = [key for key in varied(trials) if key not in (HEADS, "depth", "h")]
+    return keys + ["depth"] * (with_depth(trials)["depth"].nunique() > 1)
+
+
+def settings(table: pd.DataFrame, rows: pd.DataFrame, apart_from: Sequence[str] = ()) -> list[Setting]:
+    """Some rows of the table cut into the study's settings; ``apart_from`` are keys that a figure has on an axis."""
+    keys = [key for key in setting_keys(table) if key not in apart_from]
+    if not keys or rows.empty:
+        return [Setting("", rows)] if len(rows) else []
+    groups = rows.groupby(keys, dropna=False, sort=True)
+    return [Setting(setting_text(dict(zip(keys, values, strict=True))), found) for values, found in groups]
+
+
+def finite(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have a number."""
+    return rows[np.isfinite(rows["value"].astype(float))]
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str], log: bool = False) -> pd.DataFrame:
+    """The interval over seeds of each group: the columns ``by``, then mean, low, high, n.
+
+    Numbers of one seed, such as a reference's beside each model, are averaged first. Of ratios (``log``) it is the
+    geometric mean.
+    """
+    found: list[dict[str, Any]] = []
+    for values, group in finite(rows).groupby(list(by), dropna=False, sort=True):
+        of_seeds = group.groupby("seed")["value"].mean().tolist()
+        found.append(dict(zip(by, values, strict=True)) | seed_interval(of_seeds, log=log)._asdict())
+    return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "n"])
+
+
+PAIRED = " Models of one seed share their prompts, so they differ more surely than overlapping intervals suggest."
+
+
+def seeds_said(counts: Sequence[int], paired: bool = False) -> str:
+    """How the intervals were made, for a caption; ``counts`` are the numbers of seeds behind the numbers shown.
+
+    ``paired`` warns that numbers of one seed vary together.
+    """
+    if len(counts) == 0:
+        return ""
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return "One seed only, so there are no intervals."
+    seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
+    alone = " (no interval where there is one)" if low == 1 else ""
+    return f"Bars and bands: 95 % intervals of the mean (Student's t) over {seeds}{alone}." + PAIRED * paired
+
+
+def missing_said(rows: pd.DataFrame, what: str = "trial") -> str:
+    """How many trials have no finite number among these rows, for a caption."""
+    missing = rows[~np.isfinite(rows["value"].astype(float))]["trial"].nunique()
+    trials = f"{missing} {what}s" if missing != 1 else f"1 {what}"
+    return f"Left out: {trials} without a finite number." if missing else ""
+
+
+def caption(*parts: str) -> str:
+    """Sentences, those that are not empty."""
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,94 @@
+"""Names that people read: of config keys, their values, head configurations, and estimators."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_icl.studies.table import head_list, uniform_heads
+
+KEYS = {
+    "data.task.noise_std": "noise sd",
+    "data.task.n_dims": "dimensions d",
+    "data.task.sparsity": "sparsity s",
+    "data.n_points": "examples n",
+    "data.n_queries": "queries",
+    "model.heads": "heads by layer",
+    "model.mlp": "MLP",
+    "model.norm": "layer norm",
+    "model.d_model": "width",
+    "model.head_dim": "head size",
+    "model.position": "positional code",
+    "trainer.max_steps": "training steps",
+    "depth": "layers",
+    "step": "training step",
+}
+TELLING = ("data.task",)  # values that need no name before them
+ESTIMATORS = {
+    "ridge": "ridge",
+    "lasso": "lasso",
+    "gd_at_depth": "GD, a step a layer",
+    "gd_best": "GD, best stopping",
+    "preprocess_then_gd_at_depth": "preprocess + GD, a step a layer",
+    "preprocess_then_gd_best": "preprocess + GD, best stopping",
+    "bayes": "Bayes",
+    "oracle_support": "oracle (told the support)",
+    "least_squares": "least squares",
+    "zero": "zero predictor",
+}
+
+
+def key_name(key: str) -> str:
+    """A config key in words: "data.task.noise_std" -> "noise sd"."""
+    return KEYS.get(key, key.rpartition(".")[2].replace("_", " "))
+
+
+def value_text(value: Any) -> str:
+    """A config value in words: 0.4 -> "0.4", True -> "on"."""
+    if str(value) in ("True", "False"):  # numpy's too
+        return "on" if value else "off"
+    try:
+        return f"{float(value):g}"
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a config column is empty, as that of a key this trial's task does not have."""
+    return value is None or str(value) in ("<NA>", "nan", "NaN") or (isinstance(value, float) and math.isnan(value))
+
+
+def setting_text(setting: Mapping[str, Any] | None) -> str:
+    """A setting in words: {"data.task.noise_std": 0.4} -> "noise sd 0.4"; keys without a value are left out."""
+    return ", ".join(
+        value_text(value) if key in TELLING else f"{key_name(key)} {value_text(value)}"
+        for key, value in (setting or {}).items()
+        if not is_missing(value)
+    )
+
+
+def heads_label(text: str) -> str:
+    """A head configuration: "[8, 8]" -> "8 heads", "[8, 1]" as it is."""
+    heads = uniform_heads(text)
+    return text if heads is None else f"{heads} head{'s' * (heads != 1)}"
+
+
+def in_order(texts: Iterable[str]) -> list[str]:
+    """Head configurations with h heads in every layer first, by h; then the others, by all their heads."""
+    return sorted(set(texts), key=lambda text: (uniform_heads(text) is None, sum(head_list(text)), head_list(text)))
+
+
+def estimator_label(name: str) -> str:
+    """A reference estimator by its key."""
+    return ESTIMATORS.get(name, name.replace("_", " "))
+
+
+def slug(text: str) -> str:
+    """The text as a part of a file name: "noise sd 0.4" -> "noise_sd_0.4"."""
+    return re.sub(r"[^\w.]+", "_", text).strip("_")
+
+
+def few(items: Iterable[str], most: int = 4) -> str:
+    """A list in words that does not run over: "a, b, c and 3 more"."""
+    items = list(items)
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

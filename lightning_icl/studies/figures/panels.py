@@ -1,0 +1,169 @@
+"""Axes side by side, and what is drawn in them: means over seeds with their intervals."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.container import Container
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from lightning_icl.callbacks.figures.style import is_wide
+from lightning_icl.studies.figures.names import heads_label, in_order
+from lightning_icl.studies.table import uniform_heads
+
+# Warm and gray, with lines that differ too, since heads have the cool colours (after Okabe and Ito 2008).
+REFERENCES: dict[str, dict[str, Any]] = {
+    "ridge": {"color": "#d55e00", "ls": "--"},
+    "lasso": {"color": "#e69f00", "ls": "-."},
+    "gd_at_depth": {"color": "#cc79a7", "ls": ":"},
+    "gd_best": {"color": "#cc79a7", "ls": (0, (1, 3))},
+    "preprocess_then_gd_at_depth": {"color": "#8b1a4a", "ls": ":"},
+    "preprocess_then_gd_best": {"color": "#8b1a4a", "ls": (0, (1, 3))},
+    "bayes": {"color": "black", "ls": "--"},
+    "oracle_support": {"color": "0.55", "ls": "-."},
+    "zero": {"color": "0.7", "ls": ":"},
+}
+OTHER = {"color": "sienna", "ls": (0, (5, 1, 1, 1, 1, 1))}
+MARKERS = "osD^vP*X"
+FURTHEST = 3.0  # times the largest mean: how far an axis follows the intervals, which of two seeds are huge
+DEEPEST = 0.01  # times the model's smallest risk: below lie references that are exact without noise
+
+
+def panels(n: int, width: float, height: float, legend: float = 0.0, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of n axes of this size in inches, four of them as two by two; ``legend`` is room at the right."""
+    across = n if n <= 3 else 2 if n == 4 else 3
+    down = -(-n // across)
+    figure = Figure(figsize=(0.6 + across * width + legend, 0.5 + down * height), layout="constrained")
+    every = figure.subplots(down, across, squeeze=False, **options).flatten().tolist()
+    for axes in every[n:]:
+        axes.remove()
+    return figure, every[:n]
+
+
+def set_title(axes: Axes, title: str, width: int = 44) -> None:
+    """A panel's setting, wrapped."""
+    axes.set_title("\n".join(textwrap.wrap(title, width)), size=10)
+
+
+def legend_beside(figure: Figure) -> None:
+    """One legend for all panels, outside of them."""
+    _legend(figure, loc="outside right center", fontsize=8, frameon=False)
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """One legend for all panels, below them."""
+    _legend(figure, loc="outside lower center", fontsize=8, frameon=False, ncols=columns)
+
+
+def _legend(figure: Figure, **options: Any) -> None:
+    known: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    ordered = sorted(known, key=lambda label: not isinstance(known[label], Container))  # plain lines come first else
+    figure.legend([known[label] for label in ordered], ordered, **options)
+
+
+def bars(cells: pd.DataFrame, floor: float = 0.0) -> np.ndarray:
+    """Lengths of error bars (2, n), NaN for a seed alone.
+
+    ``floor`` times the mean is where a bar ends at the latest on its way down, for logarithmic axes have no zero.
+    """
+    mean, low, high = (cells[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
+    lengths = np.stack([np.minimum(mean - low, (1 - floor) * mean) if floor else mean - low, high - mean])
+    return np.where(np.isfinite(high - mean), lengths, np.nan)
+
+
+def over(axes: Axes, x: Sequence[float] | pd.Series, cells: pd.DataFrame, **style: Any) -> None:
+    """A line of means with error bars, upwards no further than logarithmic axes can show."""
+    axes.errorbar(np.asarray(x, dtype=float), cells["mean"], bars(cells, floor=0.1), capsize=2, elinewidth=1, **style)
+
+
+def band(axes: Axes, x: Sequence[float] | pd.Series, cells: pd.DataFrame, alpha: float = 0.12, **style: Any) -> None:
+    """A line of means with a band, where there are too many places for error bars."""
+    x, lengths = np.asarray(x, dtype=float), bars(cells, floor=0.1)
+    axes.plot(x, cells["mean"], **style)
+    axes.fill_between(
+        x, cells["mean"] - lengths[0], cells["mean"] + lengths[1], color=style["color"], alpha=alpha, lw=0
+    )
+
+
+def apart(x: Sequence[float] | pd.Series, place: int, n: int, log: bool = False) -> np.ndarray:
+    """The places of the ``place``-th of n lines, moved so that no bar hides another, but not far from the place."""
+    x = np.asarray(x, dtype=float)
+    at = np.log(x) if log else x
+    gap, length = min(np.diff(np.unique(at)), default=1.0), np.ptp(at)
+    moved = at + min(0.4 / n * gap, max(0.05 * gap, 0.012 * length)) * (place - (n - 1) / 2)
+    return np.exp(moved) if log else moved
+
+
+def level(axes: Axes, cell: Any, along: str = "x", **style: Any) -> None:
+    """A mean that does not depend on the axis it is drawn along, with its interval as a band."""
+    line, band = (axes.axhline, axes.axhspan) if along == "x" else (axes.axvline, axes.axvspan)
+    line(cell.mean, lw=1.3, **style)
+    if math.isfinite(cell.high):
+        band(max(cell.low, 0.1 * cell.mean), cell.high, color=style["color"], alpha=0.08, lw=0)
+
+
+def risk_limits(model: pd.DataFrame, others: pd.DataFrame | None = None) -> tuple[float, float, bool]:
+    """Where an axis of risks begins and ends, and whether it is logarithmic.
+
+    All of the model's means are inside, and of its intervals what is within reach; of the ``others`` the means that
+    are neither far above nor far below the model's.
+    """
+    means = model["mean"].tolist()
+    bottom, top = DEEPEST * min(means), FURTHEST * max(means)
+    near = means + [m for m in (others["mean"] if others is not None else []) if bottom <= m <= top]
+    ends = [high for high in model["high"] if math.isfinite(high)]
+    highest = max(near + [min(end, FURTHEST * max(near)) for end in ends])
+    lows = [max(low, mean / FURTHEST) for low, mean in zip(model["low"], model["mean"], strict=True)]
+    if is_wide(near):
+        return 0.8 * min(near + lows), 1.25 * highest, True
+    return 0.0, 1.06 * highest, False
+
+
+def limit_risks(axes: Axes, limits: tuple[float, float, bool], along: str = "y") -> None:
+    """Give an axis these limits, as risk_limits found them."""
+    low, high, log = limits
+    axis = axes.yaxis if along == "y" else axes.xaxis
+    if log:
+        (axes.set_yscale if along == "y" else axes.set_xscale)("log")
+        axis.set_major_formatter("{x:g}")
+        # Two decades have too few whole powers of ten to read.
+        axis.set_minor_formatter(_some_minor if high < 100 * low else NullFormatter())
+        axis.set_tick_params(which="minor", labelsize=8)
+    (axes.set_ylim if along == "y" else axes.set_xlim)(low, high)
+    axes.grid(which="both" if log else "major", alpha=0.2)
+
+
+def _some_minor(value: float, _: Any = None) -> str:
+    """The label of a minor tick at 2 or 5 times a power of ten."""
+    digit = round(value / 10 ** math.floor(math.log10(value)))
+    return f"{value:g}" if digit in (2, 5) else ""
+
+
+def head_styles(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each head configuration's label: ordered colours by h, black for layers that differ."""
+    ordered = in_order(texts)
+    uniform = list(dict.fromkeys(heads_label(text) for text in ordered if uniform_heads(text) is not None))
+    others = list(dict.fromkeys(heads_label(text) for text in ordered if uniform_heads(text) is None))
+    styles = {
+        label: {"color": colour, "marker": MARKERS[i % len(MARKERS)]}
+        for i, (label, colour) in enumerate(zip(uniform, ordered_colours(len(uniform)), strict=True))
+    }
+    return styles | {label: {"color": "black", "marker": "D"} for label in others}
+
+
+def ordered_colours(n: int) -> list[Any]:
+    """n colours from dark to light that also the colour-blind see in order."""
+    return list(colormaps["viridis"](np.linspace(0, 0.85, n)))
+
+
+def reference_style(name: str) -> dict[str, Any]:
+    return REFERENCES.get(name, OTHER)

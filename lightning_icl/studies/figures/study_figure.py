@@ -1,0 +1,54 @@
+"""What a study's figures share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lightning_icl.callbacks.analysis import write_figure
+
+
+class StudyFigure(ABC):
+    """A figure of a study's table."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of its files."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the report calls it."""
+
+    @abstractmethod
+    def caption(self, table: pd.DataFrame) -> str:
+        """What is shown, how intervals were made over how many seeds, and what was left out."""
+
+    @abstractmethod
+    def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        """The figures, each with what its files' names have after ``name``; none where the table has nothing for it."""
+
+
+class Drawn(NamedTuple):
+    """A figure on disk: the PNG and SVG files of all its parts."""
+
+    title: str
+    caption: str
+    files: list[Path]
+
+
+def write_figures(figures: Sequence[StudyFigure], table: pd.DataFrame, folder: Path) -> list[Drawn]:
+    """Draw every figure that the table has numbers for, as PNG and SVG."""
+    return [drawn for figure in figures if (drawn := _written(figure, table, folder)).files]
+
+
+def _written(figure: StudyFigure, table: pd.DataFrame, folder: Path) -> Drawn:
+    files = []
+    for suffix, picture in figure.draw(table):
+        write_figure(folder, figure.name + suffix, picture)
+        files += [folder / f"{figure.name}{suffix}.{ending}" for ending in ("png", "svg")]
+    return Drawn(figure.title, figure.caption(table) if files else "", files)
