@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ def seed_interval(values: Sequence[float], level: float = 0.95, log: bool = Fals
     x = _checked(values, level, log)
     n, mean = len(x), x.mean()
     # Without a spread the half-width is 0, also where t has no end.
-    half = stats.t.ppf((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    half = _student_quantile((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
     numbers = np.array([mean, mean - half, mean + half])
     with np.errstate(over="ignore"):  # two values at a high level: an interval up to infinity
         mean, low, high = (np.exp(numbers) if log else numbers).tolist()
@@ -41,6 +42,11 @@ def seed_interval(values: Sequence[float], level: float = 0.95, log: bool = Fals
 def bonferroni_level(level: float, n: int) -> float:
     """The level of each of n intervals of which, in at least ``level`` of all studies, none misses."""
     return 1 - (1 - level) / n
+
+
+@cache
+def _student_quantile(probability: float, degrees: int) -> float:
+    return float(stats.t.ppf(probability, degrees))
 
 
 def _checked(values: Sequence[float], level: float, log: bool) -> np.ndarray:
