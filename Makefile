@@ -4,13 +4,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint tensorboard .venv
+.PHONY: help quickstart study test test-slow lint tensorboard .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 quickstart: .venv/installed ## train a small transformer on the CPU and look into it, in a few minutes
 	$(BIN)/lightning-icl fit --config configs/quickstart.yaml
+
+study: .venv/installed ## the paper's question at quick scale: many small models, verdicts and a report, in under 20 minutes
+	$(BIN)/lightning-icl study --config configs/studies/paper.yaml --scale quick
 
 tensorboard: .venv/installed ## show lightning_logs/ in the browser
 	$(BIN)/tensorboard --logdir lightning_logs
@@ -36,5 +39,5 @@ lint: .venv/installed ## ruff and mypy
 		(3, 11) <= sys.version_info < (3, 14) or sys.exit("lightning_icl needs Python 3.11 to 3.13: make PYTHON=python3.12")' \
 		&& $(PYTHON) -m venv .venv; }
 	@echo "Installing what is missing in .venv; the first time that takes minutes, most of them for torch."
-	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,study]'
 	@touch $@

@@ -1,17 +1,29 @@
 """Runs the jobs of a study on Ray Tune, which owns scheduling, GPUs and retries."""
 
+import json
 import logging
 import os
+import runpy
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import ray
-from ray import cloudpickle, tune
+from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from lightning_icl.studies import worker
 from lightning_icl.studies.plan import Job, Resources
+
+# Ray phones home, and Tune writes logs of its own and tells of each failure in pages, unless told not to.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
 
 
 class Cluster(NamedTuple):
@@ -38,19 +50,20 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
         job.name: {
             "kind": job.kind,
             "folder": str(job.folder),
-            "command": job.command,
+            "command": [*worker.PROGRAM, *job.command],
             "log": str((logs / f"{job.name}.txt").absolute()),
             "cwd": os.getcwd(),
             "cpu": cpu,
         }
         for job in left
     }
-    run_job = worker.run_job
+    code = worker.__file__
 
+    @no_type_check  # Ray sends it by value, which it cannot do with a function wrapped by the tests' type checker
     def trainable(config: dict[str, Any]) -> None:
+        run_job = runpy.run_path(code)["run_job"]  # by its path: with the package, Ray's process would import torch
         tune.report({"error": run_job(options[config["job"]])})
 
-    cloudpickle.register_pickle_by_value(worker)  # so that Ray's processes need not import torch with our package
     try:
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": cpu, "gpu": gpu}),
@@ -61,18 +74,18 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
                 storage_path=str((folder / "ray").absolute()),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=cluster.retries),
-                callbacks=[Progress(kind, len(jobs), len(jobs) - len(left), gpu)],
+                callbacks=[Progress(kind, len(jobs), len(jobs) - len(left), logs)],
             ),
         ).fit()
     finally:
-        cloudpickle.unregister_pickle_by_value(worker)
+        shutil.rmtree(folder / "ray", ignore_errors=True)  # what is done stands in the jobs' own folders
 
 
 def _start(address: str | None) -> None:
     if ray.is_initialized():
         return
-    # Tune says at length what our progress says in a line, and Ray phones home and opens a web page unless told.
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    os.environ |= QUIET
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
@@ -80,11 +93,12 @@ def _start(address: str | None) -> None:
         ray.init(address=address, **quiet)
 
 
-class Progress(tune.Callback):
+class Progress(TrialProgressCallback):  # in the place of Tune's own
     """A line for each job that ends: how many are done, running and failed, and the time left."""
 
-    def __init__(self, kind: str, total: int, before: int, gpu: float) -> None:
-        self.kind, self.total, self.before = kind, total, before
+    def __init__(self, kind: str, total: int, before: int, logs: Path) -> None:
+        super().__init__()
+        self.total, self.before, self.logs = total, before, logs
         self.running: set[str] = set()
         self.done, self.failed, self.started = 0, 0, time.monotonic()
         print(f"{total} {kind}s, {before} of them finished before.", flush=True)
@@ -92,13 +106,17 @@ class Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.running.add(trial.trial_id)
 
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None: ...
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial, (trial.last_result or {}).get("error"))
+        self._ended(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial, "crashed")
+        self._ended(trial)
 
-    def _ended(self, trial: Any, error: str | None) -> None:
+    def _ended(self, trial: Any) -> None:
+        status = self.logs / f"{trial.config['job']}.json"  # which is missing where Ray lost the process
+        error = json.loads(status.read_text())["error"] if status.exists() else "lost by Ray"
         self.running.discard(trial.trial_id)
         self.done, self.failed = self.done + (error is None), self.failed + (error is not None)
         print(self.line(trial.config["job"], error, time.monotonic() - self.started), flush=True)

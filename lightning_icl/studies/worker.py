@@ -1,6 +1,6 @@
 """What runs one job, in a process of Ray: the same command that a person would type, in a process of its own.
 
-Only the standard library, and sent to Ray by value (engine.py), so that a worker need not import torch to wait.
+Only the standard library, and loaded by its path (engine.py), so that a process that waits need not import torch.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+PROGRAM = ("-m", "lightning_icl")
 USAGE_ERROR = 2  # the exit status for one sentence about what is wrong: trying again would not help
 
 
@@ -23,17 +24,17 @@ class JobError(RuntimeError):
 
 
 def run_job(job: dict[str, Any]) -> str | None:
-    """Run a job unless it is finished; None, or the sentence it stopped with. Raises JobError where it crashed.
+    """Run a job; None, or the sentence it stopped with. Raises JobError where it crashed.
 
-    ``job`` has name, kind, folder, command, log and cpu. Beside the log a file NAME.json tells how often and how long
-    it was tried, and how it failed.
+    ``job`` has kind, folder, command (of Python), log, cwd and cpu. Beside the log a file NAME.json tells how often and
+    how long it was tried, and how it failed.
     """
     folder, log = Path(job["folder"]), Path(job["log"])
     _clear(job["kind"], folder)
     started = time.monotonic()
     with log.open("ab") as output:
         done = subprocess.run(
-            [sys.executable, "-m", "lightning_icl", *job["command"]],
+            [sys.executable, *job["command"]],
             cwd=job["cwd"],
             env=os.environ | {"OMP_NUM_THREADS": str(max(1, int(job["cpu"])))},
             stdout=output,

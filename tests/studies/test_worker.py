@@ -1,0 +1,118 @@
+"""One job: run, gone on with, and told of when it fails."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+from lightning_icl.studies import worker
+from lightning_icl.studies.worker import JobError, failure, run_job
+
+
+@pytest.fixture
+def job(tmp_path):
+    def make(script, kind="fit", **changed):
+        return {
+            "kind": kind,
+            "folder": str(tmp_path / "run"),
+            "command": ["-c", script],
+            "log": str(tmp_path / "run.txt"),
+            "cwd": str(tmp_path),
+            "cpu": 2,
+        } | changed
+
+    return make
+
+
+def status(tmp_path):
+    return json.loads((tmp_path / "run.json").read_text())
+
+
+def test_a_job_runs_in_the_studys_folder_with_its_share_of_the_cores(job, tmp_path):
+    assert run_job(job("import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])")) is None
+    assert (tmp_path / "run.txt").read_text().split() == [str(tmp_path), "2"]
+    assert status(tmp_path)["error"] is None
+
+
+def test_a_usage_error_is_told_and_not_raised_since_it_would_come_again(job, tmp_path):
+    script = "import sys; print('Seed set to 1'); print('lightning-icl: heads is 3.', file=sys.stderr); sys.exit(2)"
+    assert run_job(job(script)) == "heads is 3."
+    assert status(tmp_path)["error"] == "heads is 3."
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("raise ValueError('no luck')", "ValueError: no luck"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL (out of memory?)"),
+    ],
+)
+def test_a_crash_is_raised_for_another_try_and_counted(job, tmp_path, script, error):
+    for attempt in (1, 2):
+        with pytest.raises(JobError) as raised:
+            run_job(job(script))
+        assert str(raised.value) == error
+        assert status(tmp_path)["attempts"] == attempt
+    assert run_job(job("pass")) is None
+    assert status(tmp_path)["error"] is None
+
+
+def test_what_cannot_be_gone_on_with_is_removed_and_a_whole_checkpoint_is_kept(job, tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    with zipfile.ZipFile(last, "w") as archive:
+        archive.writestr("data", "weights")
+    run_job(job("pass"))
+    assert last.exists()
+    last.write_bytes(last.read_bytes()[:-10])  # cut off while it was written
+    run_job(job("pass"))
+    assert not (tmp_path / "run").exists()
+    last.parent.mkdir(parents=True)
+    with zipfile.ZipFile(last, "w") as archive:
+        archive.writestr("data", "weights")
+    run_job(job("pass", kind="p_probe"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
+def test_a_job_dies_with_the_process_that_runs_it(job, tmp_path):
+    script = "import os, time; open('pid', 'w').write(str(os.getpid())); print('up', flush=True); time.sleep(60)"
+    runner = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import worker; worker.run_job({job(script)!r})"
+    # Alone, as Ray's processes have it, since importing the package takes seconds.
+    shutil.copy(worker.__file__, tmp_path)
+    with subprocess.Popen([sys.executable, "-c", runner]) as parent:
+        _wait_for(lambda: (tmp_path / "run.txt").exists() and (tmp_path / "run.txt").read_text())
+        child = int((tmp_path / "pid").read_text())
+        assert _alive(child)
+        parent.send_signal(signal.SIGKILL)
+    _wait_for(lambda: not _alive(child))
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(condition, seconds=30):
+    for _ in range(seconds * 20):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+def test_the_last_sentence_of_a_log_is_told():
+    log = "Epoch 0\nlightning-icl: first.\nlightning-icl: training has diverged.\n"
+    assert failure(log, 2) == "training has diverged."
+    assert failure("Traceback\n  File\nRuntimeError: boom\n\n", 1) == "RuntimeError: boom"
+    assert failure("", 3) == "exit status 3"
+    assert failure("whatever", -15) == "killed by SIGTERM"
