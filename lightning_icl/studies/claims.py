@@ -372,7 +372,7 @@ def _settings(table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """The table by setting; depth is a key where models differ in it, though only model.heads tells."""
     last = last_step(table)
     depths = {text: len(head_list(text)) for text in last["model.heads"].dropna().unique()}
-    if len(set(depths.values())) > 1:
+    if "depth" not in last and len(set(depths.values())) > 1:
         last = last.assign(depth=last["model.heads"].map(depths).astype("Int64"))
     settings = by_setting(last)
     for setting, _ in settings:

@@ -25,9 +25,12 @@ def most_heads(table: pd.DataFrame) -> Heads:
     return max(uniform_models(table), default=())
 
 
-def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None) -> pd.DataFrame:
-    """A metric's rows, of one model if told; what is not finite, as of a run that diverged, is no number."""
-    found = table.loc[table["metric"] == metric, ["trial", *PLACE, "model.heads", "value"]]
+def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None, n_points: int | None = None) -> pd.DataFrame:
+    """A metric's rows, of one model if told, at one number of examples or over all (None).
+
+    What is not finite, as of a run that diverged, is no number.
+    """
+    found = _at(table.loc[table["metric"] == metric, ["trial", *PLACE, "model.heads", "value"]], "n_points", n_points)
     if heads is not None:
         texts = found["model.heads"].dropna().unique()
         found = found[found["model.heads"].isin([text for text in texts if head_list(text) == heads])]
@@ -46,12 +49,14 @@ def by_seed(
     table: pd.DataFrame, metric: str, heads: Heads | None = None, layer: int | None = None, n_points: int | None = None
 ) -> pd.Series:
     """A metric in one place, by seed; NaN for a seed that was measured but has no number."""
-    found = measured(table, metric, heads)
-    for column, wanted in (("layer", layer), ("n_points", n_points)):
-        found = found[found[column].isna() if wanted is None else found[column].eq(wanted).fillna(False)]
-    return found.set_index("seed")["value"]
+    return _at(measured(table, metric, heads, n_points), "layer", layer).set_index("seed")["value"]
 
 
 def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:
     """The numbers of examples at which a metric was measured, smallest first."""
     return sorted(map(int, table.loc[table["metric"] == metric, "n_points"].dropna().unique()))
+
+
+def _at(rows: pd.DataFrame, column: str, value: int | None) -> pd.DataFrame:
+    """The rows of one layer or number of examples; None for those that are not about one."""
+    return rows[rows[column].isna() if value is None else rows[column].eq(value).fillna(False)]

@@ -160,7 +160,8 @@ class _Case(NamedTuple):
         ends = [*self.pruned(heads), *self.probes(heads), _row("run/parameters", 1000.0 * len(heads))]
         rows += [row | {"step": self.steps[-1]} for row in ends]
         name = f"heads-{'-'.join(map(str, heads))}-noise-{self.noise_std}-seed-{self.seed}"
-        return [row | self.keys(name) | {"model.heads": json.dumps(list(heads))} for row in rows]
+        keys = self.keys(name) | {"model.heads": json.dumps(list(heads))}
+        return [row | keys for row in rows]
 
     def keys(self, trial: str) -> dict[str, Any]:
         return {

@@ -60,6 +60,12 @@ def table(truth=TRUTH, draw=0, **options):
     return synthetic_table(np.random.default_rng(draw), truth=truth, **{**SMALL, **options})
 
 
+@pytest.fixture(scope="module")
+def planted():
+    """The table of the truth in which every claim holds; not to be changed."""
+    return table()
+
+
 def overall(claims, rows):
     """The findings over all settings, by claim."""
     return {found.claim: found for found in judge(claims, rows) if found.setting is None}
@@ -134,8 +140,8 @@ def test_models_are_compared_within_seeds():
     ("reference", "verdict"),
     [("gd_at_depth", "PASS"), ("zero", "PASS"), ("lasso", "FAIL"), ("bayes", "FAIL"), ("ridge_0.5", "UNDECIDED")],
 )
-def test_the_model_against_each_reference(reference, verdict):
-    (found,) = judge([BeatsReference(reference)], table())
+def test_the_model_against_each_reference(planted, reference, verdict):
+    (found,) = judge([BeatsReference(reference)], planted)
     assert (found.claim, found.verdict) == (f"BeatsReference ({reference})", verdict)
     if verdict == "UNDECIDED":
         assert found.number() == "nothing to compare (it needs a uniform model and excess_risk/ridge_0.5)"
@@ -143,20 +149,19 @@ def test_the_model_against_each_reference(reference, verdict):
 
 def test_a_reference_without_any_risk_cannot_be_beaten():
     truth = TRUTH._replace(references=TRUTH.references | {"oracle_support": 0.0})
-    (found,) = judge([BeatsReference("oracle_support")], table(truth))
+    (found,) = judge([BeatsReference("oracle_support")], table(truth, heads=[(8, 8)]))
     assert found.verdict == "FAIL"
 
 
 def test_a_treatment_is_judged_by_its_own_numbers():
-    rows = table(TRUTH._replace(ratios=TRUTH.ratios | {"paper": 1.15}))
+    rows = table(TRUTH._replace(ratios=TRUTH.ratios | {"paper": 1.15}), heads=[(8, 8)])
     claims = [PrunedKeepsRisk(), PrunedKeepsRisk(treatment="read_out"), PrunedKeepsRisk(treatment="rescaled")]
     named = ["PrunedKeepsRisk", "PrunedKeepsRisk (read_out)", "PrunedKeepsRisk (rescaled)"]
     assert verdicts(claims, rows) == dict(zip(named, ["FAIL", "PASS", "UNDECIDED"], strict=True))
 
 
-def test_the_bound_is_an_option():
-    rows = table()
-    assert verdicts([FirstLayerUsesAllHeads(0.95), PrunedKeepsRisk(1.01)], rows) == {
+def test_the_bound_is_an_option(planted):
+    assert verdicts([FirstLayerUsesAllHeads(0.95), PrunedKeepsRisk(1.01)], planted) == {
         "FirstLayerUsesAllHeads": "FAIL",
         "PrunedKeepsRisk": "FAIL",
     }
@@ -166,7 +171,7 @@ def test_the_bound_is_an_option():
 
 
 def test_a_layer_within_noise_in_all_seeds_leaves_its_claim_undecided():
-    found = overall(CLAIMS, table(silent={(seed, 1) for seed in range(1, 6)}))
+    found = overall(CLAIMS, table(heads=[(8, 8)], silent={(seed, 1) for seed in range(1, 6)}))
     assert found["FirstLayerUsesAllHeads"].verdict == "UNDECIDED"
     assert found["FirstLayerUsesAllHeads"].number() == "no seed has a number, wanted >= 6"
     assert found["LaterLayersUseOneHead"].verdict == "PASS"
@@ -174,7 +179,7 @@ def test_a_layer_within_noise_in_all_seeds_leaves_its_claim_undecided():
 
 @pytest.mark.parametrize(("n_silent", "verdict"), [(0, "PASS"), (2, "PASS"), (4, "UNDECIDED")])
 def test_seeds_without_a_number_are_counted(n_silent, verdict):
-    rows = table(silent={(seed, 1) for seed in range(1, 1 + n_silent)})
+    rows = table(heads=[(8, 8)], silent={(seed, 1) for seed in range(1, 1 + n_silent)})
     (found,) = judge([FirstLayerUsesAllHeads()], rows)
     assert found.verdict == verdict
     assert found.decisive.interval.n == 5 - n_silent
@@ -193,8 +198,8 @@ def test_a_seeds_number_is_the_median_over_its_later_layers():
     assert found.decisive.part.label == "top share of later layers, of 4 heads, in 14 of 15 layers"
 
 
-def test_a_model_that_diverged_or_is_not_there_is_no_number():
-    rows = table()
+def test_a_model_that_diverged_or_is_not_there_is_no_number(planted):
+    rows = planted.copy()
     risk = rows["metric"] == "excess_risk/transformer"
     rows.loc[risk & (rows["model.heads"] == "[8, 8]") & (rows["seed"] == 1), "value"] = math.inf
     rows = rows[~((rows["model.heads"] == "[8, 8]") & (rows["seed"] == 2))]
@@ -203,10 +208,16 @@ def test_a_model_that_diverged_or_is_not_there_is_no_number():
     assert found.parts[-1].part.label == "8 heads against 4 (3 of 5 seeds have a number)"
 
 
-def test_only_the_last_step_counts():
-    rows = table(steps=(100, 200))
-    early = rows[rows["step"] == 100]
-    (late,) = judge([LaterLayersUseOneHead()], rows)
+def test_importance_at_single_numbers_of_examples_is_left_aside(planted):
+    of_heads = planted[planted["metric"].str.startswith("heads/")]
+    at_n = of_heads.assign(n_points=pd.array([8] * len(of_heads), "Int64"), value=0.1)
+    claims = [FirstLayerUsesAllHeads(), LaterLayersUseOneHead()]
+    assert judge(claims, pd.concat([planted, at_n])) == judge(claims, planted)
+
+
+def test_only_the_last_step_counts(planted):
+    early = planted[planted["step"] == 100]
+    (late,) = judge([LaterLayersUseOneHead()], planted)
     (before,) = judge([LaterLayersUseOneHead()], early)
     assert (late.verdict, before.verdict) == ("PASS", "FAIL")
 
@@ -236,20 +247,27 @@ def test_one_layer_has_no_later_ones_to_prune():
 def test_models_of_other_depths_are_other_settings():
     rows = pd.concat([table(heads=[(1, 1), (8, 8)]), table(heads=[(1, 1, 1), (4, 4, 4)], draw=1)])
     rows = rows.drop_duplicates(["trial", "step", "metric", "layer", "head", "n_points"])
-    found = [f for f in judge(CLAIMS, rows) if f.claim == "RiskFallsWithHeads"]
-    assert [f.setting for f in found] == [None, {"depth": 2}, {"depth": 3}]
-    assert [[p.part.label for p in f.parts] for f in found[1:]] == [["8 heads against 1"], ["4 heads against 1"]]
-    assert [p.part.label for p in found[0].parts] == ["depth 2: 8 heads against 1", "depth 3: 4 heads against 1"]
-    most = overall([FirstLayerUsesAllHeads()], rows)["FirstLayerUsesAllHeads"]
-    assert sorted(p.part.bound for p in most.parts) == [3, 6]
-    preprocesses = [f for f in judge(CLAIMS, rows) if f.claim == "FirstLayerPreprocesses"]
-    assert [f.setting for f in preprocesses] == [None, {}]
+    *falls, most, _, _ = judge([RiskFallsWithHeads(), FirstLayerUsesAllHeads()], rows)
+    assert [f.setting for f in falls] == [None, {"depth": 2}, {"depth": 3}]
+    assert [[p.part.label for p in f.parts] for f in falls[1:]] == [["8 heads against 1"], ["4 heads against 1"]]
+    assert [p.part.label for p in falls[0].parts] == ["depth 2: 8 heads against 1", "depth 3: 4 heads against 1"]
+    assert [p.part.bound for p in most.parts] == [6, 3]
+    assert [f.setting for f in judge([FirstLayerPreprocesses()], rows)] == [None, {}]
+
+
+def test_p_probing_of_each_depth_is_judged_where_the_table_tells_the_depth():
+    shallow, deep = table(heads=[(1, 1), (8, 8)]), table(AGAINST, heads=[(1, 1, 1), (4, 4, 4)])
+    rows = pd.concat([shallow.assign(depth=2), deep.assign(depth=3, trial=deep["trial"] + "-deep")])
+    told = {(f.setting or {}).get("depth"): f.verdict for f in judge([FirstLayerPreprocesses()], rows)}
+    assert told == {None: "FAIL", 2: "PASS", 3: "FAIL"}
+    with pytest.raises(InputError, match="more than once in one setting"):
+        judge([FirstLayerPreprocesses()], rows.drop(columns="depth"))
 
 
 def test_over_all_settings_a_claim_fails_with_any_of_them():
     rows = pd.concat([table(noise=(0.0,)), table(AGAINST, noise=(0.8,))])
-    for claim in CLAIMS:
-        together, *apart = judge([claim], rows)
+    found = judge(CLAIMS, rows)
+    for together, *apart in ([f for f in found if f.claim == name] for name in NAMES):
         assert [(f.setting["data.task.noise_std"], f.verdict) for f in apart] == [(0.0, "PASS"), (0.8, "FAIL")]
         assert (together.setting, together.verdict) == (None, "FAIL")
         assert together.decisive.part.label.startswith("noise_std 0.8: ")
@@ -269,19 +287,18 @@ def test_settings_without_what_a_claim_is_about_are_counted():
     ("better", "verdict"), [("raw", "FAIL"), ("heads_1", "FAIL"), ("r_hat", "PASS"), ("untrained", "PASS")]
 )
 def test_p_probing_is_claimed_against_fewest_heads_and_raw_examples(better, verdict):
-    rows = table(TRUTH._replace(p_probing=TRUTH.p_probing | {better: 0.1}))
+    rows = table(TRUTH._replace(p_probing=TRUTH.p_probing | {better: 0.1}), heads=[(8, 8)])
     (found,) = judge([FirstLayerPreprocesses()], rows)
     assert found.verdict == verdict
     assert len(found.parts) == 2 * 2 * 2  # optimisers, depths, rivals
 
 
-def test_p_probing_of_equally_many_heads_is_against_the_raw_examples_alone():
-    rows = table()
-    (found,) = judge([FirstLayerPreprocesses()], rows[~rows["metric"].str.endswith("/heads_1")])
+def test_p_probing_of_equally_many_heads_is_against_the_raw_examples_alone(planted):
+    (found,) = judge([FirstLayerPreprocesses()], planted[~planted["metric"].str.endswith("/heads_1")])
     assert {p.part.label for p in found.parts} == {
         f"{optimiser} {depth}: 8 heads against raw" for optimiser in ("attention", "descent") for depth in (1, 2)
     }
-    (found,) = judge([FirstLayerPreprocesses()], rows[~rows["metric"].str.endswith("/heads_8")])
+    (found,) = judge([FirstLayerPreprocesses()], planted[~planted["metric"].str.endswith("/heads_8")])
     assert found.parts == []  # one head cannot be "most heads"
 
 
@@ -362,13 +379,13 @@ def test_numbers_are_told_with_three_digits():
 
 
 @pytest.mark.parametrize("column", ["seed", "n_points", "model.heads"])
-def test_a_table_without_a_column_is_refused(column):
+def test_a_table_without_a_column_is_refused(planted, column):
     with pytest.raises(InputError, match=f"no column {column}"):
-        judge(CLAIMS, table().drop(columns=column))
+        judge(CLAIMS, planted.drop(columns=column))
 
 
-def test_a_table_without_rows_or_seeds_is_refused():
-    rows = table(seeds=(1, 2))
+def test_a_table_without_rows_or_seeds_is_refused(planted):
+    rows = planted.copy()
     with pytest.raises(InputError, match="no rows"):
         judge(CLAIMS, rows.iloc[:0])
     rows.loc[rows["seed"] == 2, "seed"] = pd.NA
@@ -376,13 +393,12 @@ def test_a_table_without_rows_or_seeds_is_refused():
         judge(CLAIMS, rows)
 
 
-def test_two_trials_of_a_seed_in_a_setting_are_refused():
-    rows = table()
-    again = rows[rows["trial"] == "heads-8-8-noise-0.4-seed-1"].assign(trial="again")
+def test_two_trials_of_a_seed_in_a_setting_are_refused(planted):
+    again = planted[planted["trial"] == "heads-8-8-noise-0.4-seed-1"].assign(trial="again")
     with pytest.raises(
         InputError, match=r"heads-8-8-noise-0\.4-seed-1 and again have excess_risk/transformer of seed 1"
     ):
-        judge(CLAIMS, pd.concat([rows, again]))
+        judge(CLAIMS, pd.concat([planted, again]))
 
 
 @pytest.mark.parametrize(
