@@ -16,7 +16,7 @@ from lightning_icl.commands.run import check_fit
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
-from lightning_icl.studies.gather import gather, p_probing_rows, read_table, write_table
+from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
 from lightning_icl.studies.plan import Job, Plan, Scale, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
@@ -166,14 +166,14 @@ def _table(planned: Plan, folder: Path) -> pd.DataFrame:
     probed = [job for job in planned.p_probings if job.is_finished()]
     parts = [gather([job.folder for job in finished])] if finished else []
     parts += [p_probing_rows([job.folder for job in probed])] if probed else []
-    here = {job.name for job in (*finished, *probed)}
     if (folder / "results.parquet").exists():
+        elsewhere = {job.name for job in planned.jobs} - {job.name for job in (*finished, *probed)}
         known = read_table(folder)
-        parts.append(known[known["trial"].isin({job.name for job in planned.jobs} - here)])
+        parts.append(known[known["trial"].isin(elsewhere)])
     parts = [part for part in parts if len(part)]
     if not parts:
-        raise InputError(f"no trial of {folder} has finished, so that there is nothing to show; see {folder / 'logs'}.")
-    return write_table(pd.concat(parts, ignore_index=True), folder)
+        raise InputError(f"no trial of {folder} has finished, so there is nothing to show; see {folder / 'logs'}.")
+    return write_table(joined(parts), folder)
 
 
 def _trials(planned: Plan, folder: Path, refused: dict[str, str]) -> pd.DataFrame:

@@ -63,7 +63,7 @@ def p_probing_rows(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Tables of different trials as one: that which gathering them together would have given."""
+    """Tables of different trials as one, with the order and the types of columns of one that is gathered."""
     configs = [
         (trial, {key: None if pd.isna(value) else value for key, value in config.items()})
         for table in tables

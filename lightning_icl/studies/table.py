@@ -6,7 +6,7 @@ One row per trial x step x metric x layer x head x number of examples:
 - one column for each config key (``model.heads``, ``data.task.noise_std``, ... as on the command line; lists and
   mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name);
 - step: optimizer steps behind the numbers;
-- metric: a name grouped by slashes (lightning_icl.studies.gather lists them);
+- metric: a name grouped by slashes (lightning_icl.studies.rows lists them);
 - layer, head, n_points: counted from 1; missing where the number is not about one layer, head or number of examples;
 - value, error: the number and its standard error over prompts; missing where there is none.
 """

@@ -250,6 +250,7 @@ def test_an_analysis_of_the_users_own_goes_by_the_conventions(tmp_path):
         "by": {"depth": [1.0, None], "head": [[1.0, 2.0], [3.0, None]], "head_error": [[0.1, 0.2], [0.3, None]]},
         "estimate": E,
         "whole": [[None, 1.0], [None, None]],
+        "wide": [[1.0], [2.0, 3.0]],  # not by head, as layer 2 has one
         "cube": [[[1.0]]],
     }
     assert gathered(tmp_path, "Mine", record) == {
@@ -265,6 +266,9 @@ def test_an_analysis_of_the_users_own_goes_by_the_conventions(tmp_path):
         ("Mine/whole", 1, 1, None): (None, None),
         ("Mine/whole", 1, 2, None): (1.0, None),
         ("Mine/whole", 2, 1, None): (None, None),
+        ("Mine/wide", 1, 1, None): (1.0, None),
+        ("Mine/wide", 2, 1, None): (2.0, None),
+        ("Mine/wide", 2, 2, None): (3.0, None),
     }
 
 
@@ -344,8 +348,10 @@ def several(tmp_path):
     other = {"class_path": "lightning_icl.LinearRegression", "init_args": {"n_dims": 4, "noise_std": [0.1, 0.5]}}
     noisy = {"class_path": TASK["class_path"], "init_args": TASK["init_args"] | {"noise_std": 0.4}}
     return [
-        run_folder(tmp_path / "b", series(3, 5), heads=[1, 1], trainer={"precision": 32}, n_points=[4, 8], seed=2),
-        run_folder(tmp_path / "a", series(5), task=noisy, trainer={"max_steps": 2.5}, seed=1),
+        run_folder(
+            tmp_path / "b", series(3, 5), heads=[1, 1], trainer={"precision": 32}, n_points=[4, 8], seed=2, rule=True
+        ),
+        run_folder(tmp_path / "a", series(5), task=noisy, trainer={"max_steps": 2.5}, seed=1, rule="all"),
         run_folder(tmp_path / "c", {"HeadImportance": [head_scores(0.1) | {"step": 9, "by_points": {}}]}, task=other),
     ]
 
@@ -359,6 +365,8 @@ def test_columns_of_numbers_stay_numbers_and_others_are_text(tmp_path):
     assert by_trial["data.task.sparsity"].tolist() == [2, 2, pd.NA]
     assert by_trial["data.n_points"].tolist() == ["8", "[4, 8]", "8"]
     assert by_trial["data.task.noise_std"].dropna().to_dict() == {"a": "0.4", "c": "[0.1, 0.5]"}
+    assert by_trial["data.rule"].dropna().to_dict() == {"a": "all", "b": "true"}
+    assert by_trial["model.mlp"].dtype == "bool"
     assert by_trial["trainer.precision"].isna().tolist() == [True, False, True]
     assert {str(table[key].dtype) for key in ("seed", "step", "layer", "head", "n_points")} == {"Int64"}
     assert {str(table[key].dtype) for key in ("value", "error")} == {"float64"}
@@ -368,6 +376,8 @@ def test_the_same_runs_are_the_same_table_in_any_order_and_in_parts(tmp_path):
     runs = several(tmp_path)
     table = gather(runs)
     pd.testing.assert_frame_equal(gather(runs[::-1]), table)
+    assert table["trial"].is_monotonic_increasing
+    assert table.loc[table["metric"] == "heads/agreement/a_and_b", "layer"].tolist() == [pd.NA, 1, 2]
     pd.testing.assert_frame_equal(joined([gather(runs[1:]), gather(runs[:1])]), table)
     for i, ordered in enumerate((runs, runs[::-1])):
         write_table(gather(ordered), tmp_path / str(i))
@@ -433,7 +443,7 @@ def test_p_probing_leaves_out_what_its_runs_do_not_share(tmp_path):
     }
     table = p_probing_rows([p_probing_folder(tmp_path / "p", runs, descent={"raw": [1.0]})])
     assert table["seed"].isna().all()
-    assert "data.n_queries" not in table.columns
+    assert not {"data.n_queries", "model.heads"} & set(table.columns)
     assert set(table["trainer.max_steps"]) == {60}
 
 
