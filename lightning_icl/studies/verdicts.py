@@ -47,13 +47,14 @@ class Judged(NamedTuple):
 
     def clearance(self) -> float:
         """How far the mean lies on the wanted side of the bound, in half-widths of the interval: PASS is above 1."""
-        if self.interval.n < 2:
+        if self.interval.n < 2 or math.isinf(self.interval.high):
             return 0.0
-        of = math.log if self.part.log else float
-        gap = of(self.interval.mean) - of(self.part.bound)
-        half = of(self.interval.high) - of(self.interval.mean) if math.isfinite(self.interval.high) else math.inf
-        wanted = gap if self.part.wanted == "above" else -gap
-        return wanted / half if half > 0 else math.copysign(math.inf, wanted) if wanted else 0.0
+        ends = (self.interval.mean, self.interval.high, self.part.bound)
+        mean, high, bound = map(math.log if self.part.log else float, ends)
+        wanted = mean - bound if self.part.wanted == "above" else bound - mean
+        if high > mean:
+            return wanted / (high - mean)
+        return math.copysign(math.inf, wanted) if wanted else 0.0
 
     def number(self) -> str:
         """The mean with its interval and what was wanted, or why there is none."""

@@ -359,6 +359,9 @@ def test_the_decisive_comparison_is_the_worst():
     ]
     assert finding("", "", None, parts[::2]).decisive.part.label == "far"
     assert finding("", "", None, parts).decisive.part.label == "near"
+    assert finding("", "", None, [parts[0], Part("one seed", (9.0,), "above", 0.0)]).decisive.part.label == "one seed"
+    without_end = judged(Part("", (1e-200, 1e200), "below", 3.0, log=True))
+    assert (without_end.verdict, without_end.clearance()) == ("UNDECIDED", 0)
     assert finding("", "", None, []).decisive is None
 
 
