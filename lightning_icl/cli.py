@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -51,12 +53,16 @@ def run_command(name: str, args: list[str]) -> None:
         raise InputError(f"{name} needs {error.name}; install it with: pip install 'lightning-icl[study]'.") from error
     parser = Parser(prog=f"lightning-icl {name}", description=(command.__doc__ or "").partition("Args:")[0])
     parser.add_function_arguments(command)
+    arguments = signature(command).parameters
+    if "config" not in arguments:
+        parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
+    switches = {f"--{name}" for name, argument in arguments.items() if argument.annotation is bool}
+    args = [f"{arg}=true" if arg in switches else arg for arg in args]
     try:
         options = parser.instantiate_classes(parser.parse_args(args))
     except ValueError as error:  # by convention, a constructor's word for a bad argument
         raise InputError(sentence(str(error), parser)) from error
-    options.pop("config", None)
-    command(**options.as_dict())
+    command(**{name: options[name] for name in arguments})
 
 
 def fail(message: str) -> NoReturn:

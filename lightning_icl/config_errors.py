@@ -1,6 +1,7 @@
 """One sentence for what jsonargparse says in a page: the key, and the nearest valid one."""
 
 import inspect
+import pydoc
 import re
 import textwrap
 
@@ -12,8 +13,10 @@ from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.functional.references import Reference
 from lightning_icl.functional.tasks import Spectrum, Task
 from lightning_icl.streams import ValidationStream
+from lightning_icl.studies.plan import PProbingPlan, Resources, Scale
 
 STREAM_OPTIONS = ValidationStream.__annotations__
+SCALE_OPTIONS = [*Scale.__annotations__, *Resources.__annotations__, *PProbingPlan.__annotations__]
 # Lines of a union's list of errors that only say which type each of its parts is.
 NO_REFUSAL = r"Expected|Not a valid subclass|Problem with|Does not validate|a (class|dict) "
 TYPES = {
@@ -33,7 +36,7 @@ def sentence(message: str, parser: ArgumentParser) -> str:
     """Shorten a parser's message; what no rule knows keeps its first and last line."""
     message = _innermost(message)
     of_classes = (_unknown_class_option, _required_class_option)
-    rules = (*of_classes, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
+    rules = (*of_classes, _scale, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
     for rule in (*rules, _missing, _bad_yaml):
         if found := rule(message, parser):
             return found
@@ -94,6 +97,18 @@ def _options(class_path: str) -> list[str]:
     return [parameter for parameter in inspect.signature(named).parameters if parameter not in ("args", "kwargs")]
 
 
+def _scale(message: str, parser: ArgumentParser) -> str | None:
+    """An option of a study's scale that does not exist, or one it cannot do without."""
+    if _key(message) != "scales: ":
+        return None
+    if found := re.search(r"Unexpected keys: \{'(.+?)'", message):
+        return f"scales: a scale has no option {found[1]!r}; {did_you_mean(found[1], SCALE_OPTIONS)}"
+    if found := re.search(r"Missing required keys: \{(.+?)\}", message):
+        missing = " and ".join(sorted(re.findall(r"'(\w+)'", found[1])))
+        return f"scales: a scale needs {missing}, such as {{base: [configs/quickstart.yaml], seeds: [1, 2, 3]}}."
+    return None
+
+
 def _validation_stream(message: str, parser: ArgumentParser) -> str | None:
     """An option of a validation stream that does not exist, its n_points, or a flag for a part of a stream."""
     as_flag = "give a stream as a whole, such as --data.validation.noisier '{shift: {noise_std: 1.0}}'."
@@ -115,10 +130,16 @@ def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
     )
     if not found:
         return None
-    bases = (Task, Spectrum, Callback, Reference, PruningStrategy)
+    bases = (Task, Spectrum, Callback, Reference, PruningStrategy, *_named_bases(message))
     wanted = [base for base in bases if f"{base.__name__}'>" in message or f"{base.__name__}]" in message]
     known = [c.__name__ for base in wanted or bases for c in _subclasses(base) if _is_usable(c)]
     return f"{_key(message)}there is no class {found[1]!r}; {did_you_mean(found[1], known)}"
+
+
+def _named_bases(message: str) -> list[type]:
+    """The base classes of a list that a message tells of, where they are ours."""
+    named = map(pydoc.locate, re.findall(r"list\[(lightning_icl\.[\w.]+)\]", message))
+    return [base for base in named if isinstance(base, type)]
 
 
 def _is_usable(named: type) -> bool:

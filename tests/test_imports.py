@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "module": {"functional", "transformer", "metrics", "optimizers"},
     "instruments": {"functional", "transformer", "instruments"},
     "callbacks": MODEL_SIDE | {"callbacks", "instruments"},
-    "config_errors": {"functional", "streams"},
+    "config_errors": {"functional", "streams", "studies"},
     "checkpoint": {"functional", "transformer"},
     "command_line": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint"},
     "shipped_configs": set(),

@@ -20,6 +20,7 @@ from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_ta
 from lightning_icl.studies.plan import Job, Plan, Scale, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
+from lightning_icl.studies.worker import USAGE_ERROR, failure
 
 VERSIONS = ("lightning-icl", "torch", "lightning", "ray")
 
@@ -91,7 +92,7 @@ def study(
     )
     report = write_report(page, folder)
     for finding in (f for f in judged if f.setting is None or len(judged) == len(claims or [])):
-        print(f"{finding.verdict:<9}  {finding.statement}: {finding.number()}")
+        print(f"{finding.verdict:<9}  {finding.statement.rstrip('.')}: {finding.number()}")
     failed = trials[trials["status"] == "failed"]
     for trial, error in zip(failed["trial"], failed["error"], strict=True):
         print(f"FAILED     {trial}: {error}")
@@ -120,14 +121,14 @@ def _list(planned: Plan, size: Scale) -> None:
 
 
 def _write_slurm(name: str, planned: Plan, size: Scale, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(exist_ok=True)
-    for file, script in slurm_scripts(name, planned, size.get("resources", {}), folder).items():
+    (folder / "logs").mkdir(parents=True, exist_ok=True)  # SLURM does not start a job whose log has no folder
+    scripts = slurm_scripts(name, planned, size.get("resources", {}), folder)
+    for file, script in scripts.items():
         (folder / file).write_text(script)
-    first, *later = (str(folder / file) for file in slurm_scripts(name, planned, size.get("resources", {}), folder))
-    print(f"job=$(sbatch --parsable {first})")
-    for file in later:
-        print(f"sbatch --dependency=afterany:$job {file}")
+    first, *later = (str(folder / file) for file in scripts)
+    print(
+        f"job=$(sbatch --parsable {first})", *(f"sbatch --dependency=afterany:$job {file}" for file in later), sep="\n"
+    )
     print("and when they are done, the same command with --figures_only.")
 
 
@@ -180,22 +181,29 @@ def _trials(planned: Plan, folder: Path, refused: dict[str, str]) -> pd.DataFram
     """What became of each job: its status, how it failed, how long it took and its command."""
     rows = []
     for job in planned.jobs:
-        file = folder / "logs" / f"{job.name}.json"
-        known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        error = refused.get(job.name) or known.get("error")
-        status = "done" if job.is_finished() else "failed" if error else "not run"
+        known = _known(folder / "logs" / f"{job.name}.txt")
+        error = None if job.is_finished() else refused.get(job.name) or known["error"]
         rows.append(
             {
                 "trial": job.name,
-                "status": status,
-                "error": error if status == "failed" else None,
-                "seconds": known.get("seconds"),
+                "status": "done" if job.is_finished() else "failed" if error else "not run",
+                "error": error,
+                "seconds": known["seconds"],
                 "command": shlex.join(["lightning-icl", *job.command]),
             }
         )
     trials = pd.DataFrame(rows)
     trials.to_csv(folder / "trials.csv", index=False)
     return trials
+
+
+def _known(log: Path) -> dict[str, Any]:
+    """How a job failed and how long it took: from what the engine wrote or, of another scheduler's, from its log."""
+    if log.with_suffix(".json").exists():
+        return json.loads(log.with_suffix(".json").read_text())
+    said = log.read_text(errors="replace") if log.exists() else ""
+    stopped = re.search(r"^(lightning-icl: |Traceback \(most recent)", said, flags=re.MULTILINE)
+    return {"seconds": None, "error": failure(said, USAGE_ERROR) if stopped else None}
 
 
 def _version(package: str) -> str:

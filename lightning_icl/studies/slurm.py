@@ -13,7 +13,7 @@ SCRIPT = """\
 #SBATCH --array=0-{last}
 #SBATCH --cpus-per-task={cpus}
 {gpus}#SBATCH --requeue
-#SBATCH --output={logs}/{name}-%a.txt
+#SBATCH --output={logs}/slurm-%A-%a.txt
 
 # A job that is requeued goes on from its last checkpoint.
 cd "$SLURM_SUBMIT_DIR" || exit 1
@@ -38,6 +38,11 @@ def slurm_scripts(name: str, planned: Plan, resources: Resources, folder: Path) 
 
 
 def _script(name: str, jobs: Sequence[Job], cpus: int, gpus: int, folder: Path) -> str:
-    commands = "\n".join("  " + shlex.quote(shlex.join(["lightning-icl", *job.command])) for job in jobs)
+    commands = "\n".join(f"  {shlex.quote(_line(job, folder / 'logs'))}" for job in jobs)
     asked = f"#SBATCH --gpus-per-task={gpus}\n" if gpus else ""
     return SCRIPT.format(name=name, last=len(jobs) - 1, cpus=cpus, gpus=asked, logs=folder / "logs", commands=commands)
+
+
+def _line(job: Job, logs: Path) -> str:
+    """The job's command, with what it says in the log that has its name."""
+    return f"{shlex.join(['lightning-icl', *job.command])} >> {shlex.quote(str(logs / f'{job.name}.txt'))} 2>&1"

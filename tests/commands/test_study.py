@@ -1,0 +1,179 @@
+"""lightning-icl study, but for Ray: what it lists, what it writes of the trials that are there, what it refuses."""
+
+import json
+import os
+import shlex
+import subprocess
+from contextlib import nullcontext
+
+import pandas as pd
+import pytest
+import yaml
+
+from lightning_icl.cli import main
+
+SCALE = {
+    "base": ["base.yaml"],
+    "overrides": {"trainer.max_steps": 7},
+    "grids": [{"model.heads": [[1, 1], [4, 4]]}],
+    "seeds": [1, 2, 3],
+    "p_probing": {"steps": 5},
+}
+STUDY = {"name": "small", "about": "Do heads help?", "claims": ["RiskFallsWithHeads"], "figures": ["RiskByHeads"]}
+TASK = {"class_path": "lightning_icl.SparseLinearRegression", "init_args": {"n_dims": 4, "sparsity": 2}}
+# Of 4 heads over one head, on the prompts of one seed: .5, .6, .5.
+RISKS = {(1, 1): (1.0, 2.0, 3.0), (4, 4): (0.5, 1.2, 1.5)}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, capsys):
+    """Runs the command in a folder with a study in it, and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(
+        yaml.safe_dump({"data": {"task": TASK}, "model": {"d_model": 16, "heads": [2]}})
+    )
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": SCALE}}))
+
+    def run(*args, status=0):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) if status else nullcontext() as stopped:
+            main(["study", "--config", "small.yaml", *args])
+        assert status == (stopped.value.code if stopped else 0)
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def finished(study, tmp_path):
+    """The study's trials as they would lie there when all are finished but one."""
+    commands = [shlex.split(line) for line in study("--dry_run").out.splitlines()]
+    folders = [command[command.index("--run_folder") + 1] for command in commands if command[1] == "fit"]
+    for folder, command in zip(folders, commands, strict=False):
+        heads = next(json.loads(a.partition("=")[2]) for a in command if a.startswith("--model.heads"))
+        seed = next(int(a.partition("=")[2]) for a in command if a.startswith("--seed_everything"))
+        write_run(tmp_path / folder, heads, seed, RISKS[tuple(heads)][seed - 1])
+    return [tmp_path / folder for folder in folders]
+
+
+def write_run(folder, heads, seed, risk):
+    (folder / "checkpoints").mkdir(parents=True)
+    config = {"seed_everything": seed, "data": {"task": TASK}, "model": {"d_model": 16, "heads": heads}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    stream = {"name": None, "overall": {"transformer": [risk, 0.01]}, "by_points": {}}
+    results = {"ReferenceRisk": [{"step": 7, "streams": [stream]}], "finished": {"steps": 7}}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_a_dry_run_lists_commands_and_makes_nothing(study, tmp_path):
+    said = study("--dry_run")
+    commands = [shlex.split(line) for line in said.out.splitlines()]
+    assert [command[:2] for command in commands] == [["lightning-icl", "fit"]] * 6 + [["lightning-icl", "p_probe"]] * 3
+    assert all("--trainer.max_steps=7" in command for command in commands[:6])
+    assert said.err.endswith("6 trials and 3 P-probings.\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.yaml", "small.yaml"]
+    assert len(study("--dry_run", "--seeds", "[5]").out.splitlines()) == 2 + 1
+
+
+def test_slurm_scripts_run_the_commands_that_a_dry_run_lists(study, tmp_path):
+    listed = [shlex.split(line)[1:] for line in study("--dry_run").out.splitlines()]
+    said = study("--format", "slurm").out
+    assert said.splitlines()[:2] == [
+        "job=$(sbatch --parsable studies/small-quick/slurm_trials.sh)",
+        "sbatch --dependency=afterany:$job studies/small-quick/slurm_p_probing.sh",
+    ]
+    fake = tmp_path / "bin" / "lightning-icl"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    ran = []
+    for script, jobs in (("slurm_trials.sh", 6), ("slurm_p_probing.sh", 3)):
+        path = tmp_path / "studies" / "small-quick" / script
+        assert f"#SBATCH --array=0-{jobs - 1}\n" in path.read_text()
+        for i in range(jobs):
+            subprocess.run(["bash", path], env=environment | {"SLURM_ARRAY_TASK_ID": str(i)}, check=True, cwd="/")
+    for command in listed:
+        name = command[command.index("--run_folder" if command[0] == "fit" else "--output") + 1].rpartition("/")[2]
+        ran.append((tmp_path / "studies" / "small-quick" / "logs" / f"{name}.txt").read_text().splitlines())
+    assert ran == listed
+
+
+def test_table_verdict_figure_and_report_of_the_trials_that_are_there(study, finished, tmp_path):
+    said = study("--figures_only").out
+    folder = tmp_path / "studies" / "small-quick"
+    assert said.startswith("PASS       The excess risk falls from each number of heads to the next larger one: 0.531 [")
+    table = pd.read_parquet(folder / "results.parquet")
+    risks = table[table["metric"] == "excess_risk/transformer"].set_index(["model.heads", "seed"])["value"].to_dict()
+    assert risks == {(str(list(h)), i + 1): risk for h, by_seed in RISKS.items() for i, risk in enumerate(by_seed)}
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv")[["trial", "value"]], table[["trial", "value"]])
+    assert {p.suffix for p in (folder / "figures").iterdir()} == {".png", ".svg"}
+    report = (folder / "report.html").read_text()
+    assert "Do heads help?" in report
+    assert "PASS" in report
+
+
+def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finished, tmp_path, undrawn):
+    unfinished, diverged, crashed = finished[0], finished[2], finished[4]
+    for folder in (unfinished, diverged, crashed):
+        results = json.loads((folder / "results.json").read_text())
+        del results["finished"]
+        (folder / "results.json").write_text(json.dumps(results))
+    logs = tmp_path / "studies" / "small-quick" / "logs"
+    logs.mkdir()
+    (logs / f"{diverged.name}.json").write_text('{"attempts": 1, "seconds": 3.0, "error": "training has diverged."}')
+    (logs / f"{crashed.name}.txt").write_text("Traceback (most recent call last):\n  boom\nValueError: boom\n")
+    said = study("--figures_only", status=1).out
+    assert f"FAILED     {diverged.name}: training has diverged." in said
+    assert f"FAILED     {crashed.name}: ValueError: boom" in said
+    trials = pd.read_csv(logs.parent / "trials.csv").set_index("trial")
+    assert trials.loc[unfinished.name, "status"] == "not run"
+    assert trials["status"].value_counts().to_dict() == {"done": 3, "not run": 4, "failed": 2}  # 3 are P-probings
+    assert set(pd.read_parquet(logs.parent / "results.parquet")["trial"]) == {finished[i].name for i in (1, 3, 5)}
+    report = (logs.parent / "report.html").read_text()
+    assert all(word in report for word in (diverged.name, "training has diverged.", "ValueError: boom"))
+
+
+def test_a_trial_whose_folder_is_gone_stays_in_the_table(study, finished, tmp_path, undrawn):
+    study("--figures_only")
+    before = pd.read_parquet(tmp_path / "studies" / "small-quick" / "results.parquet")
+    for path in [*finished[0].glob("*.*"), *finished[3].glob("*.*")]:
+        path.unlink()
+    study("--figures_only")
+    after = pd.read_parquet(tmp_path / "studies" / "small-quick" / "results.parquet")
+    pd.testing.assert_frame_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"sedes": [1]}, "there is no option 'sedes'; did you mean 'seeds'?"),
+        ({"claims": ["RiskFals"]}, "claims: there is no class 'RiskFals'; did you mean 'RiskFallsWithHeads'?"),
+        ({"figures": ["ImportanceMap"]}, "figures: there is no class 'ImportanceMap'; did you mean 'ImportanceMaps'?"),
+        ({"scales": {"q": SCALE | {"grid": []}}}, "scales: a scale has no option 'grid'; did you mean 'grids'?"),
+        ({"scales": {"q": SCALE | {"resources": {"cpus": 1}}}}, "scales: a scale has no option 'cpus'; did you mean"),
+        ({"scales": {"q": {"base": ["base.yaml"]}}}, "scales: a scale needs seeds, such as {base:"),
+        ({"scales": {}}, "scales is {}, but a study needs at least one"),
+        ({"scale": "paper"}, "scale is paper, but this study has quick."),
+        ({"name": "a/b"}, "name is 'a/b', but a study's name is made of letters, digits, _, - and dots."),
+        ({"scales": {"q": SCALE | {"base": ["bass.yaml"]}}}, "base has bass.yaml, but there is no such file"),
+        (
+            {"scales": {"q": SCALE | {"trials": [], "grids": [{"model.headz": [1]}]}}},
+            "there is no option 'model.headz'",
+        ),
+        (
+            {"claims": [{"class_path": "PrunedKeepsRisk", "init_args": {"ratio": -1}}]},
+            "ratio is -1.0, but it must be a",
+        ),
+    ],
+)
+def test_a_bad_study_is_refused_in_one_sentence_before_any_work(study, tmp_path, changed, sentence):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": SCALE}} | changed))
+    said = study(status=2)
+    assert said.err.startswith(f"lightning-icl: {sentence}")
+    assert said.err.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.yaml", "small.yaml"]
+
+
+def test_nothing_to_show_is_said(study):
+    assert "no trial of studies/small-quick has finished" in study("--figures_only", status=2).err
