@@ -135,12 +135,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a config, as one would type them: data.task is the class's name, data.task.noise_std a value.
 
-    Lists and mappings are JSON text.
+    Lists and mappings are JSON text. Besides there is depth, the number of layers, which only model.heads tells.
     """
     trainer = config.get("trainer") or {}
     kept = {f"trainer.{key}": trainer[key] for key in TRAINER_KEYS if key in trainer}
     kept |= {f"{part}.{key}": value for part in ("model", "data") for key, value in config[part].items()}
-    return {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
+    flat = {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
+    return flat | {"depth": len(config["model"]["heads"])}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

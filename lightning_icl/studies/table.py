@@ -4,7 +4,7 @@ One row per trial x step x metric x layer x head x number of examples:
 
 - trial: the name of the run's folder; seed: its ``seed_everything``;
 - one column for each config key (``model.heads``, ``data.task.noise_std``, ... as on the command line; lists and
-  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name);
+  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name), and ``depth``, the number of layers;
 - step: optimizer steps behind the numbers;
 - metric: a name grouped by slashes (lightning_icl.studies.rows lists them);
 - layer, head, n_points: counted from 1; missing where the number is not about one layer, head or number of examples;

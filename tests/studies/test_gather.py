@@ -333,6 +333,7 @@ def test_config_columns_are_as_on_the_command_line(tmp_path):
         "data.task.task.spectrum": "Powerlaw",
         "data.task.task.spectrum.exponent": 1.5,
         "data.validation": '{"longer": {"n_points": 40}}',
+        "depth": 2,
         "model.d_model": 16,
         "model.heads": "[2, 1]",
         "model.learning_rate": 0.01,
