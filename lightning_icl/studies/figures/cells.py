@@ -1,5 +1,6 @@
 """Rows of the table as what a figure shows: cut into settings, and averaged over seeds."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lightning_icl.studies.figures.names import setting_text
-from lightning_icl.studies.statistics import seed_interval
+from lightning_icl.studies.statistics import SeedInterval, seed_interval
 from lightning_icl.studies.table import head_list, last_step, uniform_heads, varied
 
 HEADS = "model.heads"
@@ -27,14 +28,17 @@ def final(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
 
 def with_depth(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the column "depth", the number of layers, and "h", that of heads where all layers have as many."""
-    depth = table[HEADS].map(lambda text: len(head_list(text)), na_action="ignore").astype("Int64")
-    h = table[HEADS].map(uniform_heads, na_action="ignore").astype("Int64")
+    known = table[HEADS].dropna().unique()  # few texts in many rows
+    depth = table[HEADS].map({text: len(head_list(text)) for text in known}).astype("Int64")
+    h = table[HEADS].map({text: uniform_heads(text) for text in known}).astype("Int64")
     return table.assign(depth=depth, h=h)
 
 
 def setting_keys(table: pd.DataFrame) -> list[str]:
     """What a study varies besides heads; "depth" among it where there are several."""
-    trials = table[table[HEADS].notna()] if table[HEADS].notna().any() else table  # P-probing's have fewer keys
+    trials = table.drop_duplicates("trial")
+    if trials[HEADS].notna().any():  # P-probing's have fewer keys
+        trials = trials[trials[HEADS].notna()]
     keys = [key for key in varied(trials) if key not in (HEADS, "depth", "h")]
     return keys + ["depth"] * (with_depth(trials)["depth"].nunique() > 1)
 
@@ -59,11 +63,12 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str], log: bool = False) -> pd.D
     Numbers of one seed, such as a reference's beside each model, are averaged first. Of ratios (``log``) it is the
     geometric mean.
     """
-    found: list[dict[str, Any]] = []
-    for values, group in finite(rows).groupby(list(by), dropna=False, sort=True):
-        of_seeds = group.groupby("seed")["value"].mean().tolist()
-        found.append(dict(zip(by, values, strict=True)) | seed_interval(of_seeds, log=log)._asdict())
-    return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "n"])
+    means = finite(rows).groupby([*by, "seed"], sort=True)["value"].mean()
+    of_seeds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for (*place, _), mean in means.items():
+        of_seeds[tuple(place)].append(mean)
+    found = [(*place, *seed_interval(values, log=log)) for place, values in of_seeds.items()]
+    return pd.DataFrame(found, columns=[*by, *SeedInterval._fields])
 
 
 PAIRED = " Models of one seed share their prompts, so they differ more surely than overlapping intervals suggest."

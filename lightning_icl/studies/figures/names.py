@@ -60,11 +60,15 @@ def is_missing(value: Any) -> bool:
 
 def setting_text(setting: Mapping[str, Any] | None) -> str:
     """A setting in words: {"data.task.noise_std": 0.4} -> "noise sd 0.4"; keys without a value are left out."""
-    return ", ".join(
-        value_text(value) if key in TELLING else f"{key_name(key)} {value_text(value)}"
-        for key, value in (setting or {}).items()
-        if not is_missing(value)
-    )
+    return ", ".join(_said(key, value) for key, value in (setting or {}).items() if not is_missing(value))
+
+
+def _said(key: str, value: Any) -> str:
+    if key in TELLING:
+        return value_text(value)
+    if key == "depth":
+        return f"{value} layer{'' if value == 1 else 's'}"
+    return f"{key_name(key)} {value_text(value)}"
 
 
 def heads_label(text: str) -> str:

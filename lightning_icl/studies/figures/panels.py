@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from numpy.typing import ArrayLike
 
 from lightning_icl.callbacks.figures.style import is_wide
 from lightning_icl.studies.figures.names import heads_label, in_order
@@ -31,6 +32,7 @@ REFERENCES: dict[str, dict[str, Any]] = {
 }
 OTHER = {"color": "sienna", "ls": (0, (5, 1, 1, 1, 1, 1))}
 MARKERS = "osD^vP*X"
+
 FURTHEST = 3.0  # times the largest mean: how far an axis follows the intervals, which of two seeds are huge
 DEEPEST = 0.01  # times the model's smallest risk: below lie references that are exact without noise
 
@@ -76,16 +78,17 @@ def bars(cells: pd.DataFrame, floor: float = 0.0) -> np.ndarray:
     ``floor`` times the mean is where a bar ends at the latest on its way down, for logarithmic axes have no zero.
     """
     mean, low, high = (cells[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
-    lengths = np.stack([np.minimum(mean - low, (1 - floor) * mean) if floor else mean - low, high - mean])
+    down = np.where(mean > 0, np.minimum(mean - low, (1 - floor) * mean), mean - low) if floor else mean - low
+    lengths = np.stack([down, high - mean])
     return np.where(np.isfinite(high - mean), lengths, np.nan)
 
 
-def over(axes: Axes, x: Sequence[float] | pd.Series, cells: pd.DataFrame, **style: Any) -> None:
+def over(axes: Axes, x: ArrayLike, cells: pd.DataFrame, **style: Any) -> None:
     """A line of means with error bars, upwards no further than logarithmic axes can show."""
     axes.errorbar(np.asarray(x, dtype=float), cells["mean"], bars(cells, floor=0.1), capsize=2, elinewidth=1, **style)
 
 
-def band(axes: Axes, x: Sequence[float] | pd.Series, cells: pd.DataFrame, alpha: float = 0.12, **style: Any) -> None:
+def band(axes: Axes, x: ArrayLike, cells: pd.DataFrame, alpha: float = 0.12, **style: Any) -> None:
     """A line of means with a band, where there are too many places for error bars."""
     x, lengths = np.asarray(x, dtype=float), bars(cells, floor=0.1)
     axes.plot(x, cells["mean"], **style)
@@ -94,7 +97,7 @@ def band(axes: Axes, x: Sequence[float] | pd.Series, cells: pd.DataFrame, alpha:
     )
 
 
-def apart(x: Sequence[float] | pd.Series, place: int, n: int, log: bool = False) -> np.ndarray:
+def apart(x: ArrayLike, place: int, n: int, log: bool = False) -> np.ndarray:
     """The places of the ``place``-th of n lines, moved so that no bar hides another, but not far from the place."""
     x = np.asarray(x, dtype=float)
     at = np.log(x) if log else x
@@ -125,7 +128,7 @@ def risk_limits(model: pd.DataFrame, others: pd.DataFrame | None = None) -> tupl
     lows = [max(low, mean / FURTHEST) for low, mean in zip(model["low"], model["mean"], strict=True)]
     if is_wide(near):
         return 0.8 * min(near + lows), 1.25 * highest, True
-    return 0.0, 1.06 * highest, False
+    return min(0.0, *near), 1.06 * highest, False
 
 
 def limit_risks(axes: Axes, limits: tuple[float, float, bool], along: str = "y") -> None:
@@ -148,7 +151,7 @@ def _some_minor(value: float, _: Any = None) -> str:
     return f"{value:g}" if digit in (2, 5) else ""
 
 
-def head_styles(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def head_styles(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each head configuration's label: ordered colours by h, black for layers that differ."""
     ordered = in_order(texts)
     uniform = list(dict.fromkeys(heads_label(text) for text in ordered if uniform_heads(text) is not None))

@@ -98,9 +98,10 @@ def _beside(axes: Axes, rows: pd.DataFrame) -> pd.DataFrame:
     ]
     shown = []
     for metric, label, style in known:
-        found = cells.over_seeds(rows[rows["metric"] == metric], ["layer"])
+        level = metric.startswith("probe/level/")
+        found = cells.over_seeds(rows[rows["metric"] == metric], ["metric"] if level else ["layer"])
         shown.append(found)
-        if metric.startswith("probe/level/"):
+        if level:
             for cell in found.itertuples():
                 panels.level(axes, cell, label=label, **style)
         elif len(found):

@@ -27,12 +27,17 @@ TREATMENT_STYLES = (  # colours of Okabe and Ito
     {"color": "#009e73", "marker": "^"},
     {"color": "#cc79a7", "marker": "v"},
 )
+TRAINED_MODELS = {
+    "one_each": "trained: one head in every layer",
+    "first": "trained: all heads in layer 1,\none in each later layer",
+    "later": "trained: one head in layer 1,\nall in later layers",
+}
 TRAINED = {"color": "black", "marker": "*", "ms": 9}
 SELF = "prune/as_is/full/excess_risk"
 
 
 class Case(NamedTuple):
-    """One setting: the pruned model's heads and its cells by treatment and model; cells of models trained so."""
+    """One setting: the pruned model's heads, its cells by treatment and model, those of models trained with fewer."""
 
     title: str
     heads: str
@@ -85,7 +90,7 @@ class Pruning(StudyFigure):
         """All models' rows of prune/<treatment>/<model>/<number>, with the columns treatment and model."""
         rows = cells.final(table, "prune/")
         parts = rows["metric"].str.extract(rf"^prune/(?P<treatment>\w+)/(?P<model>[^/]+)/{number}$")
-        return rows.join(parts)[parts["treatment"].isin(VARIANTS)]
+        return rows.assign(**parts)[parts["treatment"].isin(VARIANTS)]
 
     def _cases(self, table: pd.DataFrame, ratio: bool) -> list[Case]:
         rows = cells.finite(self._rows(table, "ratio" if ratio else "excess_risk"))
@@ -99,7 +104,7 @@ class Pruning(StudyFigure):
         rows = rows[rows["n_points"].isna()]
         pruned = cells.finite(cells.final(table[table["metric"] == SELF], SELF))
         rows = rows[~rows["trial"].isin(pruned["trial"])]
-        return pd.concat([pruned, rows]).assign(treatment="trained", model="")
+        return pd.concat([pruned, rows]).assign(treatment="trained")
 
     def _case(self, title: str, rows: pd.DataFrame, ratio: bool) -> Case | None:
         whole, pruned = rows[rows["treatment"] == "trained"], rows[rows["treatment"] != "trained"]
@@ -115,30 +120,31 @@ class Pruning(StudyFigure):
             title,
             heads,
             cells.over_seeds(pruned, ["treatment", "model"], log=ratio),
-            cells.over_seeds(whole[whole[cells.HEADS].isin(_rivals(heads))], [cells.HEADS], log=ratio),
+            cells.over_seeds(_rivals(whole, heads), ["model"], log=ratio),
         )
 
 
-def _rivals(heads: str) -> list[str]:
-    """The configurations a pruned model is compared with: one head everywhere, all in layer 1, all but in layer 1."""
+def _rivals(whole: pd.DataFrame, heads: str) -> pd.DataFrame:
+    """The rows of models that have fewer heads from the start, with what they are in "model"."""
     first, *later = head_list(heads)
-    ones = [1] * len(later)
-    return list(dict.fromkeys(map(str, ([1, *ones], [first, *ones], [1, *later]))))
+    ones = (1,) * len(later)
+    known = {(1, *later): "later", (first, *ones): "first", (1, *ones): "one_each"}
+    return whole.assign(model=[known.get(head_list(text)) for text in whole[cells.HEADS]]).dropna(subset="model")
 
 
 def _figure(cases: Sequence[Case], title: str, ratio: bool) -> Figure:
-    models = _models(cases)
-    rows = models + list(dict.fromkeys(text for case in cases for text in case.trained[cells.HEADS]))
-    labels = [MODELS.get(row, f"trained with {row}" if row.startswith("[") else row.replace("_", " ")) for row in rows]
+    known = MODELS | TRAINED_MODELS
+    rows = _models(cases) + [name for name in TRAINED_MODELS if any(name in set(c.trained["model"]) for c in cases)]
+    labels = [known.get(row, row.replace("_", " ")) for row in rows]
     treatments = [name for name in VARIANTS if any(name in set(case.treated["treatment"]) for case in cases)]
     figure, axes = panels.panels(len(cases), 3.2, 1.0 + 0.36 * len(rows), legend=1.6, sharey=True)
+    places = {name: 0.15 * (i - (len(treatments) - 1) / 2) for i, name in enumerate(treatments)}
     for panel, case in zip(axes, cases, strict=True):
-        places = {name: 0.15 * (i - (len(treatments) - 1) / 2) for i, name in enumerate(treatments)}
         for (name, place), style in zip(places.items(), TREATMENT_STYLES, strict=False):
             treated = case.treated[case.treated["treatment"] == name]
             y = [rows.index(model) + place for model in treated["model"]]
             _dots(panel, y, treated, label=VARIANTS[name], ms=5, **style)
-        y = [float(rows.index(text)) for text in case.trained[cells.HEADS]]
+        y = [float(rows.index(model)) for model in case.trained["model"]]
         if y:
             _dots(panel, y, case.trained, label="trained from scratch", **TRAINED)
         for row in range(1, len(rows), 2):

@@ -30,7 +30,7 @@ class RiskByPoints(StudyFigure):
     """
 
     name = "excess_risk_by_examples"
-    title = "Excess risk against the number of examples"
+    title = "Excess risk by heads and number of examples"
 
     def __init__(
         self,

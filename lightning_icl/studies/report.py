@@ -1,0 +1,153 @@
+"""The report of a study: one HTML file that needs no other."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml  # type: ignore[import-untyped]
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lightning_icl.studies.figures import Drawn
+from lightning_icl.studies.figures.names import heads_label, in_order, is_missing, setting_text, value_text
+from lightning_icl.studies.table import config_columns, varied
+from lightning_icl.studies.verdicts import Finding
+
+LARGEST_SVG = 600_000  # bytes; a larger drawing is shown as PNG
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """What a report shows.
+
+    Attributes:
+        name: the study's.
+        about: what it asks, in a paragraph.
+        findings: the verdicts.
+        trials: one row a trial: trial, status (done, failed, not run), error (one sentence, or none), seconds, command.
+        figures: the figures on disk.
+        table: the tidy table behind them.
+        settings: what the study file said, by key.
+        versions: of packages, by name.
+        command: what to type to have it all again.
+    """
+
+    name: str
+    about: str
+    findings: Sequence[Finding]
+    trials: pd.DataFrame
+    figures: Sequence[Drawn]
+    table: pd.DataFrame
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    command: str
+
+
+class Image(NamedTuple):
+    """A picture as the page has it."""
+
+    uri: str
+    alt: str
+
+
+def write_report(page: StudyPage, folder: Path, now: datetime | None = None) -> Path:
+    """Write report.html into the folder and return its path."""
+    environment = Environment(
+        loader=PackageLoader("lightning_icl.studies", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    path = folder / "report.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = environment.get_template("report.html.jinja").render(_content(page, now or datetime.now(UTC)))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
+    """What the template asks for."""
+    overall = [finding for finding in page.findings if finding.setting is None]
+    trials = page.trials.astype(object).where(page.trials.notna(), None).to_dict("records")
+    return {
+        "page": page,
+        "overall": overall,
+        "by_setting": _by_setting(page.findings),
+        "by_verdict": _by_verdict,
+        "trials": trials,
+        "failed": [trial for trial in trials if trial["status"] == "failed"],
+        "statuses": {status: sum(t["status"] == status for t in trials) for status in ("done", "failed", "not run")},
+        "compute": duration(sum(trial["seconds"] or 0 for trial in trials)),
+        "figures": [(drawn, _images(drawn)) for drawn in page.figures],
+        "varied": _varied(page.table),
+        "common": _common(page.table),
+        "settings": {key: _as_text(value) for key, value in page.settings.items()},
+        "seeds": ", ".join(str(seed) for seed in sorted(page.table["seed"].dropna().unique())),
+        "now": f"{now:%Y-%m-%d %H:%M %Z}".strip(),
+        "duration": duration,
+    }
+
+
+def _by_setting(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """The findings of each setting, by the setting in words."""
+    found: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.setting is not None:
+            found.setdefault(setting_text(finding.setting), []).append(finding)
+    return found
+
+
+def _by_verdict(findings: Sequence[Finding]) -> dict[str, list[str]]:
+    """The names of the claims that have each verdict."""
+    found = {verdict: [f.claim for f in findings if f.verdict == verdict] for verdict in ("PASS", "FAIL", "UNDECIDED")}
+    return {verdict: names for verdict, names in found.items() if names}
+
+
+def _images(drawn: Drawn) -> list[Image]:
+    """Each picture of a figure: the SVG, sharp at every size, or the PNG where it is smaller by far."""
+    images = []
+    for png in (file for file in drawn.files if file.suffix == ".png"):
+        svg = png.with_suffix(".svg")
+        sharp = svg in drawn.files and svg.stat().st_size <= LARGEST_SVG
+        kind, file = ("svg+xml", svg) if sharp else ("png", png)
+        content = base64.b64encode(file.read_bytes()).decode()
+        images.append(Image(f"data:image/{kind};base64,{content}", f"{drawn.title} ({png.stem})"))
+    return images
+
+
+def _varied(table: pd.DataFrame) -> dict[str, str]:
+    """The config keys that differ between trials, with all their values."""
+    return {key: ", ".join(_values(key, table[key])) for key in varied(table)}
+
+
+def _values(key: str, column: pd.Series) -> list[str]:
+    values = [value for value in column.drop_duplicates() if not is_missing(value)]
+    if key == "model.heads":
+        return [text if heads_label(text) == text else f"{text} ({heads_label(text)})" for text in in_order(values)]
+    return [value_text(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
+
+
+def _common(table: pd.DataFrame) -> dict[str, str]:
+    """The config keys that are the same in all trials."""
+    different = varied(table)
+    same = {key: table[key].iloc[0] for key in config_columns(table) if key not in different and len(table)}
+    return {key: value_text(value) for key, value in same.items() if not is_missing(value)}
+
+
+def _as_text(value: Any) -> str:
+    """A value of the study file, as it stands there."""
+    if isinstance(value, dict | list):
+        return yaml.safe_dump(value, default_flow_style=None, sort_keys=False, width=100).strip()
+    return value_text(value)
+
+
+def duration(seconds: float | None) -> str:
+    """A time in words: 4000 -> "1 h 7 min"."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
