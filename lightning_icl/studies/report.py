@@ -142,11 +142,11 @@ def _as_text(value: Any) -> str:
     return value_text(value)
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float | int | None) -> str:
     """A time in words: 4000 -> "1 h 7 min"."""
     if seconds is None:
         return ""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     hours, minutes = divmod(minutes, 60)
