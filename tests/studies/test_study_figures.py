@@ -307,6 +307,16 @@ def test_what_no_trial_has_is_no_axis(table):
         EffectiveHeads("data.task.noise").draw(table)
 
 
+def test_what_no_trial_has_a_value_of_gives_no_figure(table):
+    assert EffectiveHeads("data.task.spectrum").draw(table.assign(**{"data.task.spectrum": None})) == []
+
+
+def test_in_a_single_layer_all_heads_in_layer_1_is_the_full_model():
+    table = synthetic_table(np.random.default_rng(5), seeds=(1, 2), heads=((1,), (8,)))
+    names = [tick.get_text() for tick in dict(Pruning().draw(table))[""].axes[0].get_yticklabels()]
+    assert [name for name in names if name.startswith("trained")] == ["trained: one head in every layer"]
+
+
 def test_a_score_that_is_none_is_refused():
     with pytest.raises(InputError, match="leave_one_out"):
         ImportanceMaps("leave_out")

@@ -31,6 +31,8 @@ def with_depth(table: pd.DataFrame) -> pd.DataFrame:
     known = table[HEADS].dropna().unique()  # few texts in many rows
     depth = table[HEADS].map({text: len(head_list(text)) for text in known}).astype("Int64")
     h = table[HEADS].map({text: uniform_heads(text) for text in known}).astype("Int64")
+    if "depth" in table:
+        depth = depth.fillna(table["depth"].astype("Int64"))  # P-probing's, whose rows are not of one model
     return table.assign(depth=depth, h=h)
 
 
@@ -83,7 +85,7 @@ def seeds_said(counts: Sequence[int], paired: bool = False) -> str:
         return ""
     low, high = min(counts), max(counts)
     if high == 1:
-        return "One seed only, so there are no intervals."
+        return "Every number is of one seed, so there are no intervals."
     seeds = f"{high} seeds" if low == high else f"{low} to {high} seeds"
     alone = " (no interval where there is one)" if low == 1 else ""
     return f"Bars and bands: 95 % intervals of the mean (Student's t) over {seeds}{alone}." + PAIRED * paired

@@ -71,8 +71,8 @@ class EffectiveHeads(StudyFigure):
             "reproduction is held to, in layer 1 at least 0.75 h effective heads, in later layers a top share of at "
             "least 0.6.",
             cells.seeds_said([n for number in found for n in number["n"]]),
-            f"Left out: {missing} of {len(cases)} layers of a model whose total importance is within noise of zero, so "
-            "that there are no shares." * bool(missing),
+            f"Left out: {missing} of {len(cases)} layers of trained models, whose total importance is within noise of "
+            "zero, so that they have no shares." * bool(missing),
         )
 
     def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +83,7 @@ class EffectiveHeads(StudyFigure):
         if self.against not in rows.columns:
             known = [*config_columns(table), "depth", "step"]
             raise InputError(f"against is {self.against!r}, which no trial has: {did_you_mean(self.against, known)}")
-        if self.against == "depth":
-            rows = rows[rows["h"].notna()]
+        rows = rows[rows["h" if self.against == "depth" else self.against].notna()]
         return rows[rows[cells.HEADS].map(lambda text: max(head_list(text)) > 1).astype(bool)]
 
     def _columns(self, table: pd.DataFrame) -> list[Column]:
@@ -100,9 +99,8 @@ class EffectiveHeads(StudyFigure):
         return columns
 
     def _cells(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        known = rows[rows[self.against].notna()]
         return {
-            number: cells.over_seeds(known[known["metric"].str.endswith(f"/{number}")], [self.against, "layer"])
+            number: cells.over_seeds(rows[rows["metric"].str.endswith(f"/{number}")], [self.against, "layer"])
             for number in NUMBERS
         }
 

@@ -67,7 +67,7 @@ def _said(key: str, value: Any) -> str:
     if key in TELLING:
         return value_text(value)
     if key == "depth":
-        return f"{value} layer{'' if value == 1 else 's'}"
+        return f"{value_text(value)} layer{'' if value == 1 else 's'}"
     return f"{key_name(key)} {value_text(value)}"
 
 

@@ -63,7 +63,7 @@ class PProbing(StudyFigure):
         )
 
     def _settings(self, table: pd.DataFrame) -> list[cells.Setting]:
-        return cells.settings(table, cells.finite(cells.final(table, "p_probing/")), apart_from=("depth",))
+        return cells.settings(table, cells.finite(cells.final(table, "p_probing/")))
 
 
 def _cells(rows: pd.DataFrame) -> pd.DataFrame:

@@ -72,25 +72,20 @@ def _legend(figure: Figure, **options: Any) -> None:
     figure.legend([known[label] for label in ordered], ordered, **options)
 
 
-def bars(cells: pd.DataFrame, floor: float = 0.0) -> np.ndarray:
-    """Lengths of error bars (2, n), NaN for a seed alone.
-
-    ``floor`` times the mean is where a bar ends at the latest on its way down, for logarithmic axes have no zero.
-    """
+def bars(cells: pd.DataFrame) -> np.ndarray:
+    """Lengths of error bars (2, n), NaN for a seed alone."""
     mean, low, high = (cells[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
-    down = np.where(mean > 0, np.minimum(mean - low, (1 - floor) * mean), mean - low) if floor else mean - low
-    lengths = np.stack([down, high - mean])
-    return np.where(np.isfinite(high - mean), lengths, np.nan)
+    return np.where(np.isfinite(high), [mean - low, high - mean], np.nan)
 
 
 def over(axes: Axes, x: ArrayLike, cells: pd.DataFrame, **style: Any) -> None:
-    """A line of means with error bars, upwards no further than logarithmic axes can show."""
-    axes.errorbar(np.asarray(x, dtype=float), cells["mean"], bars(cells, floor=0.1), capsize=2, elinewidth=1, **style)
+    """A line of means with error bars; what is below 0 leaves a logarithmic axis at its foot."""
+    axes.errorbar(np.asarray(x, dtype=float), cells["mean"], bars(cells), capsize=2, elinewidth=1, **style)
 
 
 def band(axes: Axes, x: ArrayLike, cells: pd.DataFrame, alpha: float = 0.12, **style: Any) -> None:
     """A line of means with a band, where there are too many places for error bars."""
-    x, lengths = np.asarray(x, dtype=float), bars(cells, floor=0.1)
+    x, lengths = np.asarray(x, dtype=float), bars(cells)
     axes.plot(x, cells["mean"], **style)
     axes.fill_between(
         x, cells["mean"] - lengths[0], cells["mean"] + lengths[1], color=style["color"], alpha=alpha, lw=0
@@ -102,7 +97,7 @@ def apart(x: ArrayLike, place: int, n: int, log: bool = False) -> np.ndarray:
     x = np.asarray(x, dtype=float)
     at = np.log(x) if log else x
     gap, length = min(np.diff(np.unique(at)), default=1.0), np.ptp(at)
-    moved = at + min(0.4 / n * gap, max(0.05 * gap, 0.012 * length)) * (place - (n - 1) / 2)
+    moved = at + min(0.4 / n * gap, max(0.03 * gap, 0.012 * length)) * (place - (n - 1) / 2)
     return np.exp(moved) if log else moved
 
 
@@ -111,7 +106,7 @@ def level(axes: Axes, cell: Any, along: str = "x", **style: Any) -> None:
     line, band = (axes.axhline, axes.axhspan) if along == "x" else (axes.axvline, axes.axvspan)
     line(cell.mean, lw=1.3, **style)
     if math.isfinite(cell.high):
-        band(max(cell.low, 0.1 * cell.mean), cell.high, color=style["color"], alpha=0.08, lw=0)
+        band(cell.low, cell.high, color=style["color"], alpha=0.08, lw=0)
 
 
 def risk_limits(model: pd.DataFrame, others: pd.DataFrame | None = None) -> tuple[float, float, bool]:

@@ -129,13 +129,14 @@ def _rivals(whole: pd.DataFrame, heads: str) -> pd.DataFrame:
     first, *later = head_list(heads)
     ones = (1,) * len(later)
     known = {(1, *later): "later", (first, *ones): "first", (1, *ones): "one_each"}
+    known.pop((first, *later), None)  # with one layer alone, all heads in layer 1 is the full model
     return whole.assign(model=[known.get(head_list(text)) for text in whole[cells.HEADS]]).dropna(subset="model")
 
 
 def _figure(cases: Sequence[Case], title: str, ratio: bool) -> Figure:
     known = MODELS | TRAINED_MODELS
     rows = _models(cases) + [name for name in TRAINED_MODELS if any(name in set(c.trained["model"]) for c in cases)]
-    labels = [known.get(row, row.replace("_", " ")) for row in rows]
+    labels = [known.get(row, f"pruned: {row.replace('_', ' ')}") for row in rows]
     treatments = [name for name in VARIANTS if any(name in set(case.treated["treatment"]) for case in cases)]
     figure, axes = panels.panels(len(cases), 3.2, 1.0 + 0.36 * len(rows), legend=1.6, sharey=True)
     places = {name: 0.15 * (i - (len(treatments) - 1) / 2) for i, name in enumerate(treatments)}
@@ -165,14 +166,15 @@ def _models(cases: Sequence[Case]) -> list[str]:
 
 
 def _dots(axes: Axes, y: Sequence[float], found: pd.DataFrame, **style: object) -> None:
-    lengths = panels.bars(found, floor=0.1)
+    lengths = panels.bars(found)
     axes.errorbar(found["mean"], y, xerr=lengths, ls="", capsize=2, elinewidth=1, **style)  # type: ignore[arg-type]
 
 
 def _axis(axes: Axes, case: Case, ratio: bool) -> None:
     limits = panels.risk_limits(pd.concat([case.treated, case.trained]))
     if not ratio:
-        axes.axvline(_full(case), color="#0072b2", lw=1, ls=":")
+        for mean in case.treated.query("treatment == 'as_is' and model == 'full'")["mean"]:
+            axes.axvline(mean, color="#0072b2", lw=1, ls=":")
         panels.limit_risks(axes, limits, along="x")
         axes.set_xlabel(RISK, size=9)
         return
@@ -180,9 +182,3 @@ def _axis(axes: Axes, case: Case, ratio: bool) -> None:
         axes.axvline(bound, color="0.4", lw=1, ls=":")
     panels.limit_risks(axes, (min(limits[0], 0.9), max(limits[1], 2.2), limits[2]), along="x")
     axes.set_xlabel("excess risk / that of the full model", size=9)
-
-
-def _full(case: Case) -> float:
-    """The full model's risk as it is."""
-    treated = case.treated
-    return float(treated[(treated["model"] == "full") & (treated["treatment"] == "as_is")]["mean"].iloc[0])

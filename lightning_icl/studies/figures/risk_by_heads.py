@@ -31,7 +31,7 @@ class RiskByHeads(StudyFigure):
         for panel, (title, _), model, references in zip(axes, settings, models, beside, strict=True):
             for text, cell in zip(model[cells.HEADS], model.itertuples(), strict=True):
                 label = heads_label(text)
-                lengths = panels.bars(model.loc[[cell.Index]], floor=0.1)
+                lengths = panels.bars(model.loc[[cell.Index]])
                 panel.errorbar(cell.mean, order.index(label), xerr=lengths, capsize=3, ms=6, **styles[label])
             for cell in references.itertuples():
                 style = panels.reference_style(cell.reference)
