@@ -79,9 +79,12 @@ def test_risk_by_points_shows_means_and_intervals_over_seeds(table):
 
 
 def test_references_count_once_for_each_seed(table):
-    axes = by_title(only(RiskByPoints().draw(table)), "noise sd 0.1")
-    wanted = [interval(numbers(table, "excess_risk/ridge", noise=0.1, n_points=n, heads="[1, 1]")) for n in (8, 16, 32)]
-    np.testing.assert_allclose(drawn(axes, "ridge"), wanted)
+    odd = table.copy()
+    odd.loc[odd["metric"].eq("excess_risk/ridge") & odd["model.heads"].eq("[8, 8]"), "value"] *= 1.3
+    axes = by_title(only(RiskByPoints().draw(odd)), "noise sd 0.1")
+    of_one = [numbers(table, "excess_risk/ridge", noise=0.1, n_points=n, heads="[1, 1]") for n in (8, 16, 32)]
+    # The mean over the four models of each seed that are drawn, one of them with 1.3 times the risk.
+    np.testing.assert_allclose(drawn(axes, "ridge"), [interval(values * (3 + 1.3) / 4) for values in of_one])
 
 
 def test_risk_by_points_has_one_line_a_head_count_and_the_known_references(table):
@@ -112,6 +115,7 @@ def test_trials_that_differ_in_their_number_of_examples_share_a_panel():
 
 
 def test_risk_by_heads_shows_every_configuration_on_all_prompts(table):
+    table = table.assign(value=table["value"].where(table["n_points"].notna(), 2 * table["value"]))
     axes = by_title(only(RiskByHeads().draw(table)), "noise sd 0.1")
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert names == ["1 head", "2 heads", "4 heads", "8 heads", "[1, 8]", "[8, 1]"]

@@ -99,7 +99,7 @@ def _lines(axes: Axes, model: pd.DataFrame, references: pd.DataFrame, styles: St
         style = {"label": heads_label(text), "ms": 4, "lw": 1.8, "zorder": 3, **styles[heads_label(text)]}
         lines.append((model[model[cells.HEADS] == text], style))
     for name in dict.fromkeys(references["reference"]):
-        style = {"label": estimator_label(name), "lw": 1.3, **panels.reference_style(name)}
+        style = {"label": estimator_label(name), "lw": 1.5, **panels.reference_style(name)}
         lines.append((references[references["reference"] == name], style))
     n_points = sorted(int(n) for n in model["n_points"].unique())
     # Curves over every prefix have too many places for bars, and stay linear.
