@@ -22,7 +22,7 @@ for args in json.loads(sys.argv[1]):
     try:
         cli.main()
     except SystemExit as stop:
-        assert "--help" in args and not stop.code, (args, stop.code)
+        assert {"--help", "--print_config"} & set(args) and not stop.code, (args, stop.code)
 """
 # Smaller still than TINY, and without its analyses, which tests/test_cli.py runs. The README's options come after both,
 # and win.
@@ -34,32 +34,55 @@ trainer:
 """
 
 
-@pytest.mark.timeout(600)
-def test_every_lightning_icl_command_runs_in_order(tmp_path):
+@pytest.fixture
+def commands(tmp_path):
+    """The README's commands in order, made small, and a folder with the files it shows."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "smaller.yaml").write_text(SMALLER)
     for _, block in BLOCKS:
         if found := re.match(r"# (\w+\.(py|yaml))\n", block):
             (tmp_path / found[1]).write_text(block)
-    commands = [shlex.split(line) for line in COMMANDS if line.startswith("lightning-icl ")]
-    assert len(commands) >= 16
-    full = []
-    for _, *args in commands:
-        config = args.index("--config") + 2 if "--config" in args else len(args)
-        tiny = ["--config", "tiny.yaml", "--config", "smaller.yaml"] if "--config" in args else []
-        short = ["--steps", "2", "--seeds", "2", "--depths", "1", "--prompts", "16"] if args[0] == "p_probe" else []
-        if "schedule.yaml" in args:  # which cuts after the third validation
-            short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "1"]
-        if "configs/full_analysis.yaml" in args:  # which takes a minute; its file is parsed all the same
-            short = ["--trainer.callbacks", "[Circuits]"]
-        full.append([*args[:config], *tiny, *args[config:], *short])
-    for in_two_processes, group in itertools.groupby(full, key=lambda args: "--trainer.devices" in args):
+    lines = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("lightning-icl ")]
+    assert len(lines) >= 20
+    return [_smaller(args) for args in lines]
+
+
+def _smaller(args):
+    if args[0] == "study":  # which tests/studies and tests/commands/test_study.py run
+        return [*args, "--dry_run"]
+    config = args.index("--config") + 2 if "--config" in args else len(args)
+    tiny = ["--config", "tiny.yaml", "--config", "smaller.yaml"] if "--config" in args else []
+    short = ["--steps", "2", "--seeds", "2", "--depths", "1", "--prompts", "16"] if args[0] == "p_probe" else []
+    if "schedule.yaml" in args:  # which cuts after the third validation
+        short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "1"]
+    if "configs/full_analysis.yaml" in args:  # which takes a minute; its file is parsed all the same
+        short = ["--trainer.callbacks", "[Circuits]"]
+    return [*args[:config], *tiny, *args[config:], *short]
+
+
+def _run_in_one_process(commands, folder):
+    script = (sys.executable, "-c", IN_ONE_PROCESS)
+    run_command(json.dumps(commands), cwd=folder, command=script, timeout=400)
+
+
+def test_every_lightning_icl_command_is_understood(commands, tmp_path):
+    """The first and those that train nothing are run; of the others the options are parsed."""
+    first, *others = commands
+    parsed = {"fit": ["--print_config"], "validate": ["--print_config"], "predict": ["--print_config"]}
+    parsed["p_probe"] = ["--help"]
+    _run_in_one_process([first, *([*args, *parsed.get(args[0], [])] for args in others)], tmp_path)
+    assert (tmp_path / "pruned" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_lightning_icl_command_runs_in_order(commands, tmp_path):
+    for in_two_processes, group in itertools.groupby(commands, key=lambda args: "--trainer.devices" in args):
         if in_two_processes:
             for args in group:
                 run_command(*args, cwd=tmp_path)
         else:
-            script = (sys.executable, "-c", IN_ONE_PROCESS)
-            run_command(json.dumps(list(group)), cwd=tmp_path, command=script, timeout=400)
+            _run_in_one_process(list(group), tmp_path)
     assert (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists()
     assert list(tmp_path.glob("lightning_logs/*/predictions.npz"))
     (*_, instruments) = [block for language, block in BLOCKS if language == "python"]

@@ -16,6 +16,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 
 from lightning_icl.studies import worker
 from lightning_icl.studies.plan import Job, Resources
+from lightning_icl.studies.report import duration
 
 # Ray phones home, and Tune writes logs of its own and tells of each failure in pages, unless told not to.
 QUIET = {
@@ -128,10 +129,3 @@ class Progress(TrialProgressCallback):  # in the place of Tune's own
         counts = f"{self.before + self.done} done, {len(self.running)} running, {self.failed} failed of {self.total}"
         what = "done" if error is None else f"FAILED: {error}"
         return f"[{counts}; about {duration(left)} left] {name}: {what}"
-
-
-def duration(seconds: float) -> str:
-    """A time in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

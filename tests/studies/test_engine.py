@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from lightning_icl.studies import worker
-from lightning_icl.studies.engine import Cluster, Progress, duration, run_jobs
+from lightning_icl.studies.engine import Cluster, Progress, run_jobs
 from lightning_icl.studies.plan import Job
 
 # Does what it is told instead of training, and keeps count: fake.py FOLDER BEHAVIOUR.
@@ -97,7 +97,3 @@ def test_progress_tells_the_time_left(tmp_path, capsys):
     said = progress.line("heads=1", None, elapsed=200.0)
     assert said == "[5 done, 2 running, 1 failed of 10; about 3 min left] heads=1: done"  # 4 jobs at 50 s
     assert progress.line("x", "boom", elapsed=4.0).endswith("about 4 s left] x: FAILED: boom")
-
-
-def test_durations_in_words():
-    assert [duration(s) for s in (0.0, 89.0, 600.0, 5400.0, 9000.0)] == ["0 s", "89 s", "10 min", "1.5 h", "2.5 h"]
