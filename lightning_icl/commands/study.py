@@ -17,7 +17,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
 from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
-from lightning_icl.studies.plan import Job, Plan, Scale, plan
+from lightning_icl.studies.plan import Job, Plan, Scale, keeping_configs, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
 from lightning_icl.studies.worker import USAGE_ERROR, failure
@@ -65,16 +65,17 @@ def study(
         raise InputError(f"name is {name!r}, but a study's name is made of letters, digits, _, - and dots.")
     chosen, size = _scale(scales, scale, seeds)
     folder = Path(output or Path("studies", f"{name}-{chosen}"))
-    planned = plan(size, folder)
+    planned, refused = plan(size, folder), dict[str, str]()
+    if dry_run and format == "commands":
+        _list(planned, size)
+        return
+    if not figures_only:
+        refused = _refused(planned.trials)
+        planned = plan(keeping_configs(size, folder), folder)
     if format == "slurm":
         _write_slurm(name, planned, size, folder)
         return
-    if dry_run:
-        _list(planned, size)
-        return
-    refused: dict[str, str] = {}
     if not figures_only:
-        refused = _refused(planned.trials)
         _run(planned, size, folder, refused, address, retries)
     table = _table(planned, folder)
     trials = _trials(planned, folder, refused)

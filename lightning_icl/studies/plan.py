@@ -99,6 +99,21 @@ def plan(scale: Scale, folder: Path) -> Plan:
     return Plan(list(trials.values()), list(_p_probings(scale, list(trials.values()), folder)))
 
 
+def keeping_configs(scale: Scale, folder: Path) -> Scale:
+    """The same with its base configs copied into the study's folder: what is edited later is not for this study."""
+    kept = folder / "configs"
+    kept.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for name in scale["base"]:
+        text = config_text(name)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        copies.append(kept / f"{Path(name).stem}_{digest}.yaml")
+        copies[-1].write_text(text)
+    scale = scale.copy()
+    scale["base"] = [str(copy) for copy in copies]
+    return scale
+
+
 def variations(scale: Scale) -> list[dict[str, Any]]:
     """The overrides of each trial: the single ones and every combination of a grid, or one trial without any."""
     found = []

@@ -78,6 +78,10 @@ def test_a_dry_run_lists_commands_and_makes_nothing(study, tmp_path):
 def test_slurm_scripts_run_the_commands_that_a_dry_run_lists(study, tmp_path):
     listed = [shlex.split(line)[1:] for line in study("--dry_run").out.splitlines()]
     said = study("--format", "slurm").out
+    (kept,) = (tmp_path / "studies" / "small-quick" / "configs").iterdir()
+    assert kept.read_text() == (tmp_path / "base.yaml").read_text()
+    of_kept = str(kept.relative_to(tmp_path))
+    listed = [[of_kept if part == "base.yaml" else part for part in command] for command in listed]
     assert said.splitlines()[:2] == [
         "job=$(sbatch --parsable studies/small-quick/slurm_trials.sh)",
         "sbatch --dependency=afterany:$job studies/small-quick/slurm_p_probing.sh",

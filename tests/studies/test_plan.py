@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.shipped_configs import config_file, shipped_names
-from lightning_icl.studies.plan import flag_value, plan, variations
+from lightning_icl.studies.plan import flag_value, keeping_configs, plan, variations
 
 
 @pytest.fixture
@@ -61,6 +61,16 @@ def test_what_a_trial_depends_on_changes_its_folder_and_nothing_else_does(base, 
     assert set(names(overrides={"trainer.max_steps": 9})).isdisjoint(before)
     (tmp_path / "base.yaml").write_text("model: {d_model: 32}\n")
     assert set(names()).isdisjoint(before)
+
+
+def test_a_study_keeps_the_configs_it_began_with(base, tmp_path):
+    before = plan(base, tmp_path / "out").trials
+    kept = keeping_configs(base, tmp_path / "out")
+    (tmp_path / "base.yaml").write_text("model: {d_model: 32}\n")
+    trials = plan(kept, tmp_path / "out").trials
+    assert [t.name for t in trials] == [t.name for t in before]
+    assert (tmp_path / trials[0].command[2]).read_text() == "model: {d_model: 16}\n"
+    assert keeping_configs(base, tmp_path / "out")["base"] != kept["base"]  # beside it, when it is begun anew
 
 
 def test_p_probing_takes_the_uniform_models_of_each_seed_and_setting(base, tmp_path):
