@@ -44,6 +44,7 @@ def p_probe(
     power: float = 0.5,
     prompts: int = 2048,
     output: str | None = None,
+    seed: int = 0,
     cpu_threads: int = 1,
 ) -> None:
     """P-probing: train small optimisers on the frozen first layer of several models and on other representations.
@@ -61,6 +62,7 @@ def p_probe(
         power: p of the arm |r_hat|^p x.
         prompts: how many to score on.
         output: the new folder; p_probing, or p_probing_2 and so on, unless told.
+        seed: of the optimisers' starts and of all prompts.
         cpu_threads: threads; 1 is fastest for models this small.
     """
     for option, value, smallest in (("steps", steps, 1), ("seeds", seeds, 1), ("prompts", prompts, 2)):
@@ -72,7 +74,7 @@ def p_probe(
     folder = _new_folder(output)
     data = next(iter(runs.values())).datamodule
     models = {name: run.module.transformer for name, run in runs.items()}
-    training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts)
+    training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts, seed=seed)
     found = p_probing(models, data.task.fresh(), data.largest_n, depths, power, training, _bar)
     labels = arm_labels(found)
     settings = {
@@ -177,13 +179,16 @@ def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
 def _write(folder: Path, found: PProbing, labels: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     risks = found.risks()
     pixels = write_figure(folder, "p_probing", p_probing_risks(risks, labels, found.heads))
-    (folder / "p_probing.json").write_text(json.dumps(_record(found, settings), indent=1, allow_nan=False) + "\n")
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("p_probing", pixels, dataformats="HWC")
         for optimiser, by_arm in risks.items():
             for arm, curve in by_arm.items():
                 for depth, risk in enumerate(curve, start=1):
                     writer.add_scalar(f"p_probe/{optimiser}/{arm}", risk.mean, depth)
+    # Last, and whole or not at all: where it is there, all is.
+    partial = folder / "p_probing.json.partial"
+    partial.write_text(json.dumps(_record(found, settings), indent=1, allow_nan=False) + "\n")
+    partial.replace(folder / "p_probing.json")
 
 
 def _record(found: PProbing, settings: Mapping[str, Any]) -> Any:

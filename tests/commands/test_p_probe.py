@@ -41,17 +41,18 @@ def listed(*items):
     return json.dumps([str(item) for item in items])
 
 
-def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs, tmp_path, capsys):
+@pytest.mark.parametrize(("options", "seed"), [([], 0), (["--seed", "3"], 3)])
+def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs, tmp_path, capsys, options, seed):
     two, one, _ = runs
     threads = torch.get_num_threads()
-    main(["p_probe", "--ckpt_paths", listed(two, one), *TINY, "--output", str(tmp_path / "out")])
+    main(["p_probe", "--ckpt_paths", listed(two, one), *TINY, *options, "--output", str(tmp_path / "out")])
     torch.set_num_threads(threads)
     said, record = capsys.readouterr().out, json.loads((tmp_path / "out" / "p_probing.json").read_text())
 
     opened = {name: open_run(path) for name, path in (("2-2", two), ("1-2", one))}
     models = {name: run.module.transformer for name, run in opened.items()}
     task = SparseLinearRegression(4, 2, 0.1)
-    training = Training(n_steps=2, n_seeds=2, n_score=8)
+    training = Training(n_steps=2, n_seeds=2, n_score=8, seed=seed)
     expected = p_probing(models, task, 6, 2, training=training)
 
     assert record["heads"] == {"layer_1/2-2": 2, "layer_1/1-2": 1}
@@ -86,6 +87,20 @@ def test_models_of_equally_many_heads_are_told_apart_and_folders_are_new(runs, t
     record = json.loads((tmp_path / "p_probing_2" / "p_probing.json").read_text())
     assert list(record["checkpoints"]) == ["2-2", "2-2_2"]
     assert "against x alone, as no model has fewer heads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", ["torch.utils.tensorboard.SummaryWriter.close", "pathlib.Path.replace"])
+def test_one_that_is_stopped_while_it_writes_has_no_record(runs, tmp_path, monkeypatch, step):
+    class StopHereError(Exception): ...
+
+    def stop(*_):
+        raise StopHereError
+
+    monkeypatch.setattr(step, stop)
+    with pytest.raises(StopHereError):
+        main(["p_probe", "--ckpt_paths", listed(runs[0]), *TINY, "--output", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "p_probing.png").exists()
+    assert not (tmp_path / "out" / "p_probing.json").exists()
 
 
 BAD = {
