@@ -6,7 +6,7 @@ write_table(table, Path("study"))
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -25,7 +25,13 @@ from lightning_icl.transformer import Transformer
 
 HEADS = "model.heads"
 MODEL_OPTIONS = frozenset(signature(Transformer).parameters)
-TRAINER_KEYS = ("max_steps", "precision")
+# Of the trainer what its weights and measurements depend on, and not where it runs (devices, strategy), what it writes
+# (loggers, checkpoints, default_root_dir) or what it shows. Callbacks are its analyses, long lists of options.
+TRAINER_KEYS = (
+    *("max_steps", "max_epochs", "max_time", "limit_train_batches", "overfit_batches"),
+    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision", "deterministic"),
+    *("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
+)
 ORDER = ["trial", "step", "metric", "layer", "head", "n_points"]
 TYPES = dict.fromkeys(("trial", "metric"), "str") | dict.fromkeys(("value", "error"), "float64")
 TYPES |= dict.fromkeys(("seed", "step", "layer", "head", "n_points"), "Int64")
@@ -46,9 +52,10 @@ def gather(runs: Sequence[Path]) -> pd.DataFrame:
     """The table of finished runs, in an order that is always the same.
 
     A run's folder has config.yaml and results.json; all its steps are kept. The config columns are all keys under
-    model and data, trainer.max_steps and trainer.precision; numbers stay numbers in a column of numbers alone. Besides
-    the metrics of lightning_icl.studies.rows a run has run/parameters, the size of its model (missing where the config
-    does not say n_dims), and run/steps. Raises InputError for a folder that is no such run.
+    model and data and the trainer's TRAINER_KEYS, but for keys that no run gives a value; numbers stay numbers in a
+    column of numbers alone. Besides the metrics of lightning_icl.studies.rows a run has run/parameters, the size of
+    its model (missing where the config does not say n_dims), and run/steps. Raises InputError for a folder that is no
+    such run.
     """
     return _table([run_trial(folder) for folder in runs])
 
@@ -57,7 +64,8 @@ def p_probing_rows(folders: Sequence[Path]) -> pd.DataFrame:
     """The table of folders that ``lightning-icl p_probe`` wrote, one trial each.
 
     Its config and seed are what its models' runs share, without model.heads; its step is the training steps of the
-    optimisers. The runs are found from the checkpoints, RUN/checkpoints/NAME.ckpt.
+    optimisers. The runs are found from the checkpoints, RUN/checkpoints/NAME.ckpt, and in a study that has been moved
+    as STUDY/trials/RUN beside STUDY/p_probing. Raises InputError where one is gone.
     """
     return _table([p_probing_trial(folder) for folder in folders])
 
@@ -75,15 +83,20 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def write_table(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Write results.parquet, which keeps the types, and results.csv with the same numbers; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(folder / "results.parquet", index=False)
+    _write_whole(folder / "results.parquet", lambda path: table.to_parquet(path, index=False))
     # As pandas' to_csv, ten times as fast, with the shortest digits that give each number back.
-    csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), folder / "results.csv")
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    _write_whole(folder / "results.csv", lambda path: csv.write_csv(rows, path))
     return table
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """The table that ``write_table`` wrote."""
-    return pd.read_parquet(_existing(folder / "results.parquet"))
+    """The table that ``write_table`` wrote; raises InputError where there is none or it is damaged."""
+    path = _existing(folder / "results.parquet")
+    try:
+        return pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is no table; delete it, and it is made anew from the runs that are there.") from error
 
 
 def run_trial(folder: Path) -> Trial:
@@ -102,13 +115,22 @@ def run_trial(folder: Path) -> Trial:
 def p_probing_trial(folder: Path) -> Trial:
     """The rows of a p_probing.json, and what the runs behind its models have in common."""
     found = _read_json(folder / "p_probing.json")
-    # RUN/checkpoints/NAME.ckpt
-    configs = [read_config(Path(path).parent.parent) for path in found["checkpoints"].values()]
+    configs = [read_config(_run_of(Path(path), folder)) for path in found["checkpoints"].values()]
     first, *others = [{"seed": config.get("seed_everything"), **config_values(config)} for config in configs]
     shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
     rows = [(found["training"]["n_steps"], row) for row in p_probe_rows(found)]
     seed = shared.pop("seed", None)
     return Trial(folder.absolute().name, seed, {k: v for k, v in shared.items() if k != HEADS}, rows)
+
+
+def _run_of(checkpoint: Path, folder: Path) -> Path:
+    """RUN of RUN/checkpoints/NAME.ckpt or, where that is not there, the trial of its name beside STUDY/p_probing.
+
+    Checkpoints are named from where the study was run, and it may have been moved since.
+    """
+    run = checkpoint.parent.parent
+    here = folder.absolute().parent.parent / "trials" / run.name
+    return here if here.is_dir() and not (run / "config.yaml").is_file() else run
 
 
 def _measured(results: Mapping[str, Any], heads: Sequence[int]) -> Iterator[tuple[int, Row]]:
@@ -191,7 +213,7 @@ def _assembled(rows: pd.DataFrame, configs: Sequence[tuple[str, Mapping[str, Any
     if twice := [name for name, number in names.items() if number > 1]:
         raise InputError(f"the trial {twice[0]} is there {names[twice[0]]} times; give each folder a name of its own.")
     which = pd.Index(names).get_indexer(rows["trial"])
-    keys = sorted({key for _, config in configs for key in config})
+    keys = sorted({key for _, config in configs for key, value in config.items() if value is not None})
     columns = {key: _column([config.get(key) for _, config in configs]).take(which) for key in keys}
     table = pd.concat([rows, pd.DataFrame(columns)], axis=1)
     return table.sort_values(ORDER, na_position="first", kind="stable", ignore_index=True)
@@ -214,6 +236,13 @@ def _column(values: Sequence[Any]) -> Any:
     if kinds and kinds <= {int, float}:
         return pd.array(values, "float64")
     return pd.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], "str")
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    partial = path.with_name(f"{path.name}.partial")
+    write(partial)
+    partial.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The tidy table, from hand-written results with known numbers and from one real run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +15,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.pruning import GreedyRemoval
 from lightning_icl.functional.references import GD, Ridge
 from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
-from lightning_icl.studies.table import KEYS, config_columns, last_step
+from lightning_icl.studies.table import KEYS, config_columns, last_step, varied
 
 HEADS = [2, 1]
 TASK = {"class_path": "lightning_icl.SparseLinearRegression", "init_args": {"n_dims": 4, "sparsity": 2}}
@@ -318,11 +319,11 @@ def test_config_columns_are_as_on_the_command_line(tmp_path):
         "init_args": {"task": {**TASK, "dict_kwargs": {"spectrum": spectrum}}, "size": 3},
     }
     validation = {"longer": {"n_points": 40}}
-    trainer = {"precision": "bf16-mixed"}
+    trainer = {"precision": "bf16-mixed", "max_time": {"hours": 2}, "gradient_clip_val": 1.0, "callbacks": None}
+    trainer |= {"logger": False, "devices": 2, "default_root_dir": "runs", "log_every_n_steps": 5}
     run = run_folder(tmp_path / "run", series(1), task=task, n_points=[4, 16], validation=validation, trainer=trainer)
     table = gather([run])
     (row,) = table[config_columns(table)].drop_duplicates().to_dict("records")
-    assert pd.isna(row.pop("model.head_dim"))
     assert row == {
         "data.n_points": "[4, 16]",
         "data.task": "Pool",
@@ -338,10 +339,22 @@ def test_config_columns_are_as_on_the_command_line(tmp_path):
         "model.heads": "[2, 1]",
         "model.learning_rate": 0.01,
         "model.mlp": False,
+        "trainer.gradient_clip_val": 1.0,
         "trainer.max_steps": 60,
+        "trainer.max_time": '{"hours": 2}',
         "trainer.precision": "bf16-mixed",
     }
     assert list(table.columns) == [*KEYS, *sorted(config_columns(table))]
+
+
+def test_a_key_that_some_runs_leave_open_is_a_column_and_one_that_all_do_is_none(tmp_path):
+    clipped = run_folder(tmp_path / "clipped", {}, trainer={"gradient_clip_val": 0.5, "accumulate_grad_batches": 2})
+    table = gather([clipped, run_folder(tmp_path / "open", {}, trainer={"gradient_clip_val": None})])
+    by_trial = table.drop_duplicates("trial").set_index("trial")
+    assert by_trial["trainer.gradient_clip_val"].dropna().to_dict() == {"clipped": 0.5}
+    assert by_trial["trainer.accumulate_grad_batches"].dropna().to_dict() == {"clipped": 2}
+    assert set(varied(table)) == {"trainer.gradient_clip_val", "trainer.accumulate_grad_batches"}
+    assert not {"model.head_dim", "trainer.precision"} & set(table.columns)
 
 
 def several(tmp_path):
@@ -397,6 +410,26 @@ def test_the_table_survives_its_files(tmp_path):
         assert read == wrote, key
 
 
+def test_a_table_is_written_whole_or_not_at_all_and_a_damaged_one_is_said_to_be(tmp_path, monkeypatch):
+    runs = several(tmp_path)
+    before = write_table(gather(runs[:1]), tmp_path / "out")
+
+    def cut_off(table, path, **_):
+        path.write_bytes(b"PAR1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_table(gather(runs), tmp_path / "out")
+    pd.testing.assert_frame_equal(read_table(tmp_path / "out"), before)
+    path = tmp_path / "out" / "results.parquet"
+    whole = path.read_bytes()
+    for damaged in (b"", b"PAR1", whole[: len(whole) // 2], b"x" * 40 + whole[40:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"out/results.parquet is no table; delete it, and it is made anew"):
+            read_table(tmp_path / "out")
+
+
 def p_probing_folder(folder, checkpoints, **risks):
     folder.mkdir(parents=True)
     found = {
@@ -435,6 +468,21 @@ def test_p_probing_is_by_optimiser_depth_and_arm_with_what_its_runs_share(tmp_pa
     assert of_probing["model.heads"].isna().all()
     assert set(of_probing["data.task"]) == {"SparseLinearRegression"}
     assert set(of_probing["model.d_model"]) == {16}
+
+
+def test_p_probing_finds_its_runs_also_in_a_study_that_was_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Path("studies", "here")  # as it was typed, from the folder it was run in
+    runs = {name: run_folder(study / "trials" / name, {}, seed=3) for name in ("8-8", "1-1")}
+    p_probing_folder(study / "p_probing" / "p", runs, descent={"raw": [1.0]})
+    before = p_probing_rows([study / "p_probing" / "p"])
+    study.rename("there")
+    pd.testing.assert_frame_equal(p_probing_rows([Path("there", "p_probing", "p")]), before)
+    monkeypatch.chdir("there/p_probing")
+    pd.testing.assert_frame_equal(p_probing_rows([Path("p")]), before)
+    shutil.rmtree("../trials/1-1")
+    with pytest.raises(InputError, match=r"studies/here/trials/1-1 has no config.yaml"):
+        p_probing_rows([Path("p")])
 
 
 def test_p_probing_leaves_out_what_its_runs_do_not_share(tmp_path):
