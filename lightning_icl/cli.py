@@ -47,10 +47,15 @@ def run_command(name: str, args: list[str]) -> None:
     """Do what one of our subcommands says, with the arguments of its function as options."""
     try:
         command: Callable[..., None] = getattr(import_module(f"lightning_icl.commands.{name}"), name)
+        command(**command_options(name, command, args))
     except ModuleNotFoundError as error:
         if error.name not in STUDY_PACKAGES:
             raise
         raise InputError(f"{name} needs {error.name}; install it with: pip install 'lightning-icl[study]'.") from error
+
+
+def command_options(name: str, command: Callable[..., None], args: list[str]) -> dict[str, Any]:
+    """The arguments of a command's function, from YAML files and options; a switch needs no value."""
     parser = Parser(prog=f"lightning-icl {name}", description=(command.__doc__ or "").partition("Args:")[0])
     parser.add_function_arguments(command)
     arguments = signature(command).parameters
@@ -62,7 +67,7 @@ def run_command(name: str, args: list[str]) -> None:
         options = parser.instantiate_classes(parser.parse_args(args))
     except ValueError as error:  # by convention, a constructor's word for a bad argument
         raise InputError(sentence(str(error), parser)) from error
-    command(**{name: options[name] for name in arguments})
+    return {name: options[name] for name in arguments}
 
 
 def fail(message: str) -> NoReturn:

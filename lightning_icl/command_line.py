@@ -2,6 +2,7 @@
 
 import os
 import pydoc
+import zipfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Summary
@@ -95,7 +97,9 @@ class ICLCommandLine(LightningCLI):
             return
         last = Path(self.run_folder) / "checkpoints" / "last.ckpt"
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(last) if last.exists() else None
+            if last.exists() and not zipfile.is_zipfile(last):
+                rank_zero_info(f"{last} was cut off while it was written; starting anew.")
+            config.ckpt_path = str(last) if zipfile.is_zipfile(last) else None
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
         elif (Path(self.run_folder) / "config.yaml").exists():
             raise InputError(
@@ -117,6 +121,11 @@ class ICLCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if self.run_folder is not None and config["logger"] not in (None, True):
+            raise InputError(
+                f"run_folder is {self.run_folder}, which is where TensorBoard's logger writes, but trainer.logger is "
+                "another; leave one of them out."
+            )
         if config["logger"] in (None, True):
             kwargs["logger"] = self._logger(config["default_root_dir"] or os.getcwd())
         if config["enable_checkpointing"] is False:

@@ -8,7 +8,7 @@ SHIPPED = Path(__file__).parent / "configs"
 def config_file(name: str) -> Path | None:
     """The file of that name here or, failing that, the shipped one; None where there is neither."""
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     folders = path.parts[:-1]
     if folders in ((), ("configs",)) and (SHIPPED / path.name).is_file():

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "command_line": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint"},
     "shipped_configs": set(),
     "studies": MODEL_SIDE | {"callbacks", "instruments", "shipped_configs", "studies"},
-    "commands": MODEL_SIDE | {"callbacks", "instruments", "checkpoint", "command_line", "commands", "studies"},
+    "commands": MODEL_SIDE
+    | {"callbacks", "instruments", "checkpoint", "command_line", "commands", "shipped_configs", "studies"},
     "cli": {"functional", "command_line", "commands", "config_errors", "shipped_configs"},
     "__main__": {"cli"},
     "__init__": MODEL_SIDE,

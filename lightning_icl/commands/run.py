@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -66,19 +66,18 @@ def run_folder(ckpt_path: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def check_fit(arguments: Sequence[str]) -> None:
+def check_fit(arguments: Sequence[str]) -> dict[str, Any]:
     """Raise InputError for what ``lightning-icl fit`` with these arguments would refuse: options, model and data.
 
-    The trainer and its callbacks are not made, so that what only they can tell is left to the run.
+    The trainer and its callbacks are not made, so that what only they can tell is left to the run. Returns the options.
     """
-    _FitReader(["fit", *arguments])
+    return _FitReader(["fit", *arguments]).options.as_dict()
 
 
 class _Reader(ICLCommandLine):
     """Reads a config as ``validate`` does, and makes its data module and nothing else."""
 
     subcommand_read = "validate"
-    parts: ClassVar[dict[str, type]] = {"data": PromptDataModule}
 
     @classmethod
     def subcommands(cls) -> dict[str, set[str]]:
@@ -97,11 +96,13 @@ class _Reader(ICLCommandLine):
     def before_instantiate_classes(self) -> None: ...
 
     def make_classes(self) -> None:
+        self.datamodule: PromptDataModule = self.made(PromptDataModule, "data")
+
+    def made(self, part: type, name: str) -> Any:
+        """An object of the class from its part of the config."""
         parser = Parser()
-        for name, part in self.parts.items():
-            parser.add_class_arguments(part, name)
-        made = parser.instantiate_classes(Namespace({name: self.options[name] for name in self.parts}))
-        self.datamodule: PromptDataModule = made.data
+        parser.add_class_arguments(part, name)
+        return parser.instantiate_classes(Namespace({name: self.options[name]}))[name]
 
     def _run_subcommand(self, subcommand: str) -> None: ...
 
@@ -110,8 +111,8 @@ class _FitReader(_Reader):
     """Reads a config as ``fit`` does, and makes its data module and its model."""
 
     subcommand_read = "fit"
-    parts: ClassVar[dict[str, type]] = {"data": PromptDataModule, "model": ICLModule}
 
     def make_classes(self) -> None:
-        with torch.random.fork_rng(devices=[]):
-            super().make_classes()
+        super().make_classes()
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone, however large
+            self.made(ICLModule, "model")

@@ -1,26 +1,29 @@
 """lightning-icl study: many trials, one table, figures, verdicts and a report."""
 
 import json
+import os
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
+from lightning_icl.callbacks.analysis import check_at_least
 from lightning_icl.commands.run import check_fit
 from lightning_icl.functional.errors import InputError
+from lightning_icl.shipped_configs import SHIPPED
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
 from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
-from lightning_icl.studies.plan import Job, Plan, Scale, keeping_configs, plan
+from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, keeping_configs, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
-from lightning_icl.studies.worker import USAGE_ERROR, failure
+from lightning_icl.studies.worker import USAGE_ERROR, failure, known, write_whole
 
 VERSIONS = ("lightning-icl", "torch", "lightning", "ray")
 
@@ -58,27 +61,29 @@ def study(
         output: its folder; studies/NAME-SCALE unless told.
         address: of a Ray cluster to join, such as auto, whose machines all see this folder; else this machine.
         dry_run: only list the trials, as commands.
-        format: slurm writes job-array scripts of these commands into the study's folder instead of running them.
+        format: slurm writes job-array scripts of the commands into the study's folder instead of running them.
         figures_only: run nothing; write table, figures and report of the trials that are finished.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"name is {name!r}, but a study's name is made of letters, digits, _, - and dots.")
     chosen, size = _scale(scales, scale, seeds)
     folder = Path(output or Path("studies", f"{name}-{chosen}"))
-    planned, refused = plan(size, folder), dict[str, str]()
-    if dry_run and format == "commands":
+    check_at_least("retries", retries, 0)
+    planned = plan(size, folder)
+    if dry_run:
         _list(planned, size)
         return
+    refused = {} if figures_only else _refused(planned.trials)
+    planned = plan(keeping_configs(size, folder), folder)
     if not figures_only:
-        refused = _refused(planned.trials)
-        planned = plan(keeping_configs(size, folder), folder)
-    if format == "slurm":
-        _write_slurm(name, planned, size, folder)
-        return
-    if not figures_only:
-        _run(planned, size, folder, refused, address, retries)
+        _tell_refused(refused, folder / "logs")
+        ready = planned._replace(trials=[job for job in planned.trials if job.name not in refused])
+        if format == "slurm":
+            _write_slurm(name, ready, size, folder)
+            return
+        _run(ready, size, folder, Cluster(address, retries))
     table = _table(planned, folder)
-    trials = _trials(planned, folder, refused)
+    trials = _trials(planned, folder)
     judged = judge(claims or [], table)
     page = StudyPage(
         name=name,
@@ -89,10 +94,10 @@ def study(
         table=table,
         settings={"scale": chosen, **size},
         versions={package: _version(package) for package in VERSIONS} | {"python": platform.python_version()},
-        command=shlex.join(["lightning-icl", *sys.argv[1:]]),
+        command=_typed(),
     )
     report = write_report(page, folder)
-    for finding in (f for f in judged if f.setting is None or len(judged) == len(claims or [])):
+    for finding in (f for f in judged if f.setting is None):
         print(f"{finding.verdict:<9}  {finding.statement.rstrip('.')}: {finding.number()}")
     failed = trials[trials["status"] == "failed"]
     for trial, error in zip(failed["trial"], failed["error"], strict=True):
@@ -126,37 +131,53 @@ def _write_slurm(name: str, planned: Plan, size: Scale, folder: Path) -> None:
     scripts = slurm_scripts(name, planned, size.get("resources", {}), folder)
     for file, script in scripts.items():
         (folder / file).write_text(script)
-    first, *later = (str(folder / file) for file in scripts)
-    print(
-        f"job=$(sbatch --parsable {first})", *(f"sbatch --dependency=afterany:$job {file}" for file in later), sep="\n"
-    )
-    print("and when they are done, the same command with --figures_only.")
+    if not scripts:
+        print(f"nothing of {folder} is left to run; use --figures_only.")
+        return
+    submit, *later = (shlex.quote(str(folder / file)) for file in scripts)
+    print(f"job=$(sbatch --parsable {submit})")
+    for file in later:
+        print(f"sbatch --dependency=afterany:$job {file}")
+    print("and when they are done, this command with --figures_only instead of --format slurm.")
 
 
 def _refused(trials: Sequence[Job]) -> dict[str, str]:
-    """The trials whose options cannot work, with the sentence; a study none of whose trials can work does not start."""
-    said: dict[str, str | None] = {}
+    """The trials whose options cannot work, with the sentence; a study none of whose trials can work does not start.
+
+    Raises InputError also for two trials that come to the same, since seeds are the replications.
+    """
+    found: dict[str, str | None] = {}
+    first: dict[str, str] = {}
     for job in trials:
-        options = json.dumps(job.overrides)
-        if options not in said:
-            try:
-                check_fit(job.command[1:])
-                said[options] = None
-            except InputError as error:
-                said[options] = " ".join(str(error).split())
-    if None not in said.values():
-        raise InputError(next(filter(None, said.values())))
-    refused = {job.name: sentence for job in trials if (sentence := said[json.dumps(job.overrides)])}
+        varied = json.dumps(job.overrides)
+        if varied in found:  # by another seed
+            continue
+        try:
+            options = check_fit(job.command[1:])
+            found[varied] = None
+        except Exception as error:  # a user's class may raise anything
+            said = " ".join(str(error).split())
+            found[varied] = said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"
+            continue
+        config = json.dumps(options | {"run_folder": None}, sort_keys=True, default=str)
+        if first.setdefault(config, job.name) != job.name:
+            raise InputError(f"{first[config]} and {job.name} are the same trial; leave one out of grids or trials.")
+    if None not in found.values():
+        raise InputError(next(filter(None, found.values())))
+    return {job.name: sentence for job in trials if (sentence := found[json.dumps(job.overrides)])}
+
+
+def _tell_refused(refused: Mapping[str, str], logs: Path) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
     for trial, sentence in refused.items():
         print(f"will not run {trial}: {sentence}", file=sys.stderr)
-    return refused
+        write_whole(logs / f"{trial}.json", json.dumps({"attempts": 0, "ended": True, "error": sentence}))
 
 
-def _run(planned: Plan, size: Scale, folder: Path, refused: dict[str, str], address: str | None, retries: int) -> None:
-    from lightning_icl.studies.engine import Cluster, run_jobs  # which needs Ray; figures do not
+def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
+    from lightning_icl.studies.engine import run_jobs  # which needs Ray; what else this command does, does not
 
-    resources, cluster = size.get("resources", {}), Cluster(address, retries)
-    run_jobs([job for job in planned.trials if job.name not in refused], folder, resources, cluster)
+    run_jobs(planned.trials, folder, size.get("resources", {}), cluster)
     finished = {str(job.folder / "checkpoints" / "last.ckpt") for job in planned.trials if job.is_finished()}
     ready = [job for job in planned.p_probings if set(json.loads(job.command[2])) <= finished]
     run_jobs(ready, folder, {"cpu": 1}, cluster, "P-probing")
@@ -178,33 +199,35 @@ def _table(planned: Plan, folder: Path) -> pd.DataFrame:
     return write_table(joined(parts), folder)
 
 
-def _trials(planned: Plan, folder: Path, refused: dict[str, str]) -> pd.DataFrame:
+def _trials(planned: Plan, folder: Path) -> pd.DataFrame:
     """What became of each job: its status, how it failed, how long it took and its command."""
     rows = []
     for job in planned.jobs:
-        known = _known(folder / "logs" / f"{job.name}.txt")
-        error = None if job.is_finished() else refused.get(job.name) or known["error"]
-        rows.append(
-            {
-                "trial": job.name,
-                "status": "done" if job.is_finished() else "failed" if error else "not run",
-                "error": error,
-                "seconds": known["seconds"],
-                "command": shlex.join(["lightning-icl", *job.command]),
-            }
-        )
+        status, error, seconds = _became(job, folder / "logs" / f"{job.name}.txt")
+        command = shlex.join(["lightning-icl", *job.command])
+        rows.append({"trial": job.name, "status": status, "error": error, "seconds": seconds, "command": command})
     trials = pd.DataFrame(rows)
     trials.to_csv(folder / "trials.csv", index=False)
     return trials
 
 
-def _known(log: Path) -> dict[str, Any]:
-    """How a job failed and how long it took: from what the engine wrote or, of another scheduler's, from its log."""
-    if log.with_suffix(".json").exists():
-        return json.loads(log.with_suffix(".json").read_text())
+def _became(job: Job, log: Path) -> tuple[str, str | None, float | None]:
+    """A job's status, error and seconds: from what the engine wrote or, of another scheduler's, from its log."""
+    told = known(log)
+    if job.is_finished():
+        return "done", None, told.get("seconds")
+    if told.get("error"):
+        return "failed", told["error"], told.get("seconds")
     said = log.read_text(errors="replace") if log.exists() else ""
-    stopped = re.search(r"^(lightning-icl: |Traceback \(most recent)", said, flags=re.MULTILINE)
-    return {"seconds": None, "error": failure(said, USAGE_ERROR) if stopped else None}
+    if not told and re.search(r"^(lightning-icl: |Traceback \(most recent)", said, flags=re.MULTILINE):
+        return "failed", failure(said, USAGE_ERROR), None
+    return "not finished" if told or said else "not run", None, told.get("seconds")
+
+
+def _typed() -> str:
+    """The command that makes the report again, as a person would type it."""
+    args = [arg.replace(f"{SHIPPED}{os.sep}", f"configs{os.sep}") for arg in sys.argv[1:] if arg != "--figures_only"]
+    return shlex.join(["lightning-icl", *args])
 
 
 def _version(package: str) -> str:

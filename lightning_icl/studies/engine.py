@@ -8,14 +8,15 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 import ray
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 
+from lightning_icl.functional.errors import InputError
 from lightning_icl.studies import worker
-from lightning_icl.studies.plan import Job, Resources
+from lightning_icl.studies.plan import Cluster, Job, Resources
 from lightning_icl.studies.report import duration
 
 # Ray phones home, and Tune writes logs of its own and tells of each failure in pages, unless told not to.
@@ -25,13 +26,6 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
-
-
-class Cluster(NamedTuple):
-    """Where jobs run: on a Ray cluster's ``address`` or, without one, on this machine; and how often one is retried."""
-
-    address: str | None = None
-    retries: int = 1
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: Cluster, kind: str = "trial") -> None:
@@ -45,8 +39,9 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
         return
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    _start(cluster.address)
     cpu, gpu = resources.get("cpu", 1), resources.get("gpu", 0)
+    _start(cluster.address)
+    _check_resources(resources)
     options = {
         job.name: {
             "kind": job.kind,
@@ -88,10 +83,30 @@ def _start(address: str | None) -> None:
     os.environ |= QUIET
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        ray.init(address="local", num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False, **quiet)
-    else:
-        ray.init(address=address, **quiet)
+    try:
+        if address is None:
+            ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        raise InputError(f"address is {address}, but there is no Ray cluster to be reached: {error}") from error
+
+
+def _cores() -> int | None:
+    """The cores this process may use, where the system tells; Ray counts all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _check_resources(resources: Resources) -> None:
+    """Refuse what no machine has: Tune would wait for it for ever."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, key, asked in (("CPU cores", "CPU", resources.get("cpu", 1)), ("GPUs", "GPU", resources.get("gpu", 0))):
+        most = max((machine.get(key, 0) for machine in machines), default=0)
+        if asked > most:
+            raise InputError(
+                f"a trial is given {asked:g} {name} (resources), but no machine here has more than {most:g}; name a "
+                "cluster that has: --address."
+            )
 
 
 class Progress(TrialProgressCallback):  # in the place of Tune's own
@@ -116,8 +131,12 @@ class Progress(TrialProgressCallback):  # in the place of Tune's own
         self._ended(trial)
 
     def _ended(self, trial: Any) -> None:
-        status = self.logs / f"{trial.config['job']}.json"  # which is missing where Ray lost the process
-        error = json.loads(status.read_text())["error"] if status.exists() else "lost by Ray"
+        log = self.logs / f"{trial.config['job']}.txt"
+        status = worker.known(log)
+        if not status.get("ended"):  # the process that would have told is gone, maybe with its machine
+            status = {"attempts": 1, "seconds": None, **status, "ended": True, "error": "lost by Ray"}
+            worker.write_whole(log.with_suffix(".json"), json.dumps(status))
+        error = status["error"]
         self.running.discard(trial.trial_id)
         self.done, self.failed = self.done + (error is None), self.failed + (error is not None)
         print(self.line(trial.config["job"], error, time.monotonic() - self.started), flush=True)

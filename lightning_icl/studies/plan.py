@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NotRequired, Required, TypedDict
 
 from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.shipped_configs import config_file, shipped_names
+from lightning_icl.studies.worker import is_finished
 
 NAME_LENGTH = 120  # of a folder; most file systems allow 255
 
@@ -53,6 +54,13 @@ class Scale(TypedDict, total=False):
     gpu_hours: NotRequired[float]
 
 
+class Cluster(NamedTuple):
+    """Where jobs run: on a Ray cluster's ``address`` or, without one, on this machine; and how often one is retried."""
+
+    address: str | None = None
+    retries: int = 1
+
+
 class Job(NamedTuple):
     """One command of a study.
 
@@ -69,10 +77,7 @@ class Job(NamedTuple):
 
     def is_finished(self) -> bool:
         """Whether it came to its end, as its own files tell."""
-        if self.kind == "p_probe":
-            return (self.folder / "p_probing.json").exists()
-        results = self.folder / "results.json"
-        return results.exists() and "finished" in json.loads(results.read_text())
+        return is_finished(self.kind, self.folder)
 
 
 class Plan(NamedTuple):
@@ -94,7 +99,8 @@ def plan(scale: Scale, folder: Path) -> Plan:
         raise InputError(f"seeds is {seeds}, but it must list each seed once, such as [1, 2, 3].")
     trials: dict[str, Job] = {}
     for varied, seed in itertools.product(variations(scale), seeds):
-        job = _fit(scale["base"], common | varied, varied, seed, folder)
+        # In one order, so that the same trial has the same name; a class comes before its options in it.
+        job = _fit(scale["base"], dict(sorted((common | varied).items())), varied, seed, folder)
         trials.setdefault(job.name, job)
     return Plan(list(trials.values()), list(_p_probings(scale, list(trials.values()), folder)))
 
@@ -102,7 +108,10 @@ def plan(scale: Scale, folder: Path) -> Plan:
 def keeping_configs(scale: Scale, folder: Path) -> Scale:
     """The same with its base configs copied into the study's folder: what is edited later is not for this study."""
     kept = folder / "configs"
-    kept.mkdir(parents=True, exist_ok=True)
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output is {folder}, but a study's files cannot be written there: {error}.") from error
     copies = []
     for name in scale["base"]:
         text = config_text(name)
@@ -155,7 +164,7 @@ def _fit(base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str,
 
 def _job_name(varied: Mapping[str, Any], seed: int, base: Sequence[str], overrides: Mapping[str, Any]) -> str:
     """What was varied, in words, and a hash of all that the trial depends on, so that no other is taken for it."""
-    told = "_".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in varied.items())
+    told = "_".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(varied.items()))
     contents = [config_text(file) for file in base]
     digest = hashlib.sha256(json.dumps([contents, list(overrides.items()), seed]).encode()).hexdigest()[:8]
     return "_".join(filter(None, [told[:NAME_LENGTH], f"seed={seed}", digest]))
@@ -195,4 +204,5 @@ def _p_probe(models: Sequence[Job], options: Mapping[str, Any], folder: Path) ->
     where = folder / "p_probing" / name
     command = ["p_probe", "--ckpt_paths", json.dumps(checkpoints), "--names", json.dumps(names)]
     command += [f"--{key}={flag_value(value)}" for key, value in options.items()]
-    return Job(name, "p_probe", where, [*command, "--output", str(where)], varied, models[0].seed)
+    command += [f"--seed={models[0].seed}", "--output", str(where)]
+    return Job(name, "p_probe", where, command, varied, models[0].seed)

@@ -4,6 +4,7 @@ Only the standard library, and loaded by its path (engine.py), so that a process
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -11,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 PROGRAM = ("-m", "lightning_icl")
 USAGE_ERROR = 2  # the exit status for one sentence about what is wrong: trying again would not help
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before any fork, after which loading can deadlock
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class JobError(RuntimeError):
@@ -27,12 +29,19 @@ def run_job(job: dict[str, Any]) -> str | None:
     """Run a job; None, or the sentence it stopped with. Raises JobError where it crashed.
 
     ``job`` has kind, folder, command (of Python), log, cwd and cpu. Beside the log a file NAME.json tells how often and
-    how long it was tried, and how it failed.
+    how long it was tried, whether the last try ended, and how it failed.
     """
-    folder, log = Path(job["folder"]), Path(job["log"])
-    _clear(job["kind"], folder)
-    started = time.monotonic()
+    folder, log = Path(job["cwd"], job["folder"]), Path(job["log"])
     with log.open("ab") as output:
+        fcntl.flock(output, fcntl.LOCK_EX)  # the command holds it too: one killed study's trial ends before the next
+        if is_finished(job["kind"], folder):
+            return None
+        if job["kind"] == "p_probe":  # which cannot be gone on with
+            shutil.rmtree(folder, ignore_errors=True)
+        status = {"attempts": 0, "seconds": 0.0} | known(log)
+        status["attempts"] += 1
+        write_whole(log.with_suffix(".json"), json.dumps(status | {"ended": False, "error": None}))
+        started = time.monotonic()
         done = subprocess.run(
             [sys.executable, *job["command"]],
             cwd=job["cwd"],
@@ -42,14 +51,27 @@ def run_job(job: dict[str, Any]) -> str | None:
             preexec_fn=_die_with_parent,
         )
     error = None if done.returncode == 0 else failure(log.read_text(errors="replace"), done.returncode)
-    status = log.with_suffix(".json")
-    known = json.loads(status.read_text()) if status.exists() else {"attempts": 0, "seconds": 0.0}
-    known["attempts"] += 1
-    known["seconds"] = round(known["seconds"] + time.monotonic() - started, 1)
-    status.write_text(json.dumps(known | {"error": error}) + "\n")
-    if error is not None and done.returncode != USAGE_ERROR:
+    if error is None and not is_finished(job["kind"], folder):
+        error = f"it ended without a word in {folder.name} that it finished"
+    status["seconds"] = round(status["seconds"] + time.monotonic() - started, 1)
+    write_whole(log.with_suffix(".json"), json.dumps(status | {"ended": True, "error": error}))
+    if done.returncode not in (0, USAGE_ERROR):
         raise JobError(error)
     return error
+
+
+def is_finished(kind: str, folder: Path) -> bool:
+    """Whether a "fit" or "p_probe" came to its end, as its own files tell."""
+    if kind == "p_probe":
+        return (folder / "p_probing.json").exists()
+    results = folder / "results.json"
+    return results.exists() and "finished" in json.loads(results.read_text())
+
+
+def known(log: Path) -> dict[str, Any]:
+    """What NAME.json beside a log says of its job; nothing where there is none."""
+    path = log.with_suffix(".json")
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def failure(log: str, status: int) -> str:
@@ -62,15 +84,14 @@ def failure(log: str, status: int) -> str:
     return said[-1] if said and status == USAGE_ERROR else (lines[-1] if lines else f"exit status {status}")
 
 
-def _clear(kind: str, folder: Path) -> None:
-    """Remove what cannot be gone on with: a run without a whole checkpoint, and any P-probing."""
-    last = folder / "checkpoints" / "last.ckpt"
-    # A kill while it was written leaves a file without the directory that ends every zip file.
-    if kind == "p_probe" or not zipfile.is_zipfile(last):
-        shutil.rmtree(folder, ignore_errors=True)
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n")
+    partial.replace(path)
 
 
 def _die_with_parent() -> None:
     """Have Linux kill the command with the worker, which goes with the study's own process, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if LIBC is not None:
+        LIBC.prctl(DIE_WITH_PARENT, signal.SIGKILL)

@@ -125,14 +125,17 @@ def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finis
         (folder / "results.json").write_text(json.dumps(results))
     logs = tmp_path / "studies" / "small-quick" / "logs"
     logs.mkdir()
-    (logs / f"{diverged.name}.json").write_text('{"attempts": 1, "seconds": 3.0, "error": "training has diverged."}')
+    (logs / f"{unfinished.name}.json").write_text('{"attempts": 1, "seconds": 0.0, "ended": false, "error": null}')
+    (logs / f"{diverged.name}.json").write_text(
+        '{"attempts": 1, "seconds": 3.0, "ended": true, "error": "training has diverged."}'
+    )
     (logs / f"{crashed.name}.txt").write_text("Traceback (most recent call last):\n  boom\nValueError: boom\n")
     said = study("--figures_only", status=1).out
     assert f"FAILED     {diverged.name}: training has diverged." in said
     assert f"FAILED     {crashed.name}: ValueError: boom" in said
     trials = pd.read_csv(logs.parent / "trials.csv").set_index("trial")
-    assert trials.loc[unfinished.name, "status"] == "not run"
-    assert trials["status"].value_counts().to_dict() == {"done": 3, "not run": 4, "failed": 2}  # 3 are P-probings
+    assert trials.loc[unfinished.name, "status"] == "not finished"
+    assert trials["status"].value_counts().to_dict() == {"done": 3, "not run": 3, "failed": 2, "not finished": 1}
     assert set(pd.read_parquet(logs.parent / "results.parquet")["trial"]) == {finished[i].name for i in (1, 3, 5)}
     report = (logs.parent / "report.html").read_text()
     assert all(word in report for word in (diverged.name, "training has diverged.", "ValueError: boom"))
@@ -159,6 +162,12 @@ def test_a_trial_whose_folder_is_gone_stays_in_the_table(study, finished, tmp_pa
         ({"scales": {"q": {"base": ["base.yaml"]}}}, "scales: a scale needs seeds, such as {base:"),
         ({"scales": {}}, "scales is {}, but a study needs at least one"),
         ({"scale": "paper"}, "scale is paper, but this study has quick."),
+        ({"retries": -1}, "retries is -1, but it must be at least 0."),
+        ({"output": "base.yaml"}, "output is base.yaml, but a study's files cannot be written there"),
+        (
+            {"scales": {"q": SCALE | {"trials": [{"model.heads": [4, 4], "trainer.max_steps": 7}]}}},
+            "heads=4-4_seed=1_",  # ... and heads=4-4_max_steps=7_seed=1_.. are the same trial
+        ),
         ({"name": "a/b"}, "name is 'a/b', but a study's name is made of letters, digits, _, - and dots."),
         ({"scales": {"q": SCALE | {"base": ["bass.yaml"]}}}, "base has bass.yaml, but there is no such file"),
         (

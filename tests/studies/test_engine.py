@@ -2,13 +2,16 @@
 
 import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from lightning_icl.functional.errors import InputError
 from lightning_icl.studies import worker
-from lightning_icl.studies.engine import Cluster, Progress, run_jobs
-from lightning_icl.studies.plan import Job
+from lightning_icl.studies.engine import Progress, run_jobs
+from lightning_icl.studies.plan import Cluster, Job
 
 # Does what it is told instead of training, and keeps count: fake.py FOLDER BEHAVIOUR.
 FAKE = """
@@ -33,8 +36,10 @@ def jobs(tmp_path, monkeypatch):
     (tmp_path / "trials").mkdir()
     monkeypatch.setattr(worker, "PROGRAM", (str(tmp_path / "fake.py"),))
 
+    monkeypatch.chdir(tmp_path)  # folders are relative to it, as a study's are
+
     def make(*behaviours):
-        folders = [tmp_path / "trials" / str(i) for i in range(len(behaviours))]
+        folders = [Path("trials", str(i)) for i in range(len(behaviours))]
         return [
             Job(f"{folder.name}_{behaviour}", "fit", folder, [str(folder), behaviour], {}, 1)
             for folder, behaviour in zip(folders, behaviours, strict=True)
@@ -80,6 +85,22 @@ def test_jobs_are_run_once_retried_and_told_of(jobs, tmp_path, capfd):
     assert {k: v for k, v in os.environ.items() if k in before and k != "PYTEST_CURRENT_TEST"} == {
         k: v for k, v in before.items() if k != "PYTEST_CURRENT_TEST"
     }
+
+
+def test_what_no_machine_has_is_refused(jobs, tmp_path):
+    with pytest.raises(
+        InputError, match=r"a trial is given 0.25 GPUs \(resources\), but no machine here has more than 0"
+    ):
+        run_jobs(jobs("works"), tmp_path, {"cpu": 1, "gpu": 0.25}, Cluster())
+
+
+def test_a_job_lost_with_its_process_is_told_of(tmp_path, capsys):
+    (tmp_path / "a.json").write_text('{"attempts": 2, "seconds": 9.0, "ended": false, "error": null}')
+    progress = Progress("trial", 1, 0, tmp_path)
+    progress.on_trial_error(1, [], SimpleNamespace(trial_id="1", config={"job": "a"}))
+    assert "1 failed of 1; about 0 s left] a: FAILED: lost by Ray" in capsys.readouterr().out
+    status = json.loads((tmp_path / "a.json").read_text())
+    assert status == {"attempts": 2, "seconds": 9.0, "ended": True, "error": "lost by Ray"}
 
 
 def test_nothing_is_started_where_all_is_done(jobs, tmp_path):

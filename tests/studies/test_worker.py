@@ -6,25 +6,26 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 
 import pytest
 
 from lightning_icl.studies import worker
 from lightning_icl.studies.worker import JobError, failure, run_job
 
+FINISH = """
+import json, pathlib
+pathlib.Path("run").mkdir(exist_ok=True)
+pathlib.Path("run", "results.json").write_text(json.dumps({"finished": {"steps": 3}}))
+"""
+
 
 @pytest.fixture
 def job(tmp_path):
-    def make(script, kind="fit", **changed):
-        return {
-            "kind": kind,
-            "folder": str(tmp_path / "run"),
-            "command": ["-c", script],
-            "log": str(tmp_path / "run.txt"),
-            "cwd": str(tmp_path),
-            "cpu": 2,
-        } | changed
+    """A job by its script; its folder is relative, as a study's is, to a folder that is not the process' own."""
+
+    def make(script, kind="fit"):
+        command, log = ["-c", script], str(tmp_path / "run.txt")
+        return {"kind": kind, "folder": "run", "command": command, "log": log, "cwd": str(tmp_path), "cpu": 2}
 
     return make
 
@@ -34,9 +35,21 @@ def status(tmp_path):
 
 
 def test_a_job_runs_in_the_studys_folder_with_its_share_of_the_cores(job, tmp_path):
-    assert run_job(job("import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])")) is None
+    assert run_job(job("import os; print(os.getcwd(), os.environ['OMP_NUM_THREADS'])" + FINISH)) is None
     assert (tmp_path / "run.txt").read_text().split() == [str(tmp_path), "2"]
     assert status(tmp_path)["error"] is None
+    assert status(tmp_path)["ended"]
+
+
+def test_a_finished_job_is_not_run_again(job, tmp_path):
+    run_job(job(FINISH))
+    assert run_job(job("raise AssertionError")) is None
+    assert status(tmp_path)["attempts"] == 1
+
+
+def test_a_job_that_leaves_nothing_is_not_taken_for_finished(job, tmp_path):
+    assert run_job(job("pass")) == "it ended without a word in run that it finished"
+    assert status(tmp_path)["error"] == "it ended without a word in run that it finished"
 
 
 def test_a_usage_error_is_told_and_not_raised_since_it_would_come_again(job, tmp_path):
@@ -59,25 +72,22 @@ def test_a_crash_is_raised_for_another_try_and_counted(job, tmp_path, script, er
             run_job(job(script))
         assert str(raised.value) == error
         assert status(tmp_path)["attempts"] == attempt
-    assert run_job(job("pass")) is None
+    assert run_job(job(FINISH)) is None
     assert status(tmp_path)["error"] is None
 
 
-def test_what_cannot_be_gone_on_with_is_removed_and_a_whole_checkpoint_is_kept(job, tmp_path):
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
-    with zipfile.ZipFile(last, "w") as archive:
-        archive.writestr("data", "weights")
-    run_job(job("pass"))
-    assert last.exists()
-    last.write_bytes(last.read_bytes()[:-10])  # cut off while it was written
-    run_job(job("pass"))
-    assert not (tmp_path / "run").exists()
-    last.parent.mkdir(parents=True)
-    with zipfile.ZipFile(last, "w") as archive:
-        archive.writestr("data", "weights")
-    run_job(job("pass", kind="p_probe"))
-    assert not (tmp_path / "run").exists()
+def test_a_run_is_gone_on_with_and_a_p_probing_begun_anew(job, tmp_path):
+    left = tmp_path / "run" / "what_was_left"
+    for kind, stays in (("fit", True), ("p_probe", False)):
+        left.parent.mkdir(exist_ok=True)
+        left.write_text("")
+        run_job(job("pass", kind))
+        assert left.exists() == stays
+
+
+def test_a_job_that_was_killed_is_known_not_to_have_ended(job, tmp_path):
+    run_job(job("import json, pathlib; assert not json.loads(pathlib.Path('run.json').read_text())['ended']" + FINISH))
+    assert status(tmp_path)["ended"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
