@@ -99,7 +99,8 @@ class ICLCommandLine(LightningCLI):
         if config.get("ckpt_path") == "last":
             if last.exists() and not zipfile.is_zipfile(last):
                 rank_zero_info(f"{last} was cut off while it was written; starting anew.")
-            config.ckpt_path = str(last) if zipfile.is_zipfile(last) else None
+                last.unlink(missing_ok=True)  # another rank may have; and beside it the new one would be last-v1.ckpt
+            config.ckpt_path = str(last) if last.exists() else None
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
         elif (Path(self.run_folder) / "config.yaml").exists():
             raise InputError(

@@ -1,0 +1,96 @@
+"""A run in a folder of its own: begun, gone on with, and with or without figures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_icl.callbacks import analysis
+from lightning_icl.cli import main
+
+CONFIG = """
+data:
+  task: {class_path: SparseLinearRegression, init_args: {n_dims: 4, sparsity: 2, noise_std: 0.1}}
+  n_points: 3
+  n_queries: 2
+  batch_size: 4
+  eval_prompts: 8
+  eval_batch_size: 4
+model: {d_model: 8, heads: [2], schedule: constant}
+trainer:
+  max_steps: 2
+  val_check_interval: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks: [{class_path: ReferenceRisk, init_args: {references: [ZeroPredictor], tuning_prompts: 4}}]
+"""
+
+
+@pytest.fixture
+def fit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return lambda *args: main(["fit", "--config", "config.yaml", *args])
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_a_run_is_begun_and_gone_on_with_by_the_same_command(fit, tmp_path, undrawn):
+    again = ("--run_folder", "runs/mine", "--ckpt_path", "last")
+    fit(*again)
+    run = tmp_path / "runs" / "mine"
+    assert json.loads((run / "results.json").read_text())["finished"] == {"steps": 2}
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["run_folder"] is None  # else validate with this config would write here
+    assert saved["ckpt_path"] is None
+    assert list(run.glob("events.*"))
+    assert not (tmp_path / "lightning_logs").exists()
+    fit(*again, "--trainer.max_steps", "4")
+    assert json.loads((run / "results.json").read_text())["finished"] == {"steps": 4}
+    assert [r["step"] for r in json.loads((run / "results.json").read_text())["ReferenceRisk"]] == [1, 2, 3, 4]
+    fit("--run_folder", "runs/whole", "--trainer.max_steps", "4")
+    for key, tensor in weights(tmp_path / "runs" / "whole")["state_dict"].items():
+        assert torch.equal(tensor, weights(run)["state_dict"][key])
+
+
+def test_a_run_is_not_written_over(fit, tmp_path, capsys, undrawn):
+    fit("--run_folder", "mine")
+    before = (tmp_path / "mine" / "results.json").read_text()
+    with pytest.raises(SystemExit):
+        fit("--run_folder", "mine")
+    assert (
+        "run_folder is mine, but there is a run in it already: go on with it by --ckpt_path" in capsys.readouterr().err
+    )
+    assert (tmp_path / "mine" / "results.json").read_text() == before
+
+
+def test_a_cut_off_checkpoint_is_begun_anew(fit, tmp_path, undrawn):
+    fit("--run_folder", "mine")
+    last = tmp_path / "mine" / "checkpoints" / "last.ckpt"
+    whole = weights(tmp_path / "mine")["state_dict"]
+    last.write_bytes(last.read_bytes()[:-100])
+    fit("--run_folder", "mine", "--ckpt_path", "last")
+    for key, tensor in weights(tmp_path / "mine")["state_dict"].items():
+        assert torch.equal(tensor, whole[key])
+
+
+def test_another_logger_is_refused(fit, capsys):
+    with pytest.raises(SystemExit):
+        fit("--run_folder", "mine", "--trainer.logger", "false")
+    assert "run_folder is mine, which is where TensorBoard's logger writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("when", "times"), [("every", 2), ("last", 1), ("never", 0)])
+def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch, when, times):
+    drawn = []
+    monkeypatch.setattr(
+        analysis, "write_figure", lambda _, name, __: drawn.append(name) or np.zeros((1, 1, 3), np.uint8)
+    )
+    fit("--run_folder", "mine", "--figures.when", when)
+    assert drawn == ["excess_risk"] * times
+    assert len(json.loads((tmp_path / "mine" / "results.json").read_text())["ReferenceRisk"]) == 2
