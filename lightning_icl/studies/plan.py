@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, Required, TypedDict
 
+import yaml  # type: ignore[import-untyped]
+
 from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.shipped_configs import config_file, shipped_names
 from lightning_icl.studies.worker import is_finished
@@ -115,8 +117,7 @@ def keeping_configs(scale: Scale, folder: Path) -> Scale:
     copies = []
     for name in scale["base"]:
         text = config_text(name)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        copies.append(kept / f"{Path(name).stem}_{digest}.yaml")
+        copies.append(kept / f"{Path(name).stem}_{_digest(text)}.yaml")
         copies[-1].write_text(text)
     scale = scale.copy()
     scale["base"] = [str(copy) for copy in copies]
@@ -165,9 +166,13 @@ def _fit(base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str,
 def _job_name(varied: Mapping[str, Any], seed: int, base: Sequence[str], overrides: Mapping[str, Any]) -> str:
     """What was varied, in words, and a hash of all that the trial depends on, so that no other is taken for it."""
     told = "_".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(varied.items()))
-    contents = [config_text(file) for file in base]
-    digest = hashlib.sha256(json.dumps([contents, list(overrides.items()), seed]).encode()).hexdigest()[:8]
+    contents = [yaml.safe_load(config_text(file)) for file in base]  # what they say, comments apart
+    digest = _digest([contents, list(overrides.items()), seed])
     return "_".join(filter(None, [told[:NAME_LENGTH], f"seed={seed}", digest]))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:8]
 
 
 def _short(value: Any) -> str:

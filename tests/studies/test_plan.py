@@ -59,6 +59,8 @@ def test_what_a_trial_depends_on_changes_its_folder_and_nothing_else_does(base, 
     assert names(resources={"cpu": 2}, gpu_hours=3.0) == before
     assert names(seeds=[1, 2, 3])[:2] == before
     assert set(names(overrides={"trainer.max_steps": 9})).isdisjoint(before)
+    (tmp_path / "base.yaml").write_text("# What it is for.\nmodel: {d_model: 16}\n")
+    assert names() == before
     (tmp_path / "base.yaml").write_text("model: {d_model: 32}\n")
     assert set(names()).isdisjoint(before)
 
