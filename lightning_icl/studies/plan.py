@@ -147,6 +147,14 @@ def config_text(name: str) -> str:
     return path.read_text()
 
 
+def _config(name: str) -> Any:
+    """What a base config says."""
+    try:
+        return yaml.safe_load(config_text(name))
+    except yaml.YAMLError as error:
+        raise InputError(f"base has {name}, which is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
 def flag_value(value: Any) -> str:
     """The value as the command line takes it."""
     return value if isinstance(value, str) else json.dumps(value)
@@ -166,7 +174,7 @@ def _fit(base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str,
 def _job_name(varied: Mapping[str, Any], seed: int, base: Sequence[str], overrides: Mapping[str, Any]) -> str:
     """What was varied, in words, and a hash of all that the trial depends on, so that no other is taken for it."""
     told = "_".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(varied.items()))
-    contents = [yaml.safe_load(config_text(file)) for file in base]  # what they say, comments apart
+    contents = [_config(file) for file in base]  # what they say, comments apart
     digest = _digest([contents, list(overrides.items()), seed])
     return "_".join(filter(None, [told[:NAME_LENGTH], f"seed={seed}", digest]))
 

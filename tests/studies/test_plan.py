@@ -113,6 +113,12 @@ def test_a_bad_scale_is_refused_in_a_sentence(base, tmp_path, changed, sentence)
         plan(base | changed, tmp_path)
 
 
+def test_a_base_that_is_no_yaml_is_refused_in_a_sentence(base, tmp_path):
+    (tmp_path / "base.yaml").write_text("model: {heads: [4")
+    with pytest.raises(InputError, match="base has base.yaml, which is not valid YAML"):
+        plan(base, tmp_path)
+
+
 def test_values_are_written_as_the_command_line_reads_them():
     assert [flag_value(v) for v in ("relu", [8, 1], True, None, 0.4, {"a": 1})] == [
         "relu",
