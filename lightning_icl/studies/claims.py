@@ -12,7 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
+from lightning_icl.callbacks.head_pruning import VARIANTS
 from lightning_icl.functional.errors import InputError
+from lightning_icl.studies.names import error_text, estimator_label, setting_text
 from lightning_icl.studies.selection import (
     by_seed,
     measured,
@@ -21,10 +23,10 @@ from lightning_icl.studies.selection import (
     numbers_of_examples,
     uniform_models,
 )
-from lightning_icl.studies.table import KEYS, by_setting, head_list, last_step
+from lightning_icl.studies.table import KEYS, by_setting, last_step
 from lightning_icl.studies.verdicts import Finding, Judged, Part, Side, Verdict, finding
 
-__all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "judge"]
+__all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "comparison", "judge"]
 
 Treatment = Literal["as_is", "read_out", "rescaled", "fine_tuned"]
 MODEL = "excess_risk/transformer"
@@ -56,9 +58,18 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Finding]:
     """What became of every claim: over all settings together, and then in each setting, where there are several.
 
     A setting that lacks what a claim is about has no finding of it, and the one over all settings says how many have.
+    A claim that fails to be worked out is UNDECIDED, with its error as the note.
     """
-    settings = _settings(_checked(table))
-    return [found for claim in claims for found in _findings(claim, settings)]
+    settings = by_setting(last_step(_checked(table)))
+    return [found for claim in claims for found in _judged(claim, settings)]
+
+
+def _judged(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
+    try:
+        return _findings(claim, settings)
+    except Exception as error:  # a claim is anyone's code, and the others and the report must stand
+        statement = getattr(claim, "statement", "It has no statement.")
+        return [finding(claim.name, statement, None, [], error_text(error))]
 
 
 def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
@@ -68,7 +79,9 @@ def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFram
     if len(settings) == 1:
         return [finding(claim.name, claim.statement, None, found[0][1])]
     together = [
-        part._replace(label=f"{_in_words(setting)}: {part.label}") for setting, parts in found for part in parts
+        part._replace(label=": ".join(filter(None, [setting_text(setting), part.label])))
+        for setting, parts in found
+        for part in parts
     ]
     of_models = sum(rows["model.heads"].notna().any() for _, rows in settings)
     note = f"in {len(found)} of {of_models} settings" if len(found) < of_models else ""
@@ -179,7 +192,10 @@ class PrunedKeepsRisk(Claim):
 
     def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
         self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
-        self.statement = f"Pruned to one head in each later layer, the excess risk is at most {ratio:g} times the full."
+        self.statement = (
+            f"Pruned to one head in each later layer, {VARIANTS[treatment]}, the excess risk is at most {ratio:g} "
+            "times the full."
+        )
 
     @property
     def name(self) -> str:
@@ -202,7 +218,9 @@ class FirstLayerCannotBePruned(Claim):
 
     def __init__(self, ratio: float = 2.0, treatment: Treatment = "as_is") -> None:
         self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
-        self.statement = f"With layer 1 pruned instead, the excess risk is at least {ratio:g} times the full."
+        self.statement = (
+            f"With layer 1 pruned instead, {VARIANTS[treatment]}, the excess risk is at least {ratio:g} times the full."
+        )
 
     @property
     def name(self) -> str:
@@ -220,11 +238,14 @@ class PaperHeadsBeatRandom(Claim):
         treatment: what was done to the pruned models: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    statement = "Keeping the top head of each later layer gives a lower excess risk than keeping a random one."
     needs = PrunedKeepsRisk.needs
 
     def __init__(self, treatment: Treatment = "as_is") -> None:
         self.treatment = checked_treatment(treatment)
+        self.statement = (
+            f"Pruned to the top head of each later layer, {VARIANTS[treatment]}, the excess risk is lower than with "
+            "random heads instead."
+        )
 
     @property
     def name(self) -> str:
@@ -246,7 +267,7 @@ class BeatsReference(Claim):
 
     def __init__(self, reference: str = "ridge") -> None:
         self.reference = reference
-        self.statement = f"The model's excess risk is below that of {reference.replace('_', ' ')}."
+        self.statement = f"The model's excess risk is below that of {estimator_label(reference)}."
         self.needs = f"a uniform model and excess_risk/{reference}"
 
     @property
@@ -258,7 +279,7 @@ class BeatsReference(Claim):
         model, reference = (by_seed(table, f"excess_risk/{name}", heads) for name in ("transformer", self.reference))
         if not len(model) or not len(reference):
             return []
-        return [lower_risk(f"{heads[0]} heads over {self.reference}", model, reference)]
+        return [lower_risk(f"{heads[0]} heads over {estimator_label(self.reference)}", model, reference)]
 
 
 class HeadsBelongInFirstLayer(Claim):
@@ -357,29 +378,11 @@ def _named(name: str, option: str, default: str = "") -> str:
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """The table, if it has the columns and seeds that claims go by."""
-    if missing := [column for column in (*KEYS, "model.heads") if column not in table.columns]:
-        raise InputError(
-            f"the table has no column {missing[0]}, but a study's table has {', '.join(KEYS)}, model.heads."
-        )
+    needed = (*KEYS, "depth", "model.heads")
+    if missing := [column for column in needed if column not in table.columns]:
+        raise InputError(f"the table has no column {missing[0]}, but a study's table has {', '.join(needed)}.")
     if table.empty:
         raise InputError("the table has no rows, but claims are judged by those of at least one trial.")
     if len(unknown := table[table["seed"].isna()]):
         raise InputError(f"trial {unknown['trial'].iloc[0]} has no seed, but seeds are what intervals are over.")
     return table
-
-
-def _settings(table: pd.DataFrame) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The table by setting; depth is a key where models differ in it, though only model.heads tells."""
-    last = last_step(table)
-    depths = {text: len(head_list(text)) for text in last["model.heads"].dropna().unique()}
-    if "depth" not in last and len(set(depths.values())) > 1:
-        last = last.assign(depth=last["model.heads"].map(depths).astype("Int64"))
-    settings = by_setting(last)
-    for setting, _ in settings:
-        if pd.isna(setting.get("depth", 0)):  # P-probing's, whose rows are not of one model
-            del setting["depth"]
-    return settings
-
-
-def _in_words(setting: dict[str, Any]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in setting.items())

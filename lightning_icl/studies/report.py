@@ -1,7 +1,8 @@
 """The report of a study: one HTML file that needs no other."""
 
 import base64
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +13,11 @@ import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_icl.studies.figures import Drawn
-from lightning_icl.studies.figures.names import heads_label, in_order, is_missing, setting_text, value_text
+from lightning_icl.studies.names import heads_label, in_order, is_missing, setting_text, value_text
 from lightning_icl.studies.table import config_columns, varied
 from lightning_icl.studies.verdicts import Finding
 
+STATUSES = ("done", "failed", "not finished", "not run")  # in order; others come after
 LARGEST_SVG = 600_000  # bytes; a larger drawing is shown as PNG
 
 
@@ -27,8 +29,9 @@ class StudyPage:
         name: the study's.
         about: what it asks, in a paragraph.
         findings: the verdicts.
-        trials: one row a trial: trial, status (done, failed, not run), error (one sentence, or none), seconds, command.
-        figures: the figures on disk.
+        trials: one row a trial: trial, status (done, failed, not finished, not run), error (one sentence, or none),
+            seconds, command.
+        figures: the figures on disk, and those that could not be drawn.
         table: the tidy table behind them.
         settings: what the study file said, by key.
         versions: of packages, by name.
@@ -77,7 +80,8 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
         "by_verdict": _by_verdict,
         "trials": trials,
         "failed": [trial for trial in trials if trial["status"] == "failed"],
-        "statuses": {status: sum(t["status"] == status for t in trials) for status in ("done", "failed", "not run")},
+        "jobs": _jobs(trials),
+        "statuses": Counter(sorted((trial["status"] for trial in trials), key=_order)),
         "compute": duration(sum(trial["seconds"] or 0 for trial in trials)),
         "figures": [(drawn, _images(drawn)) for drawn in page.figures],
         "varied": _varied(page.table),
@@ -87,6 +91,17 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
         "now": f"{now:%Y-%m-%d %H:%M %Z}".strip(),
         "duration": duration,
     }
+
+
+def _jobs(trials: Sequence[Mapping[str, Any]]) -> str:
+    """How many trials there are, and how many P-probings, which are told by their command."""
+    p_probings = sum(" p_probe " in (trial["command"] or "") for trial in trials)
+    counts = {"trial": len(trials) - p_probings, "P-probing": p_probings}
+    return " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counts.items() if n or kind == "trial")
+
+
+def _order(status: str) -> int:
+    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
 
 
 def _by_setting(findings: Sequence[Finding]) -> dict[str, list[Finding]]:

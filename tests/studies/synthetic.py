@@ -15,7 +15,7 @@ import pandas as pd
 from lightning_icl.studies.table import KEYS
 
 HEADS = ((1, 1), (2, 2), (4, 4), (8, 8), (8, 1), (1, 8))
-INTEGERS = ("seed", "step", "layer", "head", "n_points")
+INTEGERS = ("seed", "step", "layer", "head", "n_points", "depth")
 Heads = tuple[int, ...]
 
 
@@ -99,7 +99,8 @@ def synthetic_table(
             case = _Case(generator, seed, noise_std, truth, spread, prompts, tuple(steps), frozenset(silent))
             for model in map(tuple, heads):
                 rows += case.trial(model)
-            rows += case.p_probing_trial()
+            for depth in sorted({len(model) for model in heads}):
+                rows += case.p_probing_trial(depth)
     return in_form(pd.DataFrame(rows))
 
 
@@ -160,13 +161,14 @@ class _Case(NamedTuple):
         ends = [*self.pruned(heads), *self.probes(heads), _row("run/parameters", 1000.0 * len(heads))]
         rows += [row | {"step": self.steps[-1]} for row in ends]
         name = f"heads-{'-'.join(map(str, heads))}-noise-{self.noise_std}-seed-{self.seed}"
-        keys = self.keys(name) | {"model.heads": json.dumps(list(heads))}
+        keys = self.keys(name, len(heads)) | {"model.heads": json.dumps(list(heads))}
         return [row | keys for row in rows]
 
-    def keys(self, trial: str) -> dict[str, Any]:
+    def keys(self, trial: str, depth: int) -> dict[str, Any]:
         return {
             "trial": trial,
             "seed": self.seed,
+            "depth": depth,
             "data.task": "SparseLinearRegression",
             "data.task.n_dims": 16,
             "data.task.noise_std": self.noise_std,
@@ -242,15 +244,16 @@ class _Case(NamedTuple):
         levels = {"transformer": self.truth.risk(heads, max(self.prompts))} | dict(self.truth.references)
         return [*rows, *(_row(f"probe/level/{n}", levels[n] * scale) for n in ("transformer", "ridge", "bayes"))]
 
-    def p_probing_trial(self) -> list[dict[str, Any]]:
-        """Risks on each representation; deeper is better, attention more so."""
+    def p_probing_trial(self, depth: int) -> list[dict[str, Any]]:
+        """Risks on each representation, of models with ``depth`` layers; more steps are better, attention's more so."""
         rows = [
-            _row(f"p_probing/{optimiser}/{depth}/{arm}", self.drawn(value * rate**depth * self.at_most_examples()))
+            _row(f"p_probing/{optimiser}/{steps}/{arm}", self.drawn(value * rate**steps * self.at_most_examples()))
             for optimiser, rate in (("attention", 0.7), ("descent", 0.8))
-            for depth in (1, 2)
+            for steps in (1, 2)
             for arm, value in self.truth.p_probing.items()
         ]
-        keys = self.keys(f"p_probing-noise-{self.noise_std}-seed-{self.seed}") | {"step": self.steps[-1]}
+        keys = self.keys(f"p_probing-layers-{depth}-noise-{self.noise_std}-seed-{self.seed}", depth)
+        keys |= {"step": self.steps[-1]}
         return [row | keys | {"model.heads": None} for row in rows]
 
 

@@ -1,6 +1,7 @@
 """Claims on tables whose truth is known: each verdict where it was planted, and seldom where it is wrong."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.claims import (
     BeatsReference,
     Claim,
+    Finding,
     FirstLayerCannotBePruned,
     FirstLayerPreprocesses,
     FirstLayerUsesAllHeads,
@@ -21,6 +23,8 @@ from lightning_icl.studies.claims import (
     PaperHeadsBeatRandom,
     PrunedKeepsRisk,
     RiskFallsWithHeads,
+    Treatment,
+    comparison,
     judge,
 )
 from lightning_icl.studies.verdicts import Part, finding, judged
@@ -250,18 +254,14 @@ def test_models_of_other_depths_are_other_settings():
     *falls, most, _, _ = judge([RiskFallsWithHeads(), FirstLayerUsesAllHeads()], rows)
     assert [f.setting for f in falls] == [None, {"depth": 2}, {"depth": 3}]
     assert [[p.part.label for p in f.parts] for f in falls[1:]] == [["8 heads against 1"], ["4 heads against 1"]]
-    assert [p.part.label for p in falls[0].parts] == ["depth 2: 8 heads against 1", "depth 3: 4 heads against 1"]
+    assert [p.part.label for p in falls[0].parts] == ["2 layers: 8 heads against 1", "3 layers: 4 heads against 1"]
     assert [p.part.bound for p in most.parts] == [6, 3]
-    assert [f.setting for f in judge([FirstLayerPreprocesses()], rows)] == [None, {}]
 
 
-def test_p_probing_of_each_depth_is_judged_where_the_table_tells_the_depth():
-    shallow, deep = table(heads=[(1, 1), (8, 8)]), table(AGAINST, heads=[(1, 1, 1), (4, 4, 4)])
-    rows = pd.concat([shallow.assign(depth=2), deep.assign(depth=3, trial=deep["trial"] + "-deep")])
+def test_p_probing_of_each_depth_is_judged_apart():
+    rows = pd.concat([table(heads=[(1, 1), (8, 8)]), table(AGAINST, heads=[(1, 1, 1), (4, 4, 4)])])
     told = {(f.setting or {}).get("depth"): f.verdict for f in judge([FirstLayerPreprocesses()], rows)}
     assert told == {None: "FAIL", 2: "PASS", 3: "FAIL"}
-    with pytest.raises(InputError, match="more than once in one setting"):
-        judge([FirstLayerPreprocesses()], rows.drop(columns="depth"))
 
 
 def test_over_all_settings_a_claim_fails_with_any_of_them():
@@ -270,7 +270,7 @@ def test_over_all_settings_a_claim_fails_with_any_of_them():
     for together, *apart in ([f for f in found if f.claim == name] for name in NAMES):
         assert [(f.setting["data.task.noise_std"], f.verdict) for f in apart] == [(0.0, "PASS"), (0.8, "FAIL")]
         assert (together.setting, together.verdict) == (None, "FAIL")
-        assert together.decisive.part.label.startswith("noise_std 0.8: ")
+        assert together.decisive.part.label.startswith("noise sd 0.8: ")
         assert len(together.parts) == sum(len(f.parts) for f in apart)
 
 
@@ -381,7 +381,7 @@ def test_numbers_are_told_with_three_digits():
 # Tables and options that cannot work
 
 
-@pytest.mark.parametrize("column", ["seed", "n_points", "model.heads"])
+@pytest.mark.parametrize("column", ["seed", "n_points", "depth", "model.heads"])
 def test_a_table_without_a_column_is_refused(planted, column):
     with pytest.raises(InputError, match=f"no column {column}"):
         judge(CLAIMS, planted.drop(columns=column))
@@ -396,12 +396,68 @@ def test_a_table_without_rows_or_seeds_is_refused(planted):
         judge(CLAIMS, rows)
 
 
-def test_two_trials_of_a_seed_in_a_setting_are_refused(planted):
+def test_two_trials_of_a_seed_in_a_setting_cannot_be_judged(planted):
     again = planted[planted["trial"] == "heads-8-8-noise-0.4-seed-1"].assign(trial="again")
-    with pytest.raises(
-        InputError, match=r"heads-8-8-noise-0\.4-seed-1 and again have excess_risk/transformer of seed 1"
-    ):
-        judge(CLAIMS, pd.concat([planted, again]))
+    found = overall(CLAIMS, pd.concat([planted, again]))
+    assert found["RiskFallsWithHeads"].verdict == "UNDECIDED"
+    sentence = "heads-8-8-noise-0.4-seed-1 and again have excess_risk/transformer of seed 1 more than once"
+    assert found["RiskFallsWithHeads"].note.startswith(sentence)
+    assert found["FirstLayerPreprocesses"].verdict == "PASS"  # which does not ask for that model
+
+
+class Broken(Claim):
+    """A user's claim with a mistake in it."""
+
+    statement = "It breaks."
+    needs = "care"
+
+    def __init__(self, error):
+        self.error = error
+
+    def parts(self, table):
+        raise self.error
+
+
+class Unstated(Claim):
+    def parts(self, table):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (InputError("fraction is 3,\nbut it must be less."), "fraction is 3, but it must be less."),
+        (KeyError("seed"), "KeyError: 'seed'"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+    ],
+)
+def test_a_claim_that_breaks_is_undecided_and_the_others_stand(error, note):
+    before, broken, *_, after = judge([BeatsReference("zero"), Broken(error), OneHeadWorst()], table(noise=(0.0,)))
+    assert (before.verdict, after.verdict) == ("PASS", "PASS")
+    assert broken == Finding("Broken", "It breaks.", None, "UNDECIDED", [], note)
+    assert broken.number() == f"nothing to compare ({note})"
+
+
+def test_a_claim_that_lacks_its_statement_is_undecided_too(planted):
+    (found,) = judge([Unstated()], planted)
+    assert (found.claim, found.verdict) == ("Unstated", "UNDECIDED")
+    assert "has no attribute" in found.note
+
+
+def test_a_seed_without_a_number_leaves_a_comparison_of_the_others():
+    values = pd.Series([0.4, math.nan, 0.3], index=[1, 2, 3])
+    assert comparison("x", values, "below", 0.5, log=True) == Part(
+        "x (2 of 3 seeds have a number)", (0.4, 0.3), "below", 0.5, log=True
+    )
+
+
+def test_statements_name_the_treatment_and_the_reference_in_words():
+    for claim in (PrunedKeepsRisk, FirstLayerCannotBePruned, PaperHeadsBeatRandom):
+        statements = [claim(treatment=name).statement for name in get_args(Treatment)]
+        assert len(set(statements)) == len(statements)
+        assert "masked as is" in statements[0]
+        assert "read-out refitted" in statements[1]
+    assert BeatsReference("gd_at_depth").statement == ("The model's excess risk is below that of GD, a step a layer.")
 
 
 @pytest.mark.parametrize(

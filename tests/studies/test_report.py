@@ -129,6 +129,21 @@ def test_failed_trials_stand_with_their_sentence_and_all_with_their_commands(wri
     assert "None failed." in Page(written(trials=TRIALS[:1])).words
 
 
+def test_p_probings_are_counted_apart_and_every_status_is_told(written):
+    p_probe = "lightning-icl p_probe '[a.ckpt]' --output b"
+    others = [{"trial": f"p{i}", "status": s, "command": p_probe} for i, s in enumerate(["done", "not finished"])]
+    words = Page(written(trials=pd.concat([TRIALS, pd.DataFrame(others)], ignore_index=True))).words
+    assert "3 trials and 2 P-probings: 2 done, 1 failed, 1 not finished, 1 not run. Compute" in words
+    assert (
+        "1 trial and 1 P-probing: 1 done, 1 lost."
+        in Page(
+            written(
+                trials=pd.DataFrame([others[0] | {"error": None, "seconds": 1.0}, {"trial": "a", "status": "lost"}])
+            )
+        ).words
+    )
+
+
 def test_nothing_is_loaded_from_elsewhere(written):
     source = written()
     page = Page(source)
@@ -166,6 +181,12 @@ def test_figures_are_in_the_page_with_their_captions(written, drawn):
     assert kind == "data:image/svg+xml"
     assert base64.b64decode(content) == drawn.files[1].read_bytes()
     assert "Figure 1. A tiny figure Nothing over <2> seeds." in page.words
+
+
+def test_a_figure_that_could_not_be_drawn_says_why(written):
+    page = Page(written(figures=[Drawn("Lost", "It could not be drawn: <KeyError>.", [])]))
+    assert images(page) == []
+    assert "Figure 1. Lost It could not be drawn: <KeyError>." in page.words
 
 
 def test_a_drawing_that_is_too_large_is_shown_as_pixels(written, drawn, monkeypatch):

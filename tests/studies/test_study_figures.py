@@ -9,6 +9,7 @@ from synthetic import Truth, in_form, synthetic_table
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.figures import (
+    Drawn,
     EffectiveHeads,
     ImportanceMaps,
     PProbing,
@@ -17,9 +18,10 @@ from lightning_icl.studies.figures import (
     RiskByHeads,
     RiskByPoints,
     StudyFigure,
+    panels,
     write_figures,
 )
-from lightning_icl.studies.figures.names import setting_text
+from lightning_icl.studies.names import setting_text
 
 NOISE = (0.1, 0.4)
 SEEDS = (1, 2, 3, 4)
@@ -296,14 +298,48 @@ def test_effective_heads_against_depth_joins_models_of_as_many_heads():
 
 
 def test_layers_whose_importance_is_noise_are_left_out_and_counted():
-    table = synthetic_table(np.random.default_rng(3), seeds=SEEDS, heads=((8, 8),), silent=[(1, 2), (2, 2)])
+    table = synthetic_table(np.random.default_rng(3), SEEDS, ((8, 8),), NOISE, silent=[(1, 2), (2, 2)])
     figure = EffectiveHeads("data.task.noise_std")
     axes = by_title(only(figure.draw(table)), "8 heads")
-    kept = numbers(table, "heads/leave_one_out/effective", layer=2).dropna()
-    assert len(kept) == 2
-    np.testing.assert_allclose(drawn(axes, "layer 2"), [interval(kept)])
-    assert "2 of 8 layers" in figure.caption(table)
+    kept = [numbers(table, "heads/leave_one_out/effective", layer=2, noise=noise).dropna() for noise in NOISE]
+    assert [len(values) for values in kept] == [2, 2]
+    np.testing.assert_allclose(drawn(axes, "layer 2"), [interval(values) for values in kept])
+    assert "4 of 16 layers" in figure.caption(table)
     assert "over 2 to 4 seeds" in figure.caption(table)
+
+
+def test_models_with_one_value_on_the_axis_are_not_drawn_and_named(table):
+    deep = synthetic_table(np.random.default_rng(6), SEEDS, ((4, 4, 4),), (0.4,))
+    lacking = table[~(table["model.heads"].eq("[2, 2]") & table["data.task.noise_std"].eq(0.1))]
+    figure, study = EffectiveHeads("data.task.noise_std"), in_form(pd.concat([lacking, deep]))
+    ((suffix, drawing),) = figure.draw(study)
+    assert suffix == "_2_layers"
+    assert {axes.get_title() for axes in drawing.axes} == {"4 heads", "8 heads", "[1, 8]", "[8, 1]", ""}
+    assert "Not drawn, for lack of two values on the axis: 2 heads (2 layers), 4 heads (3 layers)." in (
+        figure.caption(study)
+    )
+    assert "Not drawn" not in figure.caption(table)
+    assert figure.draw(deep) == []
+    assert EffectiveHeads("step").draw(deep[deep["step"] == 400]) == []
+
+
+def test_a_line_with_one_place_is_moved_no_farther_than_the_others():
+    places = [0.1, 0.2]
+    lines = [panels.apart(x, i, 3, places) for i, x in enumerate((places, places, [0.2]))]
+    moved = np.array([line[-1] for line in lines])
+    assert np.all(np.diff(moved) > 0)
+    assert np.ptp(moved) < 0.4 * 0.1
+    assert panels.apart([8.0], 2, 3, [8.0, 16.0], log=True) == pytest.approx(8 * 2**0.03)
+    np.testing.assert_array_equal(panels.apart([3.0], 1, 3, [3.0]), [3.0])
+
+
+def test_legends_have_head_counts_in_order_whatever_panel_they_are_in(table):
+    first = table["data.task.noise_std"].eq(0.1) & table["model.heads"].isin(["[2, 2]", "[4, 4]"])
+    for figure, before in ((RiskByPoints(), ""), (Probes(), "probe, ")):
+        (legend,) = only(figure.draw(table[~first])).legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert labels[:4] == [f"{before}{h} head{'s' * (h != 1)}" for h in (1, 2, 4, 8)]
+        assert len(labels) > 4
 
 
 def test_what_no_trial_has_is_no_axis(table):
@@ -321,9 +357,10 @@ def test_in_a_single_layer_all_heads_in_layer_1_is_the_full_model():
     assert [name for name in names if name.startswith("trained")] == ["trained: one head in every layer"]
 
 
-def test_a_score_that_is_none_is_refused():
+@pytest.mark.parametrize("figure", [ImportanceMaps, EffectiveHeads])
+def test_a_score_that_is_none_is_refused(figure):
     with pytest.raises(InputError, match="leave_one_out"):
-        ImportanceMaps("leave_out")
+        figure(score="leave_out")
 
 
 @every_figure
@@ -387,6 +424,28 @@ def test_figures_are_written_as_png_and_svg_and_empty_ones_not_at_all(table, tmp
     assert written[0].files[0].read_bytes().startswith(b"\x89PNG")
     assert "<svg" in written[0].files[1].read_text()
     assert written[0].caption == RiskByHeads().caption(few)
+
+
+class Broken(StudyFigure):
+    """A user's figure with a mistake in it."""
+
+    name = "broken"
+    title = "Broken"
+
+    def draw(self, table):
+        return [("", table["typo"])]
+
+    def caption(self, table):
+        return ""
+
+
+def test_a_figure_that_breaks_has_no_files_and_says_why_and_the_others_stand(table, tmp_path):
+    typo = EffectiveHeads("data.task.noise")
+    broken, mistyped, after = write_figures([Broken(), typo, RiskByHeads()], table, tmp_path)
+    assert broken == Drawn("Broken", "It could not be drawn: KeyError: 'typo'", [])
+    assert mistyped.caption.startswith("It could not be drawn: against is 'data.task.noise', which no trial has: ")
+    assert mistyped.files == []
+    assert all(file.exists() for file in after.files)
 
 
 def test_every_figure_has_files_of_its_own():

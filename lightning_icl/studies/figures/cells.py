@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lightning_icl.studies.figures.names import setting_text
+from lightning_icl.studies.names import setting_text
 from lightning_icl.studies.statistics import SeedInterval, seed_interval
-from lightning_icl.studies.table import head_list, last_step, uniform_heads, varied
+from lightning_icl.studies.table import last_step, uniform_heads, varied
 
 HEADS = "model.heads"
 
@@ -22,27 +22,22 @@ class Setting(NamedTuple):
 
 
 def final(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    """The rows of the metrics whose names begin so, each trial's last, with the column "depth"."""
-    return last_step(with_depth(table[table["metric"].str.startswith(prefix)]))
+    """The rows of the metrics whose names begin so, each trial's last, with the column "h"."""
+    return last_step(with_h(table[table["metric"].str.startswith(prefix)]))
 
 
-def with_depth(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the column "depth", the number of layers, and "h", that of heads where all layers have as many."""
+def with_h(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the column "h", the number of heads where all layers have as many."""
     known = table[HEADS].dropna().unique()  # few texts in many rows
-    depth = table[HEADS].map({text: len(head_list(text)) for text in known}).astype("Int64")
-    h = table[HEADS].map({text: uniform_heads(text) for text in known}).astype("Int64")
-    if "depth" in table:
-        depth = depth.fillna(table["depth"].astype("Int64"))  # P-probing's, whose rows are not of one model
-    return table.assign(depth=depth, h=h)
+    return table.assign(h=table[HEADS].map({text: uniform_heads(text) for text in known}).astype("Int64"))
 
 
 def setting_keys(table: pd.DataFrame) -> list[str]:
-    """What a study varies besides heads; "depth" among it where there are several."""
+    """What a study varies besides heads."""
     trials = table.drop_duplicates("trial")
     if trials[HEADS].notna().any():  # P-probing's have fewer keys
         trials = trials[trials[HEADS].notna()]
-    keys = [key for key in varied(trials) if key not in (HEADS, "depth", "h")]
-    return keys + ["depth"] * (with_depth(trials)["depth"].nunique() > 1)
+    return [key for key in varied(trials) if key not in (HEADS, "h")]
 
 
 def settings(table: pd.DataFrame, rows: pd.DataFrame, apart_from: Sequence[str] = ()) -> list[Setting]:
@@ -73,7 +68,7 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str], log: bool = False) -> pd.D
     return pd.DataFrame(found, columns=[*by, *SeedInterval._fields])
 
 
-PAIRED = " Models of one seed share their prompts, so they differ more surely than overlapping intervals suggest."
+PAIRED = " Numbers of one seed share their prompts, so they differ more surely than overlapping intervals suggest."
 
 
 def seeds_said(counts: Sequence[int], paired: bool = False) -> str:

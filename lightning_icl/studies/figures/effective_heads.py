@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.studies.figures import cells, panels
-from lightning_icl.studies.figures.names import heads_label, in_order, key_name, slug, value_text
+from lightning_icl.studies.figures.importance_maps import checked_score
 from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.names import few, heads_label, in_order, key_name, slug, value_text
 from lightning_icl.studies.table import config_columns, head_list
 
 NUMBERS = {"effective": "effective number of heads", "top_share": "share of the top head"}
@@ -20,17 +21,27 @@ BOUNDS = {"effective": 0.75, "top_share": 0.6}  # PAPER.md section 8: 0.75 h in 
 
 
 class Column(NamedTuple):
-    """One setting and head configuration: cells by (against, layer) of each of NUMBERS."""
+    """One setting and head configuration: its rows, and cells by (against, layer) of each of NUMBERS."""
 
     setting: str
     heads: str
+    rows: pd.DataFrame
     found: dict[str, pd.DataFrame]
+
+    @property
+    def label(self) -> str:
+        return heads_label(self.heads) if self.heads.startswith("[") else self.heads
+
+    @property
+    def places(self) -> int:
+        """How many values of ``against`` have a number."""
+        return int(self.found["effective"].iloc[:, 0].nunique())
 
 
 class EffectiveHeads(StudyFigure):
     """The effective number of heads and the top head's share of each layer; a column for each head configuration.
 
-    Models with one head in every layer are not drawn.
+    Models with one head in every layer are not drawn, nor are those with fewer than two values on the axis.
 
     Args:
         against: what the axis has: a config key such as data.task.noise_std, "depth" for the number of layers, or
@@ -39,7 +50,7 @@ class EffectiveHeads(StudyFigure):
     """
 
     def __init__(self, against: str = "step", score: str = "leave_one_out") -> None:
-        self.against, self.score = against, score
+        self.against, self.score = against, checked_score(score)
 
     @property
     def name(self) -> str:
@@ -53,7 +64,7 @@ class EffectiveHeads(StudyFigure):
         return "number of layers" if self.against == "depth" else key_name(self.against)
 
     def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        columns = self._columns(table)
+        columns = [column for column in self._columns(table) if column.places > 1]
         by_setting = {column.setting: [c for c in columns if c.setting == column.setting] for column in columns}
         return [
             ("_" * bool(setting) + slug(setting), self._figure(of_setting, setting))
@@ -61,16 +72,19 @@ class EffectiveHeads(StudyFigure):
         ]
 
     def caption(self, table: pd.DataFrame) -> str:
-        rows = self._rows(table)
+        columns = self._columns(table)
+        shown = [column for column in columns if column.places > 1]
+        alone = [c.label + f" ({c.setting})" * bool(c.setting) for c in columns if c.places < 2]
+        rows = pd.concat([column.rows for column in shown])
         cases = rows[rows["metric"].str.endswith("/effective")]
         missing = int((~np.isfinite(cases["value"].astype(float))).sum())
-        found = [number for column in self._columns(table) for number in column.found.values()]
         return cells.caption(
             "Effective number of heads, exp(entropy of the shares of importance within the layer): 1 where one head "
             "does all, h where all h do as much. Below, the share of the most important head. Dotted: what a "
             "reproduction is held to, in layer 1 at least 0.75 h effective heads, in later layers a top share of at "
             "least 0.6.",
-            cells.seeds_said([n for number in found for n in number["n"]]),
+            cells.seeds_said([n for column in shown for number in column.found.values() for n in number["n"]]),
+            f"Not drawn, for lack of two values on the axis: {few(alone)}." * bool(alone),
             f"Left out: {missing} of {len(cases)} layers of trained models, whose total importance is within noise of "
             "zero, so that they have no shares." * bool(missing),
         )
@@ -79,9 +93,9 @@ class EffectiveHeads(StudyFigure):
         """The numbers of models that have more than one head somewhere."""
         prefix = f"heads/{self.score}/"
         rows = table[table["metric"].isin([f"{prefix}{number}" for number in NUMBERS]) & table["n_points"].isna()]
-        rows = cells.with_depth(rows) if self.against == "step" else cells.final(rows, prefix)
+        rows = cells.with_h(rows) if self.against == "step" else cells.final(rows, prefix)
         if self.against not in rows.columns:
-            known = [*config_columns(table), "depth", "step"]
+            known = [*config_columns(table), "step"]
             raise InputError(f"against is {self.against!r}, which no trial has: {did_you_mean(self.against, known)}")
         rows = rows[rows["h" if self.against == "depth" else self.against].notna()]
         return rows[rows[cells.HEADS].map(lambda text: max(head_list(text)) > 1).astype(bool)]
@@ -89,13 +103,14 @@ class EffectiveHeads(StudyFigure):
     def _columns(self, table: pd.DataFrame) -> list[Column]:
         rows = self._rows(table)
         columns: list[Column] = []
-        for title, found in cells.settings(table, cells.finite(rows), apart_from=(self.against,)):
+        for title, found in cells.settings(table, rows, apart_from=(self.against,)):
             # Against depth, models with equally many heads in a layer belong together.
             labels = found[cells.HEADS].map(heads_label) if self.against == "depth" else found[cells.HEADS]
             for text in in_order(found[cells.HEADS]):
                 label = heads_label(text) if self.against == "depth" else text
                 if (title, label) not in {(column.setting, column.heads) for column in columns}:
-                    columns.append(Column(title, label, self._cells(found[labels == label])))
+                    chosen = found[labels == label]
+                    columns.append(Column(title, label, chosen, self._cells(chosen)))
         return columns
 
     def _cells(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -121,7 +136,7 @@ class EffectiveHeads(StudyFigure):
                 self._lines(axes, found, colours)
                 _scale(axes, number, columns[i].heads, colours[1])
                 axes.set_ylabel(NUMBERS[number], size=9)
-            panels.set_title(pair[0], _title(columns[i].heads), 36)
+            panels.set_title(pair[0], columns[i].label, 36)
             pair[1].set_xlabel(self._axis())
         panels.legend_beside(figure)
         figure.suptitle(", ".join(filter(None, [self.title, setting])), size=11)
@@ -140,7 +155,14 @@ class EffectiveHeads(StudyFigure):
             if self.against == "step":
                 panels.band(axes, x, line, ms=3, lw=1.4, **style)
             else:
-                panels.over(axes, panels.apart(x, i, len(layers)), line, ms=4, lw=1.2 if numeric else 0, **style)
+                panels.over(
+                    axes,
+                    panels.apart(x, i, len(layers), list(places.values())),
+                    line,
+                    ms=4,
+                    lw=1.2 if numeric else 0,
+                    **style,
+                )
         if self.against == "step" or len(values) > 8:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=self.against == "step", steps=[1, 2, 2.5, 5, 10]))
         else:
@@ -161,7 +183,3 @@ def _scale(axes: Axes, number: str, heads: str, first_colour: object) -> None:
         axes.set_ylim(0, 1.04)
     axes.axhline(bound, color=first_colour if number == "effective" else "0.4", lw=1, ls=":")
     axes.grid(alpha=0.2)
-
-
-def _title(heads: str) -> str:
-    return heads_label(heads) if heads.startswith("[") else heads

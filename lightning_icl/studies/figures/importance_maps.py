@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from lightning_icl.callbacks.figures.heads import NAMES, score_label
 from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.studies.figures import cells
-from lightning_icl.studies.figures.names import heads_label, in_order, slug
 from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.names import heads_label, in_order, slug
 
 CELL = (0.66, 0.5)  # inches of a head
 LEFT, RIGHT, ABOVE, BELOW = 0.75, 0.3, 0.42, 0.55  # inches around a map
@@ -45,11 +45,7 @@ class ImportanceMaps(StudyFigure):
     """
 
     def __init__(self, score: str = "leave_one_out") -> None:
-        if not score.startswith(tuple(NAMES)):
-            raise InputError(
-                f"score is {score!r}, but HeadImportance knows none of that name: " + did_you_mean(score, NAMES)
-            )
-        self.score = score
+        self.score = checked_score(score)
 
     @property
     def name(self) -> str:
@@ -90,6 +86,15 @@ class ImportanceMaps(StudyFigure):
         """The maps of each setting."""
         settings = cells.settings(table, cells.finite(self._rows(table)))
         return [(title, [_map(text, rows) for text in in_order(rows[cells.HEADS])]) for title, rows in settings]
+
+
+def checked_score(score: str) -> str:
+    """The name of one of HeadImportance's scores, such as leave_one_out or leave_one_out_mean."""
+    if not score.startswith(tuple(NAMES)):
+        raise InputError(
+            f"score is {score!r}, but HeadImportance knows none of that name: " + did_you_mean(score, NAMES)
+        )
+    return score
 
 
 def _number_of(counts: Sequence[int]) -> str:

@@ -58,8 +58,8 @@ class PProbing(StudyFigure):
             "Layer 1 of the trained models is frozen; on its output, and on other representations of the examples, a "
             "simple optimiser is trained anew: single-head linear attention, or a linear map and gradient steps of "
             "tuned size. Excess risk in squared label units; the lines are moved apart a little.",
-            cells.seeds_said(counts),
-            cells.missing_said(cells.final(table, "p_probing/"), "study of a seed"),
+            cells.seeds_said(counts, paired=True),
+            cells.missing_said(cells.final(table, "p_probing/"), "P-probing"),
         )
 
     def _settings(self, table: pd.DataFrame) -> list[cells.Setting]:
@@ -89,7 +89,7 @@ def _lines(axes: Axes, risks: pd.DataFrame, styles: dict[str, tuple[str, dict[st
     for i, (arm, (label, style)) in enumerate(styles.items()):
         line = risks[risks["arm"] == arm].sort_values("steps")
         if len(line):
-            x = panels.apart(line["steps"], i, len(styles))
+            x = panels.apart(line["steps"], i, len(styles), risks["steps"])
             panels.over(axes, x, line, label=label, marker="os"[arm in ARMS], ms=4, **style)
     axes.set_xticks(range(1, int(risks["steps"].max()) + 1))
     axes.set_xlim(0.7, risks["steps"].max() + 0.3)

@@ -1,6 +1,7 @@
 """Axes side by side, and what is drawn in them: means over seeds with their intervals."""
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike
 
 from lightning_icl.callbacks.figures.style import is_wide
-from lightning_icl.studies.figures.names import heads_label, in_order
+from lightning_icl.studies.names import heads_label, in_order
 from lightning_icl.studies.table import uniform_heads
 
 # Warm and gray, with lines that differ too, since heads have the cool colours (after Okabe and Ito 2008).
@@ -68,8 +69,15 @@ def _legend(figure: Figure, **options: Any) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
-    ordered = sorted(known, key=lambda label: not isinstance(known[label], Container))  # plain lines come first else
+    # Plain lines come first else, and head counts that the first panel lacks come last.
+    ordered = sorted(known, key=lambda label: (not isinstance(known[label], Container), _heads_in(label)))
     figure.legend([known[label] for label in ordered], ordered, **options)
+
+
+def _heads_in(label: str) -> float | int:
+    """The number of heads that a label ends with; without end where it names none."""
+    found = re.search(r"(\d+) heads?$", label)
+    return int(found[1]) if found else math.inf
 
 
 def bars(cells: pd.DataFrame) -> np.ndarray:
@@ -92,12 +100,16 @@ def band(axes: Axes, x: ArrayLike, cells: pd.DataFrame, alpha: float = 0.12, **s
     )
 
 
-def apart(x: ArrayLike, place: int, n: int, log: bool = False) -> np.ndarray:
-    """The places of the ``place``-th of n lines, moved so that no bar hides another, but not far from the place."""
-    x = np.asarray(x, dtype=float)
-    at = np.log(x) if log else x
-    gap, length = min(np.diff(np.unique(at)), default=1.0), np.ptp(at)
-    moved = at + min(0.4 / n * gap, max(0.03 * gap, 0.012 * length)) * (place - (n - 1) / 2)
+def apart(x: ArrayLike, line: int, n: int, places: ArrayLike, log: bool = False) -> np.ndarray:
+    """The places x of one of n lines, moved so that no bar hides another, but not far from where they are.
+
+    How far goes by the ``places`` of all lines, of which a line may have but one. Where all have the same single one,
+    they are moved as if the next were 1 away, and the axis needs limits of its own to show it so.
+    """
+    x, every = (np.asarray(values, dtype=float) for values in (x, places))
+    at, every = (np.log(x), np.log(every)) if log else (x, every)
+    gap, length = min(np.diff(np.unique(every)), default=1.0), np.ptp(every)
+    moved = at + min(0.4 / n * gap, max(0.03 * gap, 0.012 * length)) * (line - (n - 1) / 2)
     return np.exp(moved) if log else moved
 
 

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from lightning_icl.callbacks.figures.style import RISK
 from lightning_icl.studies.figures import cells, panels
-from lightning_icl.studies.figures.names import heads_label, in_order
 from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.names import heads_label, in_order
 
 PROBE = "probe/query/f/"
 CONTROLS = {
@@ -47,7 +47,7 @@ class Probes(StudyFigure):
             for i, text in enumerate(order):
                 label = heads_label(text)
                 line = trained[trained[cells.HEADS] == text]
-                x = panels.apart(line["layer"], i, len(order))
+                x = panels.apart(line["layer"], i, len(order), trained["layer"])
                 panels.over(panel, x, line, label=f"probe, {label}", ms=5, lw=1.8, zorder=3, **styles[label])
             shown = _beside(panel, _of_most_heads(rows))
             panels.limit_risks(panel, panels.risk_limits(trained, shown))

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from lightning_icl.callbacks.figures.style import RISK
 from lightning_icl.callbacks.head_pruning import VARIANTS
 from lightning_icl.studies.figures import cells, panels
-from lightning_icl.studies.figures.names import few, heads_label
 from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.names import few, heads_label
 from lightning_icl.studies.table import head_list
 
 MODELS = {

@@ -5,9 +5,9 @@ from matplotlib.figure import Figure
 
 from lightning_icl.callbacks.figures.style import RISK
 from lightning_icl.studies.figures import cells, panels
-from lightning_icl.studies.figures.names import estimator_label, heads_label, in_order
 from lightning_icl.studies.figures.risk_by_points import MODEL, PREFIX, final_rows
 from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.names import estimator_label, heads_label, in_order
 
 BESIDE = ("ridge", "lasso", "bayes")
 

@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from lightning_icl.callbacks.figures.style import RISK, is_wide
 from lightning_icl.studies.figures import cells, panels
-from lightning_icl.studies.figures.names import estimator_label, heads_label, in_order
 from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.names import estimator_label, heads_label, in_order
 
 PREFIX = "excess_risk/"
 MODEL = "excess_risk/transformer"
@@ -107,7 +107,7 @@ def _lines(axes: Axes, model: pd.DataFrame, references: pd.DataFrame, styles: St
     log = few and is_wide([float(n) for n in n_points])
     for i, (line, style) in enumerate(lines):
         if few:
-            panels.over(axes, panels.apart(line["n_points"], i, len(lines), log), line, **style)
+            panels.over(axes, panels.apart(line["n_points"], i, len(lines), n_points, log), line, **style)
         else:
             panels.band(axes, line["n_points"], line, alpha=0.12 if "marker" in style else 0.05, **style)
     if log:

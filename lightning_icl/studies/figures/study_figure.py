@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lightning_icl.callbacks.analysis import write_figure
+from lightning_icl.studies.names import error_text
 
 
 class StudyFigure(ABC):
@@ -34,7 +35,7 @@ class StudyFigure(ABC):
 
 
 class Drawn(NamedTuple):
-    """A figure on disk: the PNG and SVG files of all its parts."""
+    """A figure on disk: the PNG and SVG files of all its parts; none where it failed, as the caption says."""
 
     title: str
     caption: str
@@ -43,7 +44,15 @@ class Drawn(NamedTuple):
 
 def write_figures(figures: Sequence[StudyFigure], table: pd.DataFrame, folder: Path) -> list[Drawn]:
     """Draw every figure that the table has numbers for, as PNG and SVG."""
-    return [drawn for figure in figures if (drawn := _written(figure, table, folder)).files]
+    found = [_drawn(figure, table, folder) for figure in figures]
+    return [drawn for drawn in found if drawn.files or drawn.caption]
+
+
+def _drawn(figure: StudyFigure, table: pd.DataFrame, folder: Path) -> Drawn:
+    try:
+        return _written(figure, table, folder)
+    except Exception as error:  # a figure is anyone's code, and the others and the report must stand
+        return Drawn(figure.title, f"It could not be drawn: {error_text(error)}", [])
 
 
 def _written(figure: StudyFigure, table: pd.DataFrame, folder: Path) -> Drawn:

@@ -1,10 +1,11 @@
-"""Names that people read: of config keys, their values, head configurations, and estimators."""
+"""Words that people read: for config keys, their values, head configurations, estimators, and errors."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.table import head_list, uniform_heads
 
 KEYS = {
@@ -96,3 +97,9 @@ def few(items: Iterable[str], most: int = 4) -> str:
     """A list in words that does not run over: "a, b, c and 3 more"."""
     items = list(items)
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def error_text(error: Exception) -> str:
+    """An error in one line: the sentence of an InputError, of others with their class."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, InputError) else f"{type(error).__name__}: {said}".removesuffix(": ")
