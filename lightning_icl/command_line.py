@@ -69,6 +69,8 @@ class ICLCommandLine(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
+        # A run that goes on in its folder writes over last.ckpt; beside a last-v1.ckpt the old one would be found again.
+        parser.set_defaults({"checkpoint.enable_version_counter": False})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(FigureWriter, "figures")
 
@@ -99,8 +101,7 @@ class ICLCommandLine(LightningCLI):
         if config.get("ckpt_path") == "last":
             if last.exists() and not zipfile.is_zipfile(last):
                 rank_zero_info(f"{last} was cut off while it was written; starting anew.")
-                last.unlink(missing_ok=True)  # another rank may have; and beside it the new one would be last-v1.ckpt
-            config.ckpt_path = str(last) if last.exists() else None
+            config.ckpt_path = str(last) if zipfile.is_zipfile(last) else None
             self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
         elif (Path(self.run_folder) / "config.yaml").exists():
             raise InputError(

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -16,11 +17,11 @@ import pandas as pd
 from lightning_icl.callbacks.analysis import check_at_least
 from lightning_icl.commands.run import check_fit
 from lightning_icl.functional.errors import InputError
-from lightning_icl.shipped_configs import SHIPPED
+from lightning_icl.shipped_configs import SHIPPED, config_file
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
 from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
-from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, keeping_configs, plan
+from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, flag_value, keeping_configs, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
 from lightning_icl.studies.worker import USAGE_ERROR, failure, known, write_whole
@@ -153,7 +154,7 @@ def _refused(trials: Sequence[Job]) -> dict[str, str]:
         if varied in found:  # by another seed
             continue
         try:
-            options = check_fit(job.command[1:])
+            options = check_fit(_resolved(job.command[1:]))
             found[varied] = None
         except Exception as error:  # a user's class may raise anything
             said = " ".join(str(error).split())
@@ -165,6 +166,12 @@ def _refused(trials: Sequence[Job]) -> dict[str, str]:
     if None not in found.values():
         raise InputError(next(filter(None, found.values())))
     return {job.name: sentence for job in trials if (sentence := found[json.dumps(job.overrides)])}
+
+
+def _resolved(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the files that they name as configs."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [str(config_file(part)) if before == "--config" else part for before, part in pairs]
 
 
 def _tell_refused(refused: Mapping[str, str], logs: Path) -> None:
@@ -185,18 +192,28 @@ def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
 
 def _table(planned: Plan, folder: Path) -> pd.DataFrame:
     """The results of all finished trials; of those whose folders are gone, what the last table had of them."""
-    finished = [job for job in planned.trials if job.is_finished()]
-    probed = [job for job in planned.p_probings if job.is_finished()]
-    parts = [gather([job.folder for job in finished])] if finished else []
-    parts += [p_probing_rows([job.folder for job in probed])] if probed else []
+    parts = {}
+    for job in filter(Job.is_finished, planned.jobs):
+        # A P-probing needs the runs of its models, too, which may be gone.
+        with nullcontext() if job.kind == "fit" else suppress(InputError):
+            parts[job.name] = gather([job.folder]) if job.kind == "fit" else p_probing_rows([job.folder])
+    tables = list(parts.values())
     if (folder / "results.parquet").exists():
-        elsewhere = {job.name for job in planned.jobs} - {job.name for job in (*finished, *probed)}
-        known = read_table(folder)
-        parts.append(known[known["trial"].isin(elsewhere)])
-    parts = [part for part in parts if len(part)]
-    if not parts:
+        known_before = read_table(folder)
+        elsewhere = {job.name for job in planned.jobs} - set(parts)
+        tables.append(known_before[known_before["trial"].isin(elsewhere)])
+    tables = [table for table in tables if len(table)]
+    if not tables:
         raise InputError(f"no trial of {folder} has finished, so there is nothing to show; see {folder / 'logs'}.")
-    return write_table(joined(parts), folder)
+    return write_table(_with_overrides(joined(tables), planned), folder)
+
+
+def _with_overrides(table: pd.DataFrame, planned: Plan) -> pd.DataFrame:
+    """The table with a column also for each override that is no column of every table, such as trainer.callbacks."""
+    for key in sorted({key for job in planned.trials for key in job.overrides} - set(table.columns)):
+        values = {job.name: flag_value(job.overrides[key]) for job in planned.jobs if key in job.overrides}
+        table[key] = pd.array(table["trial"].map(values), dtype="str")
+    return table
 
 
 def _trials(planned: Plan, folder: Path) -> pd.DataFrame:

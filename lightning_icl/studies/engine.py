@@ -5,6 +5,7 @@ import logging
 import os
 import runpy
 import shutil
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,12 +84,15 @@ def _start(address: str | None) -> None:
     os.environ |= QUIET
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
+        return
     try:
-        if address is None:
-            ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except ConnectionError as error:
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        if host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"address is {address}, but there is no Ray cluster to be reached: {error}") from error
 
 

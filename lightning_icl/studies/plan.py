@@ -136,6 +136,8 @@ def variations(scale: Scale) -> list[dict[str, Any]]:
     for trial in found:
         if "seed_everything" in trial:
             raise InputError("seed_everything is among the overrides, but a study's seeds are listed in seeds.")
+        if not all(isinstance(key, str) for key in trial):
+            raise InputError(f"{trial} is not a set of overrides: its keys must be options, such as model.heads.")
     return found or [{}]
 
 
@@ -203,9 +205,13 @@ def _p_probings(scale: Scale, trials: Sequence[Job], folder: Path) -> Iterator[J
         if isinstance(heads, list) and len(set(heads)) == 1 and where.items() <= (common | trial.overrides).items():
             others = {key: value for key, value in trial.overrides.items() if key != "model.heads"}
             groups.setdefault(json.dumps([len(heads), others, trial.seed]), []).append(trial)
-    for models in groups.values():
-        if len(models) > 1:
-            yield _p_probe(models, options, folder)
+    compared = [models for models in groups.values() if len(models) > 1]
+    if not compared:
+        raise InputError(
+            "p_probing has nothing to compare: it needs trials that differ in model.heads alone, each with as many in "
+            f"every layer, trained with where, {where}."
+        )
+    yield from (_p_probe(models, options, folder) for models in compared)
 
 
 def _p_probe(models: Sequence[Job], options: Mapping[str, Any], folder: Path) -> Job:

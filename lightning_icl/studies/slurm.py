@@ -47,7 +47,10 @@ def _script(name: str, jobs: Sequence[Job], cpus: int, gpus: int, folder: Path) 
 
 
 def _line(job: Job, logs: Path) -> str:
-    """The job's command, with what it says in the log that has its name. A P-probing cannot be gone on with."""
-    clear = f"rm -rf {shlex.quote(str(job.folder))}; " if job.kind == "p_probe" else ""
-    command = shlex.join(["lightning-icl", *job.command])
-    return f"{clear}{command} >> {shlex.quote(str(logs / f'{job.name}.txt'))} 2>&1"
+    """The job's command, with what it says in the log that has its name."""
+    log = shlex.quote(str(logs / f"{job.name}.txt"))
+    command = f"{shlex.join(['lightning-icl', *job.command])} >> {log} 2>&1"
+    if job.kind == "fit":
+        return command
+    folder, record = shlex.quote(str(job.folder)), shlex.quote(str(job.folder / "p_probing.json"))
+    return f"test -e {record} || {{ rm -rf {folder}; {command}; }}"  # a P-probing cannot be gone on with

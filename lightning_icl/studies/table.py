@@ -26,8 +26,16 @@ def config_columns(table: pd.DataFrame) -> list[str]:
 
 
 def varied(table: pd.DataFrame) -> list[str]:
-    """The config keys that differ between the trials."""
-    return [column for column in config_columns(table) if table[column].nunique(dropna=False) > 1]
+    """The config keys that differ between the trials.
+
+    Where tasks of several classes are compared, an option that only some of them have does not count by that alone.
+    """
+    several_tasks = "data.task" in table and table["data.task"].nunique() > 1
+    return [
+        column
+        for column in config_columns(table)
+        if table[column].nunique(dropna=several_tasks and column.startswith("data.task.")) > 1
+    ]
 
 
 def last_step(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 Only the standard library, and loaded by its path (engine.py), so that a process that waits need not import torch.
 """
 
+import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PROGRAM = ("-m", "lightning_icl")
 USAGE_ERROR = 2  # the exit status for one sentence about what is wrong: trying again would not help
@@ -33,8 +33,9 @@ def run_job(job: dict[str, Any]) -> str | None:
     """
     folder, log = Path(job["cwd"], job["folder"]), Path(job["log"])
     with log.open("ab") as output:
-        fcntl.flock(output, fcntl.LOCK_EX)  # the command holds it too: one killed study's trial ends before the next
+        _lock(output)
         if is_finished(job["kind"], folder):
+            write_whole(log.with_suffix(".json"), json.dumps(known(log) | {"ended": True, "error": None}))
             return None
         if job["kind"] == "p_probe":  # which cannot be gone on with
             shutil.rmtree(folder, ignore_errors=True)
@@ -89,6 +90,14 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text + "\n")
     partial.replace(path)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait until no other process has the file open; the command holds it too, so two never share a run's folder."""
+    with contextlib.suppress(ImportError, OSError):  # Windows, and network folders, have no such locks
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _die_with_parent() -> None:

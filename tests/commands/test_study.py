@@ -19,6 +19,7 @@ SCALE = {
     "seeds": [1, 2, 3],
     "p_probing": {"steps": 5},
 }
+SCALE_ALONE = {key: value for key, value in SCALE.items() if key != "p_probing"}
 STUDY = {"name": "small", "about": "Do heads help?", "claims": ["RiskFallsWithHeads"], "figures": ["RiskByHeads"]}
 TASK = {"class_path": "lightning_icl.SparseLinearRegression", "init_args": {"n_dims": 4, "sparsity": 2}}
 # Of 4 heads over one head, on the prompts of one seed: .5, .6, .5.
@@ -139,6 +140,21 @@ def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finis
     assert set(pd.read_parquet(logs.parent / "results.parquet")["trial"]) == {finished[i].name for i in (1, 3, 5)}
     report = (logs.parent / "report.html").read_text()
     assert all(word in report for word in (diverged.name, "training has diverged.", "ValueError: boom"))
+
+
+def test_every_override_is_a_column(study, finished, tmp_path, undrawn):
+    scale = SCALE_ALONE | {"trials": [{"checkpoint.save_top_k": 2}, {"checkpoint.save_top_k": 3}], "seeds": [1]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": scale}}))
+    commands = [shlex.split(line) for line in study("--dry_run").out.splitlines()]
+    for heads, command in zip(([1, 1], [4, 4], [2], [2]), commands, strict=True):
+        folder = tmp_path / command[command.index("--run_folder") + 1]
+        if not folder.exists():
+            write_run(folder, heads, 1, 0.5)
+    study("--figures_only")
+    table = pd.read_parquet(tmp_path / "studies" / "small-quick" / "results.parquet")
+    found = table.drop_duplicates("trial")["checkpoint.save_top_k"]
+    assert sorted(found.dropna()) == ["2", "3"]
+    assert found.isna().sum() == 2
 
 
 def test_a_trial_whose_folder_is_gone_stays_in_the_table(study, finished, tmp_path, undrawn):

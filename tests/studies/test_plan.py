@@ -93,7 +93,8 @@ def test_p_probing_takes_the_uniform_models_of_each_seed_and_setting(base, tmp_p
 def test_where_also_means_what_all_trials_share(base, tmp_path):
     scale = base | {"overrides": {"model.mlp": False}, "grids": [{"model.heads": [[1], [2]]}]}
     assert len(plan(scale | {"p_probing": {"where": {"model.mlp": False}}}, tmp_path).p_probings) == 2
-    assert plan(scale | {"p_probing": {"where": {"model.mlp": True}}}, tmp_path).p_probings == []
+    with pytest.raises(InputError, match="p_probing has nothing to compare"):
+        plan(scale | {"p_probing": {"where": {"model.mlp": True}}}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,7 @@ def test_where_also_means_what_all_trials_share(base, tmp_path):
         ({"base": ["configs/quickstrat.yaml"]}, "did you mean 'configs/quickstart.yaml'"),
         ({"grids": [{"model.heads": 4}]}, r"model.heads is 4, but it must be a list of values, such as \[4\]"),
         ({"grids": [{"model.heads": []}]}, r"model.heads is \[\], but it must be a list of values"),
+        ({"grids": [{1: [2]}]}, "its keys must be options, such as model.heads"),
         ({"trials": [{"seed_everything": 4}]}, "a study's seeds are listed in seeds"),
     ],
 )
@@ -115,7 +117,7 @@ def test_a_bad_scale_is_refused_in_a_sentence(base, tmp_path, changed, sentence)
 
 def test_a_base_that_is_no_yaml_is_refused_in_a_sentence(base, tmp_path):
     (tmp_path / "base.yaml").write_text("model: {heads: [4")
-    with pytest.raises(InputError, match="base has base.yaml, which is not valid YAML"):
+    with pytest.raises(InputError, match=r"base has base.yaml, which is not valid YAML"):
         plan(base, tmp_path)
 
 
