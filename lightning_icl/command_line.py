@@ -69,7 +69,7 @@ class ICLCommandLine(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
-        # A run that goes on in its folder writes over last.ckpt; beside a last-v1.ckpt the old one would be found again.
+        # A run that goes on in its folder writes over last.ckpt; beside last-v1.ckpt the old one would be found again.
         parser.set_defaults({"checkpoint.enable_version_counter": False})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(FigureWriter, "figures")
