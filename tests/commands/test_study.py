@@ -187,7 +187,7 @@ def test_a_trial_whose_folder_is_gone_stays_in_the_table(study, finished, tmp_pa
         ({"name": "a/b"}, "name is 'a/b', but a study's name is made of letters, digits, _, - and dots."),
         ({"scales": {"q": SCALE | {"base": ["bass.yaml"]}}}, "base has bass.yaml, but there is no such file"),
         (
-            {"scales": {"q": SCALE | {"trials": [], "grids": [{"model.headz": [1]}]}}},
+            {"scales": {"q": SCALE_ALONE | {"grids": [{"model.headz": [1]}]}}},
             "there is no option 'model.headz'",
         ),
         (
