@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -193,10 +193,11 @@ def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
 def _table(planned: Plan, folder: Path) -> pd.DataFrame:
     """The results of all finished trials; of those whose folders are gone, what the last table had of them."""
     parts = {}
-    for job in filter(Job.is_finished, planned.jobs):
-        # A P-probing needs the runs of its models, too, which may be gone.
-        with nullcontext() if job.kind == "fit" else suppress(InputError):
-            parts[job.name] = gather([job.folder]) if job.kind == "fit" else p_probing_rows([job.folder])
+    for job in filter(Job.is_finished, planned.trials):
+        parts[job.name] = gather([job.folder])
+    for job in filter(Job.is_finished, planned.p_probings):
+        with suppress(InputError):  # it needs the runs of its models, too, which may be gone
+            parts[job.name] = p_probing_rows([job.folder])
     tables = list(parts.values())
     if (folder / "results.parquet").exists():
         known_before = read_table(folder)
