@@ -103,6 +103,8 @@ def study(
     failed = trials[trials["status"] == "failed"]
     for trial, error in zip(failed["trial"], failed["error"], strict=True):
         print(f"FAILED     {trial}: {error}")
+    if left := int(trials["status"].isin(["not run", "not finished"]).sum()):
+        print(f"{left} of {len(trials)} are not finished; the same command goes on with them.")
     print(f"\nreport: {report}\ntable: {folder / 'results.parquet'} and results.csv, {len(table)} rows")
     if len(failed):
         sys.exit(1)

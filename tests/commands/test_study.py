@@ -134,6 +134,7 @@ def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finis
     said = study("--figures_only", status=1).out
     assert f"FAILED     {diverged.name}: training has diverged." in said
     assert f"FAILED     {crashed.name}: ValueError: boom" in said
+    assert "4 of 9 are not finished; the same command goes on with them." in said
     trials = pd.read_csv(logs.parent / "trials.csv").set_index("trial")
     assert trials.loc[unfinished.name, "status"] == "not finished"
     assert trials["status"].value_counts().to_dict() == {"done": 3, "not run": 3, "failed": 2, "not finished": 1}
