@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_icl.callbacks.figure_writer import figures_due
+from lightning_icl.callbacks.moments import no_training_follows
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
@@ -80,9 +81,7 @@ class Analysis(Callback, ABC):
 
     def due(self, trainer: Trainer) -> bool:
         """Whether this validation is one of every n, at the end of a fit's max_steps, or a standalone one."""
-        standalone = trainer.state.fn != "fit"
-        last = trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps
-        return standalone or last or self.validations % self.every_n_validations == 0
+        return no_training_follows(trainer) or self.validations % self.every_n_validations == 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self.validations, "records": self.records}

@@ -4,6 +4,8 @@ from typing import Literal
 
 from lightning.pytorch import Callback, Trainer
 
+from lightning_icl.callbacks.moments import no_training_follows
+
 When = Literal["every", "last", "never"]
 
 
@@ -23,7 +25,7 @@ class FigureWriter(Callback):
     def due(self, trainer: Trainer) -> bool:
         """Whether figures are drawn at this moment."""
         if self.when == "last":
-            return trainer.state.fn != "fit" or 0 < trainer.max_steps <= trainer.global_step
+            return no_training_follows(trainer)
         return self.when == "every"
 
 

@@ -20,6 +20,7 @@ from lightning_icl.callbacks.analysis import (
     save_figure,
 )
 from lightning_icl.callbacks.head_importance import HeadImportance
+from lightning_icl.callbacks.moments import no_training_follows
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
@@ -159,7 +160,7 @@ class HeadPruning(Analysis):
     def analyse(self, trainer: Trainer, module: ICLModule) -> None:
         case = self._case(trainer, module)
         # Rank 0's, so that no rank keeps other heads than the rest.
-        ends = self._ends(trainer)
+        ends = no_training_follows(trainer)
         self.masks, path = trainer.strategy.broadcast(self._choices(case, ends))
         prompt = datamodule(trainer).held_out("head_pruning", self.n_prompts, module.device)
         errors = self._errors(trainer, module, prompt, ends)
@@ -219,10 +220,6 @@ class HeadPruning(Analysis):
 
     def _held_out(self, trainer: Trainer, module: ICLModule, name: str) -> Prompt:
         return datamodule(trainer).held_out(f"head_pruning_{name}", self.fit_prompts, module.device)
-
-    def _ends(self, trainer: Trainer) -> bool:
-        """Whether no training follows, so that what takes long is done too."""
-        return trainer.state.fn != "fit" or 0 < trainer.max_steps <= trainer.global_step
 
     def _fine_tuned(self, trainer: Trainer, module: ICLModule, prompt: Prompt) -> dict[str, Tensor]:
         data = datamodule(trainer)

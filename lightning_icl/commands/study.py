@@ -21,6 +21,7 @@ from lightning_icl.shipped_configs import SHIPPED, config_file
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
 from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
+from lightning_icl.studies.names import error_text
 from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, flag_value, keeping_configs, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
@@ -159,8 +160,7 @@ def _refused(trials: Sequence[Job]) -> dict[str, str]:
             options = check_fit(_resolved(job.command[1:]))
             found[varied] = None
         except Exception as error:  # a user's class may raise anything
-            said = " ".join(str(error).split())
-            found[varied] = said if isinstance(error, InputError) else f"{type(error).__name__}: {said}"
+            found[varied] = error_text(error)
             continue
         config = json.dumps(options | {"run_folder": None}, sort_keys=True, default=str)
         if first.setdefault(config, job.name) != job.name:

@@ -99,10 +99,13 @@ def plan(scale: Scale, folder: Path) -> Plan:
     seeds = scale["seeds"]
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds is {seeds}, but it must list each seed once, such as [1, 2, 3].")
+    contents = [_config(name) for name in scale["base"]]
     trials: dict[str, Job] = {}
     for varied, seed in itertools.product(variations(scale), seeds):
         # In one order, so that the same trial has the same name; a class comes before its options in it.
-        job = _fit(scale["base"], dict(sorted((common | varied).items())), varied, seed, folder)
+        overrides = dict(sorted((common | varied).items()))
+        name = _job_name(varied, seed, [contents, list(overrides.items())])
+        job = _fit(name, scale["base"], overrides, varied, seed, folder)
         trials.setdefault(job.name, job)
     return Plan(list(trials.values()), list(_p_probings(scale, list(trials.values()), folder)))
 
@@ -150,7 +153,7 @@ def config_text(name: str) -> str:
 
 
 def _config(name: str) -> Any:
-    """What a base config says."""
+    """What a base config says, comments apart."""
     try:
         return yaml.safe_load(config_text(name))
     except yaml.YAMLError as error:
@@ -162,8 +165,9 @@ def flag_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _fit(base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str, Any], seed: int, folder: Path) -> Job:
-    name = _job_name(varied, seed, base, overrides)
+def _fit(
+    name: str, base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str, Any], seed: int, folder: Path
+) -> Job:
     command = ["fit", *(part for file in base for part in ("--config", file))]
     command += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
     where = folder / "trials" / name
@@ -173,12 +177,10 @@ def _fit(base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str,
     return Job(name, "fit", where, command, dict(varied), seed)
 
 
-def _job_name(varied: Mapping[str, Any], seed: int, base: Sequence[str], overrides: Mapping[str, Any]) -> str:
-    """What was varied, in words, and a hash of all that the trial depends on, so that no other is taken for it."""
+def _job_name(varied: Mapping[str, Any], seed: int, depends_on: list[Any]) -> str:
+    """What was varied, in words, and a hash of all that the job depends on, so that no other is taken for it."""
     told = "_".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(varied.items()))
-    contents = [_config(file) for file in base]  # what they say, comments apart
-    digest = _digest([contents, list(overrides.items()), seed])
-    return "_".join(filter(None, [told[:NAME_LENGTH], f"seed={seed}", digest]))
+    return "_".join(filter(None, [told[:NAME_LENGTH], f"seed={seed}", _digest([*depends_on, seed])]))
 
 
 def _digest(value: Any) -> str:
@@ -219,7 +221,8 @@ def _p_probe(models: Sequence[Job], options: Mapping[str, Any], folder: Path) ->
     varied = {"depth": depth} | {k: v for k, v in models[0].overrides.items() if k != "model.heads"}
     names = [str(model.overrides["model.heads"][0]) for model in models]
     checkpoints = [str(model.folder / "checkpoints" / "last.ckpt") for model in models]
-    name = _job_name(varied, models[0].seed, [], {"models": [model.name for model in models], **options})
+    depends_on = {"models": [model.name for model in models], **options}
+    name = _job_name(varied, models[0].seed, [[], list(depends_on.items())])
     where = folder / "p_probing" / name
     command = ["p_probe", "--ckpt_paths", json.dumps(checkpoints), "--names", json.dumps(names)]
     command += [f"--{key}={flag_value(value)}" for key, value in options.items()]

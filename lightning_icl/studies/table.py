@@ -44,11 +44,6 @@ def last_step(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["step"] == last]
 
 
-def of_metric(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of a metric that have a value."""
-    return table[(table["metric"] == metric) & table["value"].notna()]
-
-
 def head_list(text: str) -> tuple[int, ...]:
     """The numbers of heads by layer that a cell of ``model.heads`` holds: "[8, 8]" -> (8, 8)."""
     return tuple(json.loads(text))

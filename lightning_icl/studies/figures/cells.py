@@ -32,6 +32,12 @@ def with_h(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(h=table[HEADS].map({text: uniform_heads(text) for text in known}).astype("Int64"))
 
 
+def uniform_if_any(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of models with as many heads in every layer; all, where there is no such model."""
+    uniform = rows["h"].notna()
+    return rows[uniform] if uniform.any() else rows
+
+
 def setting_keys(table: pd.DataFrame) -> list[str]:
     """What a study varies besides heads."""
     trials = table.drop_duplicates("trial")

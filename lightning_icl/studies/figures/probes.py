@@ -76,8 +76,7 @@ class Probes(StudyFigure):
         """The rows about probes for f of each setting that has a probe of a trained model."""
         rows = cells.finite(cells.final(table, "probe/"))
         rows = rows[rows["metric"].str.match(rf"{PROBE}\w+/risk$|probe/(curve|level)/")]
-        if rows["h"].notna().any():
-            rows = rows[rows["h"].notna()]
+        rows = cells.uniform_if_any(rows)
         return [s for s in cells.settings(table, rows) if s.rows["metric"].eq(f"{PROBE}trained/risk").any()]
 
 

@@ -74,8 +74,7 @@ class RiskByPoints(StudyFigure):
         """The rows of each setting that has a model with a number."""
         rows = final_rows(table)
         rows = rows[rows["n_points"].notna()]
-        if rows["h"].notna().any():
-            rows = rows[rows["h"].notna()]
+        rows = cells.uniform_if_any(rows)
         settings = cells.settings(table, rows, apart_from=("data.n_points",))
         return [s for s in settings if len(cells.finite(s.rows[s.rows["metric"] == MODEL]))]
 
