@@ -146,7 +146,7 @@ def ended_by(trainer: Trainer) -> str:
         return "max_steps"
     if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
         return "max_time"
-    if any(isinstance(c, EarlyStopping) and c.stopped_epoch > 0 for c in callbacks):
+    if trainer.should_stop and any(isinstance(c, EarlyStopping) and c.stopping_reason_message for c in callbacks):
         return "EarlyStopping"
     return "should_stop" if trainer.should_stop else "max_epochs"
 
