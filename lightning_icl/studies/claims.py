@@ -29,7 +29,7 @@ from lightning_icl.studies.verdicts import Finding, Judged, Part, Side, Verdict,
 __all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "comparison", "judge"]
 
 Treatment = Literal["as_is", "read_out", "rescaled", "fine_tuned"]
-MODEL = "excess_risk/transformer"
+MODEL = "val/excess_risk/transformer"
 ZERO = 1e-12  # risks below it are rounding errors of 0, and a ratio needs more than 0
 
 
@@ -143,18 +143,19 @@ class FirstLayerUsesAllHeads(Claim):
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
         heads = most_heads(table)
-        effective = by_seed(table, "heads/leave_one_out/effective", heads, layer=1)
+        metric = "heads/leave_one_out/effective"
+        effective = by_seed(table, metric, heads, layer=1)
         if not len(effective) or heads[0] == 1:
             return []
-        h = heads[0]
-        return [comparison(f"effective heads of layer 1, of {h}", effective, "above", self.fraction * h)]
+        h, errors = heads[0], by_seed(table, metric, heads, layer=1, column="error")
+        return [comparison(f"effective heads of layer 1, of {h}", effective, "above", self.fraction * h, errors=errors)]
 
 
 class LaterLayersUseOneHead(Claim):
     """One head dominates each later layer: the median share of the top head is at least a bound.
 
-    Of the uniform model with most heads, by leave-one-out. A seed's number is the median over its later layers, but
-    for those whose heads matter too little together for shares.
+    Of the uniform model with most heads, by leave-one-out. A seed's number is the median over its later layers; it has
+    none where the heads of one of them matter too little together for shares.
 
     Args:
         share: of the top head, above 0 and at most 1.
@@ -172,10 +173,8 @@ class LaterLayersUseOneHead(Claim):
         shares = shares[shares["layer"] > 1]
         if not len(shares) or heads[0] == 1:
             return []
-        n_found, n = int(shares["value"].notna().sum()), len(shares)
-        some = "" if n_found == n else f", in {n_found} of {n} layers"
-        median = shares.groupby("seed")["value"].median()
-        return [comparison(f"top share of later layers, of {heads[0]} heads{some}", median, "above", self.share)]
+        median = shares.groupby("seed")["value"].median(skipna=False).reindex(sorted(table["seed"].unique()))
+        return [comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)]
 
 
 class PrunedKeepsRisk(Claim):
@@ -202,8 +201,7 @@ class PrunedKeepsRisk(Claim):
         return _named(super().name, self.treatment, "as_is")
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        ratios = pruned(table, self.treatment, "paper")
-        return [comparison("pruned over full", ratios, "below", self.ratio, log=True)] if len(ratios) else []
+        return pruned_part("pruned over full", table, self.treatment, "paper", "below", self.ratio)
 
 
 class FirstLayerCannotBePruned(Claim):
@@ -227,8 +225,8 @@ class FirstLayerCannotBePruned(Claim):
         return _named(super().name, self.treatment, "as_is")
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        ratios = pruned(table, self.treatment, "prune_layer1_instead")
-        return [comparison("layer 1 pruned over full", ratios, "above", self.ratio, log=True)] if len(ratios) else []
+        name = "prune_layer1_instead"
+        return pruned_part("layer 1 pruned over full", table, self.treatment, name, "above", self.ratio)
 
 
 class PaperHeadsBeatRandom(Claim):
@@ -268,7 +266,7 @@ class BeatsReference(Claim):
     def __init__(self, reference: str = "ridge") -> None:
         self.reference = reference
         self.statement = f"The model's excess risk is below that of {estimator_label(reference)}."
-        self.needs = f"a uniform model and excess_risk/{reference}"
+        self.needs = f"a uniform model and val/excess_risk/{reference}"
 
     @property
     def name(self) -> str:
@@ -276,10 +274,14 @@ class BeatsReference(Claim):
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
         heads = most_heads(table)
-        model, reference = (by_seed(table, f"excess_risk/{name}", heads) for name in ("transformer", self.reference))
+        model, reference = (
+            by_seed(table, f"val/excess_risk/{name}", heads) for name in ("transformer", self.reference)
+        )
         if not len(model) or not len(reference):
             return []
-        return [lower_risk(f"{heads[0]} heads over {estimator_label(self.reference)}", model, reference)]
+        paired = f"against/{self.reference}/ratio"
+        errors = by_seed(table, paired, heads, column="error") / by_seed(table, paired, heads)
+        return [lower_risk(f"{heads[0]} heads over {estimator_label(self.reference)}", model, reference, errors)]
 
 
 class HeadsBelongInFirstLayer(Claim):
@@ -335,23 +337,40 @@ class FirstLayerPreprocesses(Claim):
         return parts
 
 
-def pruned(table: pd.DataFrame, treatment: Treatment, model: str) -> pd.Series:
+def pruned(table: pd.DataFrame, treatment: Treatment, model: str, column: str = "value") -> pd.Series:
     """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
     heads = most_heads(table)
-    ratios = by_seed(table, f"prune/{treatment}/{model}/ratio", heads)
+    ratios = by_seed(table, f"prune/{treatment}/{model}/ratio", heads, column=column)
     return ratios if len(heads) > 1 and heads[0] > 1 else ratios.iloc[:0]
 
 
-def comparison(label: str, values: pd.Series, wanted: Side, bound: float, log: bool = False) -> Part:
-    """A comparison by one number a seed, which says so where some seed has none."""
+def pruned_part(
+    label: str, table: pd.DataFrame, treatment: Treatment, model: str, wanted: Side, bound: float
+) -> list[Part]:
+    """The comparison of a pruned model's ratio with a bound, if there is one."""
+    ratios = pruned(table, treatment, model)
+    errors = pruned(table, treatment, model, "error") / ratios
+    return [comparison(label, ratios, wanted, bound, log=True, errors=errors)] if len(ratios) else []
+
+
+def comparison(
+    label: str, values: pd.Series, wanted: Side, bound: float, log: bool = False, errors: pd.Series | None = None
+) -> Part:
+    """A comparison by one number a seed, of which those that are missing (NaN) are counted.
+
+    ``errors``: the standard errors of the numbers over prompts, with ``log`` those of their logarithms, where known.
+    """
     found = values.dropna()
-    some = "" if len(found) == len(values) else f" ({len(found)} of {len(values)} seeds have a number)"
-    return Part(label + some, tuple(found.clip(lower=ZERO) if log else found), wanted, bound, log)
+    known = np.array([] if errors is None else errors, dtype=float)
+    known = known[np.isfinite(known)]
+    error = float(np.sqrt(np.mean(known**2))) if len(known) else 0.0
+    numbers = tuple(found.clip(lower=ZERO) if log else found)
+    return Part(label, numbers, wanted, bound, log, len(values) - len(found), error)
 
 
-def lower_risk(label: str, risk: pd.Series, other: pd.Series) -> Part:
+def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> Part:
     """Whether a risk is below another, by their ratio in each seed."""
-    return comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True)
+    return comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True, errors=errors)
 
 
 def checked_fraction(name: str, value: float) -> float:
