@@ -150,7 +150,8 @@ class Analysis(Callback, ABC):
             self._past = [past for past in self._past if past["step"].iloc[0] != self.measured_at]
             self._past.append(self._on_course(self.rows, self.measured_at))
         record_rows(trainer, module, self, rows, self.arrays())
-        scalars = {tag(row): row.value for row in rows if row.value is not None and self._is_shown(trainer, tag(row))}
+        finite = {tag(row): float(row.value) for row in rows if row.value is not None}
+        scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}
         new = {name: value for name, value in scalars.items() if (name, self.measured_at) not in self._logged}
         self._logged |= {(name, self.measured_at) for name in new}
         log_scalars(trainer, new, self.measured_at)
