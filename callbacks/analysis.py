@@ -150,7 +150,8 @@ class Analysis(Callback, ABC):
             self._past = [past for past in self._past if past["step"].iloc[0] != self.measured_at]
             self._past.append(self._on_course(self.rows, self.measured_at))
         record_rows(trainer, module, self, rows, self.arrays())
-        scalars = {tag(row): row.value for row in rows if row.value is not None and self._is_shown(trainer, tag(row))}
+        finite = {tag(row): float(row.value) for row in rows if row.value is not None}
+        scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}
         new = {name: value for name, value in scalars.items() if (name, self.measured_at) not in self._logged}
         self._logged |= {(name, self.measured_at) for name in new}
         log_scalars(trainer, new, self.measured_at)
@@ -161,9 +162,17 @@ class Analysis(Callback, ABC):
         group, slash, rest = metric.partition("/")
         return f"{group}{self._suffix}{slash}{rest}"
 
+    def _unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows under the names that ``analyse`` gave them."""
+        if not self._suffix:
+            return rows
+        return rows.assign(metric=rows["metric"].str.replace(f"{self._suffix}/", "/", n=1, regex=False))
+
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         every = any(getattr(c, "scalars", "") == "all" for c in trainer.callbacks)  # type: ignore[attr-defined]
-        return every or any(re.match(pattern, name.replace(f"{self._suffix}/", "/", 1)) for pattern in self.shown)
+        if self._suffix:
+            name = name.replace(f"{self._suffix}/", "/", 1)
+        return every or any(re.match(pattern, name) for pattern in self.shown)
 
     def _draw(self, trainer: Trainer, module: ICLModule) -> None:
         assert self.rows is not None
@@ -171,8 +180,7 @@ class Analysis(Callback, ABC):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return
-        rows = self.rows.assign(metric=self.rows["metric"].str.replace(f"{self._suffix}/", "/", n=1, regex=False))
-        for name, figure in self.figures(rows).items():
+        for name, figure in self.figures(self._unsuffixed(self.rows)).items():
             pixels = write_figure(folder / "figures", name + self._suffix, figure)
             log_picture(trainer, name + self._suffix, pixels, self.measured_at)
 
@@ -181,6 +189,7 @@ class Analysis(Callback, ABC):
         return pd.concat(self._past or [frame([]).assign(step=0)], ignore_index=True)
 
     def _on_course(self, rows: pd.DataFrame, step: int) -> pd.DataFrame:
+        rows = self._unsuffixed(rows)
         return rows[rows["metric"].str.match(self.course)].assign(step=step)
 
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:

@@ -96,14 +96,19 @@ class Recorder(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, icl_module(pl_module))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_signals()  # before Lightning puts back what was there before it
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_signals()
         self.finish(trainer, icl_module(pl_module))
 
     def finish(self, trainer: Trainer, module: ICLModule) -> None:
         """Say how the fit ended, and what it found."""
-        event = "stopped" if self.signalled else "finished"
-        self._note(trainer, event=event, steps=trainer.global_step, by=self.signalled or ended_by(trainer))
+        by = ended_by(trainer)
+        if self.signalled and by != "max_steps":
+            self._note(trainer, event="stopped", steps=trainer.global_step, by=self.signalled)
+        else:
+            self._note(trainer, event="finished", steps=trainer.global_step, by=by)
         self._close(trainer, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
