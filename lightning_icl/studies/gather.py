@@ -6,48 +6,33 @@ write_table(table, Path("study"))
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import torch
 from pyarrow import csv
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.record import journal
 from lightning_icl.record.loading import read_config, read_record
 from lightning_icl.record.rows import COLUMNS, TYPES, Measurement, Row
+from lightning_icl.studies.configs import config_values, n_parameters
+from lightning_icl.studies.names import few
 from lightning_icl.studies.table import KEYS, config_columns
-from lightning_icl.transformer import Transformer
 
-MODEL_OPTIONS = frozenset(signature(Transformer).parameters)
-# Of the trainer what its weights and measurements depend on, and not where it runs (devices, strategy), what it writes
-# (loggers, checkpoints, default_root_dir) or what it shows. Callbacks are its analyses, long lists of options.
-TRAINER_KEYS = (
-    *("max_steps", "max_epochs", "max_time", "limit_train_batches", "overfit_batches"),
-    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision", "deterministic"),
-    *("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
-)
 ORDER = ["trial", "step", "metric", "stream", "layer", "head", "n_points"]
 KINDS = TYPES | {"trial": "str", "seed": "Int64", "step": "Int64"}
 
 
 class Trial(NamedTuple):
-    """One trial's part of the table.
-
-    Attributes:
-        config: its config keys as on the command line.
-        rows: (step, row) of every number.
-        damaged: the numbers of the lines of its record that could not be read.
-    """
+    """One trial's part of the table: its config keys as on the command line, and (step, row) of every number."""
 
     name: str
     seed: int | None
     config: dict[str, Any]
     rows: list[tuple[int, Row]]
-    damaged: list[int]
 
 
 def gather(runs: Sequence[Path]) -> pd.DataFrame:
@@ -64,17 +49,30 @@ def gather(runs: Sequence[Path]) -> pd.DataFrame:
 
 def read_trial(folder: Path) -> Trial:
     """A run's rows, or those of a folder that ``lightning-icl p_probe`` wrote."""
-    measurements, events, damaged = read_record(folder)
+    measurements, events, _ = read_record(folder)
     name = folder.absolute().name
     probed = [found for found in measurements if found.context["command"] == "p_probe"]
     if probed:  # which has no config of its own, but what its models' runs share
         config = dict(probed[-1].context["models"])
-        return Trial(name, config.pop("seed", None), config, [(probed[-1].step, r) for r in probed[-1].rows], damaged)
+        return Trial(name, config.pop("seed", None), config, [(probed[-1].step, row) for row in probed[-1].rows])
     config = read_config(folder)
     rows = [(found.step, row) for found in measurements if found.context["command"] == "fit" for row in _rows(found)]
     steps = max([0, *(event["steps"] for event in events if "steps" in event), *(step for step, _ in rows)])
     rows += [(steps, Row("run/parameters", n_parameters(config))), (steps, Row("run/steps", steps))]
-    return Trial(name, config.get("seed_everything"), config_values(config), rows, damaged)
+    return Trial(name, config.get("seed_everything"), config_values(config), rows)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the record of a folder, in words; None where nothing is, or where there is none yet."""
+    path = folder / journal.NAME
+    if not path.is_file():
+        old = (folder / "results.json").is_file()
+        return "it is a run of an older version; delete its folder, and the study runs it again" if old else None
+    lines, damaged = journal.read(path)
+    if not lines:
+        return f"its {path.name} is {'unreadable' if damaged else 'empty'}"
+    which = f"line{'s' * (len(damaged) > 1)} {few(map(str, damaged))}"
+    return f"{which} of its {path.name} cannot be read; the others stand" if damaged else None
 
 
 def _rows(found: Measurement) -> list[Row]:
@@ -113,49 +111,6 @@ def read_table(folder: Path) -> pd.DataFrame:
         return table[[*KEYS, *config_columns(table)]]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path} is no table; delete it, and it is made anew from the runs that are there.") from error
-
-
-def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a config, as one would type them: data.task is the class's name, data.task.noise_std a value.
-
-    Lists and mappings are JSON text. Besides there is depth, the number of layers, which only model.heads tells.
-    """
-    trainer = config.get("trainer") or {}
-    kept = {f"trainer.{key}": trainer[key] for key in TRAINER_KEYS if key in trainer}
-    kept |= {f"{part}.{key}": value for part in ("model", "data") for key, value in config[part].items()}
-    flat = {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
-    return flat | {"depth": len(config["model"]["heads"])}
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    match value:
-        case {"class_path": str(path)}:
-            yield prefix, path.rpartition(".")[2]
-            for key, nested in {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}.items():
-                yield from _flat(f"{prefix}.{key}", nested)
-        case dict() | list():
-            yield prefix, json.dumps(value)
-        case _:
-            yield prefix, value
-
-
-def n_parameters(config: Mapping[str, Any]) -> int | None:
-    """Parameters of the model of a config; None where its task does not say n_dims."""
-    n_dims = _n_dims(config["data"]["task"])
-    if n_dims is None:
-        return None
-    options = {key: value for key, value in config["model"].items() if key in MODEL_OPTIONS}
-    with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        transformer = Transformer(**{**options, "n_dims": n_dims})
-    return sum(parameter.numel() for parameter in transformer.parameters())
-
-
-def _n_dims(task: Any) -> int | None:
-    """The first n_dims in a task's config; that of a pool or of a mixture is its tasks'."""
-    if isinstance(task, dict) and isinstance(task.get("n_dims"), int):
-        return task["n_dims"]
-    nested = task.values() if isinstance(task, dict) else task if isinstance(task, list) else ()
-    return next((found for found in map(_n_dims, nested) if found is not None), None)
 
 
 def table_of(trials: Sequence[Trial]) -> pd.DataFrame:

@@ -61,7 +61,7 @@ def by_seed(
     ``column`` "error" gives its standard errors over prompts instead.
     """
     found = _at(measured(table, metric, heads, n_points), "layer", layer).set_index("seed")[column]
-    return found.reindex(sorted(table["seed"].unique())) if len(found) else found
+    return found.reindex(sorted(table["seed"].dropna().unique())) if len(found) else found
 
 
 def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:

@@ -76,10 +76,10 @@ class Judged(NamedTuple):
 
     def number(self) -> str:
         """The mean with its interval, what was wanted, and what keeps that from being a verdict."""
-        mean, low, high, n = self.interval
-        found = f"{_three_digits(mean)} [{_three_digits(low)}, {_three_digits(high)}]"
-        found = {0: "no seed has a number", 1: f"{_three_digits(mean)} of one seed, which has no interval"}.get(n, found)
-        said = f"{found}, wanted {'>=' if self.part.wanted == 'above' else '<='} {self.part.bound:.3g}"
+        n, wanted = self.interval.n, ">=" if self.part.wanted == "above" else "<="
+        mean, low, high = map(_three_digits, self.interval[:3])
+        few = {0: "no seed has a number", 1: f"{mean} of one seed, which has no interval"}
+        said = f"{few.get(n, f'{mean} [{low}, {high}]')}, wanted {wanted} {self.part.bound:.3g}"
         if n and self.part.missing:
             said += f", {self.part.missing} of {n + self.part.missing} seeds have no number"
         return said + f", {LEAST_SEEDS} seeds are needed" * (0 < n < LEAST_SEEDS)
