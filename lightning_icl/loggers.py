@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 
 
 def logs_this_step(trainer: Trainer) -> bool:
-    """Whether a batch has just ended an optimizer step whose numbers are logged, every ``trainer.log_every_n_steps``."""
+    """Whether a batch has just ended an optimizer step that is logged, one of ``trainer.log_every_n_steps``."""
     every = trainer.log_every_n_steps
     return every > 0 and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
 
