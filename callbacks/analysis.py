@@ -147,8 +147,8 @@ class Analysis(Callback, ABC):
         self._ended = no_training_follows(trainer)
         if self.course:
             self._past = self._earlier(trainer) if self._past is None else self._past
-            self._past = [past for past in self._past if past["step"].iloc[0] != self.measured_at]
-            self._past.append(self._on_course(self.rows, self.measured_at))
+            here = self._on_course(self.rows, self.measured_at)
+            self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
         record_rows(trainer, module, self, rows, self.arrays())
         finite = {tag(row): float(row.value) for row in rows if row.value is not None}
         scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}

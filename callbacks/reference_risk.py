@@ -184,7 +184,9 @@ class ReferenceRisk(Analysis):
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, stage = datamodule(trainer), "test" if trainer.testing else "val"
+        # Whether this run had the settings tuned just now or before.
         data.drawn |= {"test" if trainer.testing else "validate": data.eval_prompts}
+        data.drawn["reference_tuning"] = self.tuning_prompts
         for stream, (name, *_) in enumerate(data.streams):
             by_n = _by_points(self._errors[stream], module)
             curve = _by_points(self._curves[stream], module)

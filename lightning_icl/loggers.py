@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard.summary import hparams
 
 
+def logs_this_step(trainer: Trainer) -> bool:
+    """Whether a batch has just ended an optimizer step that is logged, one of ``trainer.log_every_n_steps``."""
+    every = trainer.log_every_n_steps
+    return every > 0 and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
     """Numbers by tag, to every logger. (``self.log`` would put validation one step early, and standalone ones at 0.)"""
     if scalars and trainer.is_global_zero:
