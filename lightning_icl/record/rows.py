@@ -79,7 +79,7 @@ class Measurement(NamedTuple):
 
 
 def tag(row: Row) -> str:
-    """The row's name among a logger's scalars: its metric and its place, such as heads/leave_one_out/share/layer1/head2.
+    """The row's name in a logger, its metric and its place: heads/leave_one_out/share/layer1/head2.
 
     A stream comes after the first part of the metric: val/noisier/excess_risk/ridge.
     """
