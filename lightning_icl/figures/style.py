@@ -10,6 +10,7 @@ and dashed: nothing hangs on colour alone (colours after Okabe and Ito 2008).
 
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -84,8 +85,10 @@ def number(value: float) -> str:
 
 def parts(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows whose whole metric fits the regular expression, with its named groups as columns."""
-    found = rows["metric"].str.extract(rf"^(?:{metric})$")
-    return rows.join(found)[rows["metric"].str.fullmatch(metric)]
+    pattern = re.compile(metric)
+    found = rows["metric"].map(pattern.fullmatch)
+    rows, matches = rows[found.notna()], found.dropna()
+    return rows.assign(**{name: [match[name] for match in matches] for name in pattern.groupindex})
 
 
 def cells(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -152,7 +155,7 @@ def edge(
     transform = transform or (axes.get_xaxis_transform() if along == "y" else axes.get_yaxis_transform())
     at = 0.98 if above else 0.02
     xy = (place, at) if along == "y" else (at, place)
-    marker = {"y": "v^", "x": "<>"}[along][above]
+    marker = {"y": "v^", "x": "<>"}[along][bool(above)]
     axes.plot(
         *xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **(style | {"marker": marker, "ls": "", "ms": 6})
     )
@@ -204,10 +207,9 @@ def risk_limits(model: pd.DataFrame, others: pd.DataFrame | None = None, zero: f
     are neither above the ``zero`` predictor's risk (unless it is told: far above the model) nor far below the model.
     The axis is logarithmic where what is inside spans more than ten times.
     """
+    model = model[model["mean"] <= (ABSURD * zero if math.isfinite(zero) else math.inf)]
     known, beside = _finite(model, "mean"), _finite(others, "mean")
-    if math.isfinite(zero):
-        known = [mean for mean in known if mean <= ABSURD * zero]
-    known = known or [mean for mean in beside if not mean > zero]
+    known = known or sorted(mean for mean in beside if not mean > zero)[-1:]
     if not known:
         return Limits(0.0, 1.0)
     top = max(*known, zero) if math.isfinite(zero) else FURTHEST * max(known)
