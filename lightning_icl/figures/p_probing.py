@@ -31,7 +31,7 @@ def p_probing_risks(rows: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     figure = Figure(figsize=(max(style.WIDTH, 0.6 + 2.8 * len(optimisers)), 4.4), layout="constrained")
     limits = style.risk_limits(found)
     for axes, optimiser in zip(figure.subplots(1, len(optimisers), squeeze=False)[0], optimisers, strict=True):
-        risk_by_depth(axes, found[found["optimiser"] == optimiser], styles, limits)
+        risk_by_depth(axes, optimiser, found[found["optimiser"] == optimiser], styles, limits)
         style.panel_title(axes, TITLES[optimiser][0], 28)
     figure.axes[0].set_ylabel(style.RISK_WITH_BARS, size=9)
     style.legend(figure, order=[label for label, _ in styles.values()])
@@ -54,9 +54,9 @@ def arm_styles(arms: Iterable[str], labels: Mapping[str, str] | None = None) -> 
 
 
 def risk_by_depth(
-    axes: Axes, found: pd.DataFrame, styles: Mapping[str, tuple[str, Style]], limits: Limits
+    axes: Axes, optimiser: str, found: pd.DataFrame, styles: Mapping[str, tuple[str, Style]], limits: Limits
 ) -> None:
-    """One panel, of one optimiser: cells with arm and steps."""
+    """One panel: an optimiser's cells with arm and steps."""
     found = found.assign(steps=found["steps"].astype(int)).sort_values("steps")
     for i, (arm, (label, look)) in enumerate(styles.items()):
         line = found[found["arm"] == arm]
@@ -64,6 +64,7 @@ def risk_by_depth(
             x = style.apart(line["steps"], i, len(styles), found["steps"])
             style.over(axes, x, line, label=label, **({"ms": 4} | look))
     style.limit(axes, limits)
-    axes.set_xticks(range(1, int(found["steps"].max()) + 1))
-    axes.set_xlim(0.7, found["steps"].max() + 0.3)
-    axes.set_xlabel(TITLES[found["optimiser"].iloc[0]][1])
+    deepest = found["steps"].max()
+    axes.set_xticks(range(1, deepest + 1))
+    axes.set_xlim(0.7, deepest + 0.3)
+    axes.set_xlabel(TITLES[optimiser][1])

@@ -95,8 +95,8 @@ def probe_map(rows: pd.DataFrame) -> Figure:
     style.colour_bar(figure, image, grid.flat, "R², or difference of R²", shrink=0.7, aspect=30)
     by_chance = style.parts(rows, r"probe/\w+/\w+/shuffled/r2")["value"].abs().max()
     said = f"; with shuffled labels |R²| is at most {by_chance:.2g}" if np.isfinite(by_chance) else ""
-    title = "What the states know linearly of each target\n(in brackets: the 95 % interval holds 0; grey: no R², as of a constant"
-    style.title(figure, f"{title}{said})", size=9)
+    how = f"(in brackets: the 95 % interval holds 0; grey: no R², as of a constant{said})"
+    style.title(figure, f"What the states know linearly of each target\n{how}", size=9)
     return figure
 
 
