@@ -142,6 +142,8 @@ class Recorder(Callback):
                 lines += ["", *said, *([f"  (as of step {analysis.measured_at})"] if old else [])]
         print(*lines, sep="\n")
         folder, step = run_folder(trainer), trained_steps(trainer, module)
+        if trainer.state.fn != "fit":  # which has said so at its start
+            log_text(trainer, "about", about(trainer, module), step)
         log_text(trainer, "results", "```text\n" + "\n".join(lines[1:]) + "\n```", step)
         found = _rows(trainer).set_index("metric")["value"]
         ratios = {name: found.get(f"against/{name}/ratio") for name in COMPARED}
