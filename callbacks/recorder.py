@@ -25,14 +25,15 @@ from lightning_icl.record.rows import Row, tag
 MODEL, ZERO = "val/excess_risk/transformer", "val/excess_risk/zero"
 COMPARED = ("ridge", "lasso", "bayes")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+BATCHES_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
 
 
 class Recorder(Callback):
     """Writes how a run began, went on and ended to its record, and prints what every analysis found.
 
     A fit that came to its end, by max_steps, max_time, EarlyStopping or max_epochs, is "finished"; one that a signal or
-    an error ended is "stopped". On the first SIGTERM or Ctrl-C a fit of one process ends at its next step with all that
-    is due at the end; the second stops it at once.
+    an error ended is "stopped". On the first SIGTERM or Ctrl-C a fit ends at its next step (of several processes: within
+    ten) with all that is due at the end; the second stops it at once.
 
     TensorBoard gets, besides the analyses' scalars and figures: TEXT, what the run is and its closing table; HPARAMS,
     the options that matter with the last risk and its ratio to ridge, lasso and Bayes; CUSTOM SCALARS, the model
@@ -68,16 +69,24 @@ class Recorder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_text(trainer, "about", about(trainer, icl_module(pl_module)), trainer.global_step)
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
             for number in SIGNALS:
                 signal.signal(number, lambda *args: self._stop_soon(trainer, *args))
 
     def _stop_soon(self, trainer: Trainer, number: int, _: FrameType | None) -> None:
         self.signalled = signal.Signals(number).name
-        trainer.should_stop = True
-        rank_zero_info(f"{self.signalled}: the run stops after this step and what is due at its end; again: at once.")
+        trainer.should_stop = trainer.world_size == 1
+        rank_zero_info(f"{self.signalled}: the run stops soon, with what is due at its end; once more: at once.")
         self._restore_signals()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have all processes stop at one step, whichever of them was told."""
+        if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0:
+            told = trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False)
+            trainer.should_stop = trainer.should_stop or told
 
     def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():
@@ -133,6 +142,8 @@ class Recorder(Callback):
                 lines += ["", *said, *([f"  (as of step {analysis.measured_at})"] if old else [])]
         print(*lines, sep="\n")
         folder, step = run_folder(trainer), trained_steps(trainer, module)
+        if trainer.state.fn != "fit":  # which has said so at its start
+            log_text(trainer, "about", about(trainer, module), step)
         log_text(trainer, "results", "```text\n" + "\n".join(lines[1:]) + "\n```", step)
         found = _rows(trainer).set_index("metric")["value"]
         ratios = {name: found.get(f"against/{name}/ratio") for name in COMPARED}
