@@ -9,10 +9,11 @@ import torch
 import yaml
 from conftest import small_data, small_module, small_trainer
 
-from lightning_icl.callbacks import HeadImportance, ReferenceRisk
+from lightning_icl.callbacks import FigureWriter, HeadImportance, ReferenceRisk
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import GD, Ridge
 from lightning_icl.record import journal
+from lightning_icl.record.folder import set_run_folder
 from lightning_icl.record.loading import line_of, load_run
 from lightning_icl.record.rows import Measurement, Row
 from lightning_icl.studies.configs import shared_values
@@ -295,13 +296,13 @@ def test_p_probing_leaves_out_what_its_runs_do_not_share(tmp_path):
     assert set(table["trainer.max_steps"]) == {60}
 
 
-def test_a_real_run_is_in_the_table_as_its_own_table_has_it(tmp_path, undrawn):
+def test_a_real_run_is_in_the_table_as_its_own_table_has_it(tmp_path):
     run = tmp_path / "run"
     module = small_module(heads=[4, 2], mlp=False)
-    callbacks = [ReferenceRisk(8, references=[Ridge(), GD()]), HeadImportance(16, n_points=[2])]
-    small_trainer(run, callbacks, max_steps=2).fit(module, small_data())
-    (record,) = run.rglob(journal.NAME)
-    run = record.parent
+    callbacks = [ReferenceRisk(8, references=[Ridge(), GD()]), HeadImportance(16, n_points=[2]), FigureWriter("never")]
+    trainer = small_trainer(run, callbacks, max_steps=2, val_check_interval=1)
+    set_run_folder(trainer, run)
+    trainer.fit(module, small_data())
     (run / "config.yaml").write_text(yaml.safe_dump(config(heads=[4, 2])))
     table, own = gather([run]), load_run(run).table
     assert set(own["command"]) == {"fit"}
