@@ -177,34 +177,55 @@ class LaterLayersUseOneHead(Claim):
         return [comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)]
 
 
-class PrunedKeepsRisk(Claim):
-    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
+class OfPruning(Claim):
+    """What the claims about pruned models share: the treatment, of which their name and statement tell.
 
     Of the uniform model with most heads.
+    """
+
+    needs = "head pruning of a uniform model with several heads and layers"
+
+    def __init__(self, treatment: Treatment, statement: str) -> None:
+        if treatment not in get_args(Treatment):
+            raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
+        self.treatment = treatment
+        self.statement = statement.format(treated=VARIANTS[treatment])
+
+    @property
+    def name(self) -> str:
+        return super().name if self.treatment == "as_is" else f"{super().name} ({self.treatment})"
+
+    def ratios(self, table: pd.DataFrame, model: str, column: str = "value") -> pd.Series:
+        """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
+        heads = most_heads(table)
+        found = by_seed(table, f"prune/{self.treatment}/{model}/ratio", heads, column=column)
+        return found if len(heads) > 1 and heads[0] > 1 else found.iloc[:0]
+
+    def against(self, bound: float, wanted: Side, table: pd.DataFrame, model: str, label: str) -> list[Part]:
+        """The comparison of a pruned model's ratio with a bound, if there is one."""
+        ratios = self.ratios(table, model)
+        errors = self.ratios(table, model, "error") / ratios
+        return [comparison(label, ratios, wanted, bound, log=True, errors=errors)] if len(ratios) else []
+
+
+class PrunedKeepsRisk(OfPruning):
+    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
 
     Args:
         ratio: of the pruned model's excess risk to the full one's.
         treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    needs = "head pruning of a uniform model with several heads and layers"
-
     def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
-        self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
-        self.statement = (
-            f"Pruned to one head in each later layer, {VARIANTS[treatment]}, the excess risk is at most {ratio:g} "
-            "times the full."
-        )
-
-    @property
-    def name(self) -> str:
-        return _named(super().name, self.treatment, "as_is")
+        self.ratio = checked_positive("ratio", ratio)
+        statement = f"Pruned to one head in each later layer, {{treated}}, the excess risk is at most {ratio:g} times"
+        super().__init__(treatment, f"{statement} the full.")
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        return pruned_part("pruned over full", table, self.treatment, "paper", "below", self.ratio)
+        return self.against(self.ratio, "below", table, "paper", "pruned over full")
 
 
-class FirstLayerCannotBePruned(Claim):
+class FirstLayerCannotBePruned(OfPruning):
     """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads.
 
     Args:
@@ -212,45 +233,28 @@ class FirstLayerCannotBePruned(Claim):
         treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    needs = PrunedKeepsRisk.needs
-
     def __init__(self, ratio: float = 2.0, treatment: Treatment = "as_is") -> None:
-        self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
-        self.statement = (
-            f"With layer 1 pruned instead, {VARIANTS[treatment]}, the excess risk is at least {ratio:g} times the full."
-        )
-
-    @property
-    def name(self) -> str:
-        return _named(super().name, self.treatment, "as_is")
+        self.ratio = checked_positive("ratio", ratio)
+        statement = f"With layer 1 pruned instead, {{treated}}, the excess risk is at least {ratio:g} times the full."
+        super().__init__(treatment, statement)
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        name = "prune_layer1_instead"
-        return pruned_part("layer 1 pruned over full", table, self.treatment, name, "above", self.ratio)
+        return self.against(self.ratio, "above", table, "prune_layer1_instead", "layer 1 pruned over full")
 
 
-class PaperHeadsBeatRandom(Claim):
+class PaperHeadsBeatRandom(OfPruning):
     """The control of which heads are kept: the top head of each later layer does better than a random one.
 
     Args:
         treatment: what was done to the pruned models: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    needs = PrunedKeepsRisk.needs
-
     def __init__(self, treatment: Treatment = "as_is") -> None:
-        self.treatment = checked_treatment(treatment)
-        self.statement = (
-            f"Pruned to the top head of each later layer, {VARIANTS[treatment]}, the excess risk is lower than with "
-            "random heads instead."
-        )
-
-    @property
-    def name(self) -> str:
-        return _named(super().name, self.treatment, "as_is")
+        statement = "Pruned to the top head of each later layer, {treated}, the excess risk is lower than with random"
+        super().__init__(treatment, f"{statement} heads instead.")
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        paper, random = (pruned(table, self.treatment, model) for model in ("paper", "random_head"))
+        paper, random = self.ratios(table, "paper"), self.ratios(table, "random_head")
         return [lower_risk("top heads over random ones", paper, random)] if len(paper) and len(random) else []
 
 
@@ -270,7 +274,7 @@ class BeatsReference(Claim):
 
     @property
     def name(self) -> str:
-        return _named(super().name, self.reference)
+        return f"{super().name} ({self.reference})"
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
         heads = most_heads(table)
@@ -337,22 +341,6 @@ class FirstLayerPreprocesses(Claim):
         return parts
 
 
-def pruned(table: pd.DataFrame, treatment: Treatment, model: str, column: str = "value") -> pd.Series:
-    """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
-    heads = most_heads(table)
-    ratios = by_seed(table, f"prune/{treatment}/{model}/ratio", heads, column=column)
-    return ratios if len(heads) > 1 and heads[0] > 1 else ratios.iloc[:0]
-
-
-def pruned_part(
-    label: str, table: pd.DataFrame, treatment: Treatment, model: str, wanted: Side, bound: float
-) -> list[Part]:
-    """The comparison of a pruned model's ratio with a bound, if there is one."""
-    ratios = pruned(table, treatment, model)
-    errors = pruned(table, treatment, model, "error") / ratios
-    return [comparison(label, ratios, wanted, bound, log=True, errors=errors)] if len(ratios) else []
-
-
 def comparison(
     label: str, values: pd.Series, wanted: Side, bound: float, log: bool = False, errors: pd.Series | None = None
 ) -> Part:
@@ -383,16 +371,6 @@ def checked_positive(name: str, value: float) -> float:
     if not 0 < value < np.inf:
         raise InputError(f"{name} is {value}, but it must be a finite number above 0.")
     return value
-
-
-def checked_treatment(treatment: Treatment) -> Treatment:
-    if treatment not in get_args(Treatment):
-        raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
-    return treatment
-
-
-def _named(name: str, option: str, default: str = "") -> str:
-    return name if option == default else f"{name} ({option})"
 
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:

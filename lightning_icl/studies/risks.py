@@ -5,11 +5,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.studies.claims import MODEL
-from lightning_icl.studies.names import heads_label, setting_text
-from lightning_icl.studies.selection import Heads, by_seed, models
+from lightning_icl.studies.names import heads_label, in_order, setting_text
+from lightning_icl.studies.selection import by_seed
 from lightning_icl.studies.statistics import seed_interval
-from lightning_icl.studies.table import by_setting, last_step
+from lightning_icl.studies.table import by_setting, head_list, last_step
+from lightning_icl.studies.verdicts import three_digits
 
 COMPARED = ("ridge", "lasso", "bayes")
 
@@ -31,20 +31,18 @@ def model_risks(table: pd.DataFrame) -> list[ModelRisk]:
     """Every model that has a risk, at its last step, with 95 % intervals over seeds."""
     found = []
     for setting, rows in by_setting(last_step(table)):
-        for heads in models(rows):
+        for text in in_order(rows["model.heads"].dropna()):
             try:
-                found += _model_risk(setting_text(setting), rows, heads)
+                found.append(_model_risk(setting_text(setting), rows, text))
             except InputError as error:  # two trials of one seed
-                found.append(ModelRisk(setting_text(setting), heads_label(str(list(heads))), 0, str(error), []))
-    return found
+                found.append(ModelRisk(setting_text(setting), heads_label(text), 0, str(error), []))
+    return [one for one in found if one.risk]
 
 
-def _model_risk(setting: str, rows: pd.DataFrame, heads: Heads) -> list[ModelRisk]:
-    risk = by_seed(rows, MODEL, heads)
-    others = [by_seed(rows, f"val/excess_risk/{name}", heads) for name in COMPARED]
-    n, label = int(risk.notna().sum()), heads_label(str(list(heads)))
+def _model_risk(setting: str, rows: pd.DataFrame, text: str) -> ModelRisk:
+    risk, *others = (by_seed(rows, f"val/excess_risk/{name}", head_list(text)) for name in ("transformer", *COMPARED))
     ratios = [_interval(risk / other.where(other > 0), log=True) if len(other) else "" for other in others]
-    return [ModelRisk(setting, label, n, _interval(risk), ratios)] if n else []
+    return ModelRisk(setting, heads_label(text), int(risk.notna().sum()), _interval(risk), ratios)
 
 
 def _interval(values: pd.Series, log: bool = False) -> str:
@@ -53,5 +51,5 @@ def _interval(values: pd.Series, log: bool = False) -> str:
         values = values[values > 0]
     if values.empty:
         return ""
-    mean, low, high, n = seed_interval(values.tolist(), log=log)
-    return f"{mean:.3g}" + (f" [{low:.3g}, {high:.3g}]" if n > 1 else "")
+    mean, low, high = map(three_digits, seed_interval(values.tolist(), log=log)[:3])
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean

@@ -77,11 +77,11 @@ class Judged(NamedTuple):
     def number(self) -> str:
         """The mean with its interval, what was wanted, and what keeps that from being a verdict."""
         n, wanted = self.interval.n, ">=" if self.part.wanted == "above" else "<="
-        mean, low, high = map(_three_digits, self.interval[:3])
+        mean, low, high = map(three_digits, self.interval[:3])
         few = {0: "no seed has a number", 1: f"{mean} of one seed, which has no interval"}
         said = f"{few.get(n, f'{mean} [{low}, {high}]')}, wanted {wanted} {self.part.bound:.3g}"
         if n and self.part.missing:
-            said += f", {self.part.missing} of {n + self.part.missing} seeds have no number"
+            said += f", {self.part.missing} of {n + self.part.missing} seeds without a number"
         return said + f", {LEAST_SEEDS} seeds are needed" * (0 < n < LEAST_SEEDS)
 
 
@@ -143,5 +143,6 @@ def _beyond(interval: SeedInterval, side: Side, bound: float) -> bool:
     return interval.low > bound if side == "above" else interval.high < bound
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """The value as people read it: 1.5 -> "1.50"."""
     return f"{value:#.3g}".rstrip(".")

@@ -188,7 +188,7 @@ def test_with_a_seed_without_a_number_nothing_passes(n_silent, verdict):
     for found in judge([FirstLayerUsesAllHeads(), LaterLayersUseOneHead()], table(heads=[(8, 8)], silent=silent)):
         assert found.verdict == verdict
         assert (found.decisive.interval.n, found.decisive.part.missing) == (5 - n_silent, n_silent)
-        assert (f", {n_silent} of 5 seeds have no number" in found.number()) == (n_silent > 0)
+        assert (f", {n_silent} of 5 seeds without a number" in found.number()) == (n_silent > 0)
 
 
 @pytest.mark.parametrize("n_silent", [1, 2])
@@ -202,7 +202,7 @@ def test_layers_within_noise_speak_against_the_claim_as_in_the_issue():
     found = finding("", "", None, [comparison("effective heads", values, "above", 6.0)])
     assert (found.verdict, found.number()) == (
         "UNDECIDED",
-        "6.55 [6.43, 6.67], wanted >= 6, 4 of 7 seeds have no number",
+        "6.55 [6.43, 6.67], wanted >= 6, 4 of 7 seeds without a number",
     )
     assert finding("", "", None, [comparison("", values, "above", 7.0)]).verdict == "FAIL"
 

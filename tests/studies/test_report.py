@@ -207,11 +207,11 @@ def test_risks_of_every_model_in_every_setting_stand_with_their_ratios(written, 
             }
             model = risks.pop("transformer")
             half = 12.7062 * model.std() / math.sqrt(2)
-            cells = [f"{model.mean():.3g} [{model.mean() - half:.3g}, {model.mean() + half:.3g}]"]
+            cells = [f"{model.mean():#.3g} [{model.mean() - half:#.3g}, {model.mean() + half:#.3g}]"]
             for other in risks.values():
                 logs = np.log(model / other)
                 ends = [logs.mean() + sign * 12.7062 * logs.std() / math.sqrt(2) for sign in (0, -1, 1)]
-                cells.append("{:.3g} [{:.3g}, {:.3g}]".format(*np.exp(ends)))
+                cells.append("{:#.3g} [{:#.3g}, {:#.3g}]".format(*np.exp(ends)))
             assert f"noise sd {noise} {label} 2 {' '.join(cells)}" in words
     assert "over ridge over lasso over Bayes" in words
 
