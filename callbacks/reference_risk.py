@@ -90,28 +90,12 @@ class ReferenceRisk(Analysis):
             for reference in self.references or []:
                 reference.check(self._case(trainer, icl_module(pl_module), stream))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Prompt,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         if not trainer.sanity_checking:
-            self._score(trainer, icl_module(pl_module), "val", outputs, batch, batch_idx, dataloader_idx)
+            self._score(trainer, icl_module(pl_module), "val", *args, **kwargs)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Prompt,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._score(trainer, icl_module(pl_module), "test", outputs, batch, batch_idx, dataloader_idx)
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._score(trainer, icl_module(pl_module), "test", *args, **kwargs)
 
     def _score(
         self,
@@ -121,7 +105,7 @@ class ReferenceRisk(Analysis):
         output: TransformerOutput,
         prompt: Prompt,
         batch_idx: int,
-        stream: int,
+        stream: int = 0,
     ) -> None:
         # All ranks agree on which batches these are, as they all have a share of each.
         n_batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[stream]
