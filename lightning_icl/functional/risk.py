@@ -1,6 +1,7 @@
 """How far a prediction is from the noise-free target."""
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -66,6 +67,11 @@ def t_quantile(n: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return sum(term * per_degree**power for power, term in enumerate(terms))
+
+
+def joint_quantile(n_intervals: int) -> float:
+    """The z for ``n_intervals`` intervals, value +- z errors, that all hold at once with 95 % or more (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / n_intervals)
 
 
 def mean_interval(mean: Float[Tensor, "*rest"], error: Float[Tensor, "*rest"], n: int) -> Float[Tensor, "bounds *rest"]:
