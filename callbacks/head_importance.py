@@ -53,7 +53,7 @@ class HeadImportance(Analysis):
     """
 
     shown = (r"heads/leave_one_out/effective/layer\d+$",)
-    course = r"heads/(risk|leave_one_out/(effective|top_share))$"
+    course = r"heads/(risk|leave_one_out/(effective|top_share|importance))$"
 
     def __init__(
         self,
