@@ -59,8 +59,10 @@ _typehints.adapt_typehints = replacing_lists(_typehints.adapt_typehints)
 class ICLCommandLine(LightningCLI):
     """fit, validate, test and predict with an ICLModule on a PromptDataModule."""
 
-    folder: Path | None = None  # the run's own, where it is known before the run
-    made: Sequence[Path] = ()  # the run's folder and those it lies in, as far as they were not there before
+    named: Path | None = None  # the folder that the run was told to lie in
+    folder: Path | None = None  # the run's own folder, once it has one
+    made: Sequence[Path] = ()  # that one and those it lies in, as far as they were not there before
+    again = False  # whether the run may be there already, which is gone on with
     resumed_from: Path | None = None
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
@@ -111,34 +113,27 @@ class ICLCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
             config = self.config[self.subcommand]
-            self._enter_named_folder(config)
+            self._find_run(config)
             if config.cpu_threads is not None:
                 torch.set_num_threads(config.cpu_threads)
             check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
 
-    def _enter_named_folder(self, config: Namespace) -> None:
-        """Go on with the run that is in the folder named, or make sure that there is none."""
+    def _find_run(self, config: Namespace) -> None:
+        """Which folder the run was told to lie in, and the checkpoint there if it is to go on from the last."""
         runs, version = place(logger_configs(config.trainer), config.trainer)
-        named = config.run_folder or (version and str(runs / version))
+        if named := config.run_folder or (version and runs / version):
+            self.named = Path(named)
         # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
         config.run_folder = None
-        if named is None:
-            return
-        self.folder = Path(named).absolute()
-        last = self.folder / "checkpoints" / "last.ckpt"
-        if config.get("ckpt_path") == "last":
-            whole = zipfile.is_zipfile(last)
-            if self.subcommand != "fit" and not whole:
+        self.again = config.get("ckpt_path") == "last"
+        if self.named is not None and self.again:
+            last = self.named / "checkpoints" / "last.ckpt"
+            self.resumed_from = last if zipfile.is_zipfile(last) else None
+            if self.resumed_from is None and self.subcommand != "fit":
                 raise InputError(f"ckpt_path is last, but there is no whole checkpoint at {last}.")
-            if last.exists() and not whole:
+            if self.resumed_from is None and last.exists():
                 rank_zero_info(f"{last} was cut off while it was written; starting anew.")
-            config.ckpt_path = str(last) if whole else None
-            self.resumed_from = last if whole else None
-        elif (self.folder / CONFIG).exists() and not config.trainer.fast_dev_run:
-            raise InputError(
-                f"run_folder is {named}, but there is a run in it already: go on with it by --ckpt_path last, or name "
-                "another folder."
-            )
+            config.ckpt_path = self.resumed_from and str(self.resumed_from)
 
     def instantiate_classes(self) -> None:
         try:
@@ -179,34 +174,38 @@ class ICLCommandLine(LightningCLI):
 
     def _settle(self, config: Namespace) -> None:
         """Give the run its folder, with the config in it, and have all that is written lie there."""
-        configs, folder = logger_configs(config.trainer), None
+        configs = logger_configs(config.trainer)
         if self.trainer.is_global_zero:
-            folder = self._make_folder(place(configs, config.trainer)[0])
-            set_run_folder(self.trainer, folder)  # the other processes will ask for it (run_folder)
+            self.folder = self._make_folder(place(configs, config.trainer)[0])
+            set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
             if self.subcommand == "fit" or self.resumed_from is None:
-                self._parser(self.subcommand).save(config, folder / CONFIG, skip_none=False, overwrite=True)
+                self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                    callback.dirpath = str(folder / "checkpoints")
-        self.trainer.loggers = loggers_in(folder, configs, self.resumed_from if self.subcommand == "fit" else None)
+                    callback.dirpath = str(self.folder / "checkpoints")
+        going_on = self.resumed_from if self.subcommand == "fit" else None
+        self.trainer.loggers = loggers_in(self.folder, configs, going_on)
 
     def _make_folder(self, runs: Path) -> Path:
-        inside = self.folder or runs
+        if self.named is not None and (self.named / CONFIG).exists() and not self.again:
+            raise InputError(
+                f"run_folder is {self.named}, but there is a run in it already: go on with it by --ckpt_path last, or "
+                "name another folder."
+            )
+        inside = (self.named or runs).absolute()
         self.made = [path for path in (inside, *inside.parents) if not path.exists()]
         try:
-            if self.folder is None:
-                self.folder = next_version(runs)
-                self.made = [self.folder, *self.made]
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.named is None:
+                inside = next_version(runs)
+                self.made = [inside, *self.made]
+            inside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"the run's files cannot be written to {inside}: {error}.") from error
-        return self.folder
+        return inside
 
     def _clear_away(self) -> None:
         """Leave no folder of a run that never began."""
-        if self.folder is None or self.resumed_from is not None or not self.trainer.is_global_zero:
-            return
-        if self.folder.is_dir() and {path.name for path in self.folder.iterdir()} <= {CONFIG}:
+        if self.folder and not self.again and {path.name for path in self.folder.iterdir()} <= {CONFIG}:
             (self.folder / CONFIG).unlink(missing_ok=True)
             for path in self.made:
                 with suppress(OSError):

@@ -57,14 +57,14 @@ def test_a_callback_takes_no_option_from_the_one_that_had_its_place(tmp_path, pl
 
 
 def test_a_list_within_a_callback_and_within_a_task_is_replaced_too(tmp_path):
-    def config(name, task, alpha, others):
-        references = [{"class_path": "Lasso", "init_args": {"alpha": alpha}}, *others]
-        risk = {"class_path": "ReferenceRisk", "init_args": {"references": references}}
+    def config(name, task, *references):
+        risk = {"class_path": "ReferenceRisk", "init_args": {"references": list(references)}}
         (tmp_path / name).write_text(yaml.safe_dump({"data": {"task": task}, "trainer": {"callbacks": [risk]}}))
         return "--config", tmp_path / name
 
-    first = config("a.yaml", {"class_path": "LinearRegression", "init_args": {"n_dims": 3}}, 0.5, ["Ridge"])
-    second = config("b.yaml", {"init_args": {"noise_std": [0.1, 0.2]}}, None, ["Bayes"])
+    strong = {"class_path": "Lasso", "init_args": {"alpha": 0.5}}
+    first = config("a.yaml", {"class_path": "LinearRegression", "init_args": {"n_dims": 3}}, strong, "Ridge")
+    second = config("b.yaml", {"init_args": {"noise_std": [0.1, 0.2]}}, "Lasso", "Bayes")
     options = read(*first, *second, "--data.task.n_dims", "4")
     assert options["data"]["task"]["init_args"].items() >= {"n_dims": 4, "noise_std": [0.1, 0.2]}.items()
     references = options["trainer"]["callbacks"][0]["init_args"]["references"]
