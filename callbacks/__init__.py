@@ -14,8 +14,8 @@ from lightning_icl.callbacks.head_pruning import HeadPruning
 from lightning_icl.callbacks.linear_probe import LinearProbe
 from lightning_icl.callbacks.prediction_writer import PredictionWriter
 from lightning_icl.callbacks.pruning_schedule import PruningSchedule
+from lightning_icl.callbacks.recorder import Recorder
 from lightning_icl.callbacks.reference_risk import ReferenceRisk
-from lightning_icl.callbacks.summary import Summary
 
 __all__ = [
     "AlgorithmMatch",
@@ -28,6 +28,6 @@ __all__ = [
     "LinearProbe",
     "PredictionWriter",
     "PruningSchedule",
+    "Recorder",
     "ReferenceRisk",
-    "Summary",
 ]

@@ -1,94 +1,232 @@
-"""What every analysis shares: when it runs, on which prompts, and where its figures go."""
+"""What every analysis shares: when it runs, on which prompts, and what becomes of its rows."""
 
-import json
-import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
-import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_icl.callbacks.figure_writer import figures_due
-from lightning_icl.callbacks.moments import no_training_follows
+from lightning_icl.callbacks.moments import no_training_follows, validate_within_fit, validation_was_missed
 from lightning_icl.data import PromptDataModule
+from lightning_icl.figures.files import write_figure
 from lightning_icl.functional.errors import InputError
+from lightning_icl.loggers import log_picture, log_scalars
 from lightning_icl.module import ICLModule
+from lightning_icl.record import journal
+from lightning_icl.record.context import context, fingerprint
+from lightning_icl.record.folder import run_folder
+from lightning_icl.record.loading import line_of, read_record
+from lightning_icl.record.rows import Measurement, Row, frame, plain, plain_rows, tag
+
+WIDTH = 80  # columns of the closing table
 
 
 class Analysis(Callback, ABC):
     """A callback that measures something at validation epochs.
 
-    A subclass says what in ``analyse``, and in ``summary`` what the closing table tells of it. It runs at every
-    ``every_n_validations``-th validation of ``fit`` (counted across resumes), at one that ends it at max_steps, and at
-    each standalone ``validate``. Every process computes the same numbers on the same held-out prompts
-    (``datamodule.held_out``), so nothing depends on how many there are; rank 0 writes files.
+    A subclass says what in ``analyse``, which returns rows; everything else is made from them. They are appended to
+    the run's record (record.jsonl), logged as scalars under their ``tag``, told in the closing table and found in
+    ``load_run(folder).table`` and in a study's table. ``figures`` and ``summary`` show them better than by default.
+
+    It runs at every ``every_n_validations``-th validation of ``fit`` (counted across resumes), at its end, however
+    that comes, and at each standalone ``validate``. Every process computes the same numbers on the same held-out
+    prompts (``datamodule.held_out``), so nothing depends on how many there are; rank 0 writes.
+
+    Attributes:
+        shown: what goes to the loggers by default, as regular expressions that a row's tag begins with; all, where
+            ``Recorder`` says so.
+        more_at_end: whether more is measured where no training follows.
+        course: which metrics a figure shows over training, as a regular expression; none, if empty.
+        rows: what was found last, with the columns of Row; None before.
+        measured_at: the optimizer step of that.
     """
+
+    shown: ClassVar[tuple[str, ...]] = ("",)
+    more_at_end: ClassVar[bool] = False
+    course: ClassVar[str] = ""
 
     def __init__(self, every_n_validations: int = 1) -> None:
         check_at_least("every_n_validations", every_n_validations, 1)
         self.every_n_validations = every_n_validations
-        self.validations = 0
-        self.measured_at = -1
-        self.records: list[dict[str, Any]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.rows: pd.DataFrame | None = None
+        self.measured_at = self._drawn_at = -1
+        self._ended = False  # whether that was with all that is due at the end
+        self._logged: set[tuple[str, int]] = set()  # (tag, step), so that no point is there twice
+        self._past: list[pd.DataFrame] | None = None  # the course of this fit, a table a measurement
 
     @abstractmethod
-    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
-        """Measure, log, draw."""
+    def analyse(self, trainer: Trainer, module: ICLModule) -> Iterable[Row]:
+        """Measure."""
 
-    def record(self) -> dict[str, Any]:
-        """What was found, for the run's results.json: numbers, texts, tensors, and lists and dicts of them."""
+    def arrays(self) -> Mapping[str, Any]:
+        """What was found that is no table of numbers, by name; recorded beside the rows."""
         return {}
 
-    def summary(self) -> list[str]:
-        """Lines for the table at the end of a run; none before the first analysis."""
-        return []
+    def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
+        """Figures of the rows just measured, by name."""
+        return {}
+
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        """Lines for the table at the end of a run."""
+        return [f"{self.name} (95 % interval):", *row_lines(rows)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         icl_module(pl_module)
         datamodule(trainer)
+        run_folder(trainer)
+        alike = [a for a in analyses(trainer) if type(a) is type(self)]
+        place = alike.index(self) if self in alike else 0
+        # Another of the same class, with other options, has names of its own.
+        self._suffix = f"_{place + 1}" if place else ""
+        self.name = type(self).__name__ + self._suffix
+        if stage == "fit":
+            self._begin()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self is analyses(trainer)[0] and validation_was_missed(trainer, pl_module):
+            validate_within_fit(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
+        if not trainer.sanity_checking:
+            self.keep_up(trainer, icl_module(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make what is due at the end and was not made, as EarlyStopping ends a fit after its last validation."""
+        module = icl_module(pl_module)
+        if self is not analyses(trainer)[0] or not trainer.enable_validation:
             return
-        self.validations += 1
-        if self.due(trainer):
-            # The trained model computes in the trainer's precision; so does the analysed one.
-            with trainer.precision_plugin.forward_context(), torch.no_grad():
-                self.analyse(trainer, icl_module(pl_module))
-            self.measured_at = trainer.global_step
-            self._keep_record(trainer, icl_module(pl_module))
+        module.closing = True
+        if any(a._owes(trainer) or a._owes_figures(trainer) for a in analyses(trainer)):
+            validate_within_fit(trainer)
+        module.closing = False
 
-    def _keep_record(self, trainer: Trainer, module: ICLModule) -> None:
-        """Add what was found to the run's series, one entry a step, and rewrite results.json."""
-        if found := self.record():
-            step = trained_steps(trainer, module)
-            self.records = [record for record in self.records if record["step"] != step]
-            self.records.append({"step": step, **plain(found)})
-            save_results(trainer, type(self).__name__, self.records)
+    def keep_up(self, trainer: Trainer, module: ICLModule) -> None:
+        """Measure and draw what is due."""
+        if self.due(trainer, module):
+            self._measure(trainer, module)
+        if self._owes_figures(trainer):
+            self._draw(trainer, module)
 
-    def due(self, trainer: Trainer) -> bool:
-        """Whether this validation is one of every n, at the end of a fit's max_steps, or a standalone one."""
-        return no_training_follows(trainer) or self.validations % self.every_n_validations == 0
+    def due(self, trainer: Trainer, module: ICLModule) -> bool:
+        """Whether this is one of every n validations, the end of a fit, or a standalone run; and not done already."""
+        if no_training_follows(trainer):
+            return self._owes(trainer)
+        count = module.validations + (module.validated_at != trainer.global_step)  # callbacks come before the module
+        return count % self.every_n_validations == 0 and self.measured_at != trainer.global_step
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self.validations, "records": self.records}
+    def _owes(self, trainer: Trainer) -> bool:
+        """Whether what is due at the end is not measured."""
+        done = self.measured_at == trainer.global_step and (self._ended or not self.more_at_end)
+        return trainer.state.fn != "fit" or not done
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.validations = state_dict["validations"]
-        self.records = state_dict.get("records", [])
+    def _owes_figures(self, trainer: Trainer) -> bool:
+        fresh = self.measured_at == (trainer.global_step if trainer.state.fn == "fit" else self.measured_at)
+        return figures_due(trainer) and self.rows is not None and fresh and self._drawn_at != self.measured_at
+
+    def _measure(self, trainer: Trainer, module: ICLModule) -> None:
+        datamodule(trainer).drawn.clear()
+        # The trained model computes in the trainer's precision; so does the analysed one.
+        with trainer.precision_plugin.forward_context(), torch.no_grad():
+            rows = plain_rows(self.analyse(trainer, module) or ())
+        # Every rank found the same but for rounding; rank 0's word is kept.
+        rows = trainer.strategy.broadcast([row._replace(metric=self._named(row.metric)) for row in rows])
+        self.rows = frame(rows)
+        self.measured_at, self._drawn_at = trained_steps(trainer, module), -1
+        self._ended = no_training_follows(trainer)
+        if self.course:
+            self._past = self._earlier(trainer) if self._past is None else self._past
+            self._past = [past for past in self._past if past["step"].iloc[0] != self.measured_at]
+            self._past.append(self._on_course(self.rows, self.measured_at))
+        record_rows(trainer, module, self, rows, self.arrays())
+        finite = {tag(row): float(row.value) for row in rows if row.value is not None}
+        scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}
+        new = {name: value for name, value in scalars.items() if (name, self.measured_at) not in self._logged}
+        self._logged |= {(name, self.measured_at) for name in new}
+        log_scalars(trainer, new, self.measured_at)
+        for name, value in new.items():  # for what monitors a run, such as EarlyStopping
+            module.log(name, value, logger=False, sync_dist=True, batch_size=1)
+
+    def _named(self, metric: str) -> str:
+        group, slash, rest = metric.partition("/")
+        return f"{group}{self._suffix}{slash}{rest}"
+
+    def _unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows under the names that ``analyse`` gave them."""
+        if not self._suffix:
+            return rows
+        return rows.assign(metric=rows["metric"].str.replace(f"{self._suffix}/", "/", n=1, regex=False))
+
+    def _is_shown(self, trainer: Trainer, name: str) -> bool:
+        every = any(getattr(c, "scalars", "") == "all" for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if self._suffix:
+            name = name.replace(f"{self._suffix}/", "/", 1)
+        return every or any(re.match(pattern, name) for pattern in self.shown)
+
+    def _draw(self, trainer: Trainer, module: ICLModule) -> None:
+        assert self.rows is not None
+        self._drawn_at = self.measured_at
+        folder = run_folder(trainer)
+        if not trainer.is_global_zero or folder is None:
+            return
+        for name, figure in self.figures(self._unsuffixed(self.rows)).items():
+            pixels = write_figure(folder / "figures", name + self._suffix, figure)
+            log_picture(trainer, name + self._suffix, pixels, self.measured_at)
+
+    def over_training(self) -> pd.DataFrame:
+        """The rows of ``course`` of this fit's measurements in one context so far, the last among them, with "step"."""
+        return pd.concat(self._past or [frame([]).assign(step=0)], ignore_index=True)
+
+    def _on_course(self, rows: pd.DataFrame, step: int) -> pd.DataFrame:
+        rows = self._unsuffixed(rows)
+        return rows[rows["metric"].str.match(self.course)].assign(step=step)
+
+    def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:
+        """What a fit that goes on from a checkpoint has measured before it, in the same context."""
+        folder = run_folder(trainer)
+        if trainer.state.fn != "fit" or folder is None or not (folder / journal.NAME).exists():
+            return []
+        now = fingerprint(context(trainer, datamodule(trainer), self))
+        fits = [m for m in read_record(folder)[0] if m.context["command"] == "fit" and m.analysis == self.name]
+        alike = [self._on_course(frame(m.rows), m.step) for m in fits if fingerprint(m.context) == now]
+        return [past for past in alike if len(past)]
+
+
+def analyses(trainer: Trainer) -> list[Analysis]:
+    """The trainer's analyses, in order."""
+    return [c for c in trainer.callbacks if isinstance(c, Analysis)]  # type: ignore[attr-defined]
+
+
+def record_rows(
+    trainer: Trainer,
+    module: ICLModule,
+    analysis: Callback,
+    rows: Sequence[Row],
+    arrays: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Append what was found to the run's record, with what it was found on."""
+    folder = run_folder(trainer)
+    if not trainer.is_global_zero or folder is None:
+        return
+    found = context(trainer, datamodule(trainer), analysis)
+    name = getattr(analysis, "name", type(analysis).__name__)
+    measurement = Measurement(name, trained_steps(trainer, module), found, rows, plain(arrays))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal.append(folder / journal.NAME, line_of(measurement))
+    except OSError as error:  # a full disk costs this measurement, and not the run
+        rank_zero_warn(f"{name} at step {measurement.step} could not be written to {folder}: {error}")
 
 
 def datamodule(trainer: Trainer) -> PromptDataModule:
@@ -122,15 +260,6 @@ def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
     return gathered.flatten(0, 1) if gathered.dim() > values.dim() else gathered
 
 
-def log_scalars(module: LightningModule, values: Mapping[str, float | Tensor]) -> None:
-    """Log finite values; a NaN here means "not measurable" and leaves a gap in the chart."""
-    # Every rank computed the same but for rounding; rank 0's word keeps them from differing about what is finite, as
-    # each logged key is a collective.
-    for key, value in module.trainer.strategy.broadcast({k: float(v) for k, v in values.items()}).items():
-        if math.isfinite(value):
-            module.log(key, value, sync_dist=True, batch_size=1)
-
-
 def trained_steps(trainer: Trainer, module: ICLModule) -> int:
     """Optimizer steps behind the weights: of this fit, or of the checkpoint a standalone run has loaded."""
     return trainer.global_step if trainer.state.fn == "fit" else module.trained_steps
@@ -142,65 +271,17 @@ def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterab
     return tqdm(items, desc=description, leave=False, disable=not shown, delay=1)
 
 
-def plain(value: Any) -> Any:
-    """The value as JSON knows it: tensors as lists, and null for what is not a finite number."""
-    match value:
-        case Tensor():
-            return plain(value.tolist())
-        case tuple() if hasattr(value, "_asdict"):
-            return plain(value._asdict())
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
+def row_lines(rows: pd.DataFrame, most: int = 12) -> list[str]:
+    """A line for each of the first rows: its tag, value and interval."""
+    found = [Row(*(None if pd.isna(cell) else cell for cell in row)) for row in rows[list(Row._fields)].values]
+    width = min(WIDTH - 34, max((len(tag(row)) for row in found), default=0))
+    lines = [f"  {tag(row):<{width}}  {_number(row.value)}{_interval(row)}" for row in found[:most]]
+    return lines + [f"  and {len(found) - most} more, in record.jsonl"] * (len(found) > most)
 
 
-def save_results(trainer: Trainer, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Put an analysis' records, one for each step it was made at, into results.json in the run's folder."""
-    save_result(trainer, name, list(records))
+def _number(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.4g}"
 
 
-def save_result(trainer: Trainer, name: str, value: Any) -> None:
-    """Put one entry into results.json in the run's folder, and leave the others."""
-    run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
-    if not trainer.is_global_zero:
-        return
-    path = Path(run_folder or trainer.default_root_dir) / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {"lightning_icl": version("lightning-icl")}
-    known[name] = value
-    partial = path.with_suffix(".json.partial")  # so that a kill leaves the old file or the new one
-    partial.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def save_figure(trainer: Trainer, name: str, figure: Figure) -> None:
-    """Show a figure in TensorBoard and write figures/NAME.png and .svg in the run's folder (the latest ones stay).
-
-    Only when the run's FigureWriter says so.
-    """
-    run_folder = trainer.log_dir  # a collective: every rank asks, rank 0 writes
-    if not trainer.is_global_zero or not figures_due(trainer):
-        return
-    pixels = write_figure(Path(run_folder or trainer.default_root_dir) / "figures", name, figure)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
-
-
-def write_figure(folder: Path, name: str, figure: Figure) -> NDArray[np.uint8]:
-    """Write NAME.png and NAME.svg, and return the pixels (height, width, 3)."""
-    figure.set_dpi(130)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # once for both bitmaps, since drawing takes longer than most analyses
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    folder.mkdir(parents=True, exist_ok=True)
-    imsave(folder / f"{name}.png", pixels)
-    figure.set_layout_engine("none")  # it stays as it was laid out above, which is half the work of drawing
-    # No date and no random names inside: the same figure is the same file.
-    with rc_context({"svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(folder / f"{name}.svg", metadata={"Date": None})
-    return pixels
+def _interval(row: Row) -> str:
+    return "" if row.low is None or row.high is None else f" [{row.low:.3g}, {row.high:.3g}]"

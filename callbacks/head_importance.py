@@ -1,24 +1,17 @@
 """Which heads matter, by several scores, and since when."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from matplotlib.figure import Figure
 
-from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import (
-    Analysis,
-    check_at_least,
-    datamodule,
-    log_scalars,
-    plain,
-    progress,
-    save_figure,
-    trained_steps,
-)
+from lightning_icl import figures
+from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress, trained_steps
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
 from lightning_icl.instruments.ablation import AblatedHeads, Ablation
@@ -31,6 +24,7 @@ from lightning_icl.instruments.importance import (
     head_importance_by_points,
 )
 from lightning_icl.module import ICLModule
+from lightning_icl.record.rows import Row
 
 MEAN_REFERENCE = 8  # times the scored prompts; one pass each, so their mean costs little and adds little noise
 
@@ -38,19 +32,15 @@ MEAN_REFERENCE = 8  # times the scored prompts; one pass each, so their mean cos
 class HeadImportance(Analysis):
     """What every head is worth, on fixed held-out prompts, paired: since when, and by which score.
 
-    Logs, counting layers and heads from 1: heads/importance/layer{l}/head{h} (rise of the excess risk without the
-    head) with heads/standard_error/layer{l}/head{h}, heads/share/layer{l}/head{h}, heads/effective/layer{l} (exp of the
-    shares' entropy) and heads/top_share/layer{l}, each with its standard error under heads/share_error,
-    heads/effective_error and heads/top_share_error. A layer whose total is within noise of zero gets no shares.
-    Those are of leave-one-out under zero ablation; other scores have the same keys under heads/{score}/, such as
-    heads/leave_one_in/effective/layer{l}, heads/gradient/... and heads/leave_one_out_mean/..., and the scores of
-    prompts with n examples under heads/n{n}/ and heads/n{n}/{score}/. heads/agreement/{score}_and_{score} is the rank
-    correlation of two scores over all heads.
+    Rows, at all examples and at each of ``n_points``: heads/risk, of the full model on the same prompts;
+    heads/<score>/importance and share of each head, heads/<score>/effective (exp of the shares' entropy), top_share and
+    total of each layer, with intervals; heads/agreement/<score>_and_<score>, the rank correlation over all heads, and
+    within each layer. Scores are leave_one_out, leave_one_in and gradient, with the ablation after the name where it is
+    not zero (leave_one_out_mean). A layer whose total is within noise of zero has no shares.
 
     Figures: head_importance, head_scores (all scores side by side, and their agreement) and, once there have been two
     validations, head_specialisation (effective heads and top share of each layer beside the risk, over training).
-    Intervals are in results.json. Formulas: lightning_icl.functional.heads.ImportanceScores and
-    lightning_icl.instruments.importance.values_by_score.
+    Formulas: lightning_icl.functional.heads.ImportanceScores and lightning_icl.instruments.importance.values_by_score.
 
     Args:
         n_prompts: number of held-out prompts.
@@ -61,6 +51,9 @@ class HeadImportance(Analysis):
             "zero" is always among them.
         n_points: numbers of examples to score at besides the largest, on the first examples of the same prompts.
     """
+
+    shown = (r"heads/leave_one_out/effective/layer\d+$",)
+    course = r"heads/(risk|leave_one_out/(effective|top_share))$"
 
     def __init__(
         self,
@@ -81,6 +74,7 @@ class HeadImportance(Analysis):
         self.n_prompts, self.chunk_size = n_prompts, chunk_size
         self.scores, self.ablations, self.n_points = list(scores), list(ablations), list(n_points)
         self.found: HeadScores | None = None
+        self._found_at: tuple[str | None, int] = (None, -1)
         self.by_points: dict[int, HeadScores] = {}
 
     @property
@@ -97,7 +91,8 @@ class HeadImportance(Analysis):
 
     def measure(self, trainer: Trainer, module: ICLModule) -> ImportanceScores:
         """Importance now; computed once per training step, however many callbacks ask, in each run."""
-        if self.found is None or self.measured_at != trainer.global_step:
+        now = (trainer.state.fn, trained_steps(trainer, module))
+        if self.found is None or self._found_at != now:
             prompt = datamodule(trainer).held_out("head_importance", self.n_prompts, module.device)
             ablations = [AblatedHeads(kind, self._reference(trainer, module, kind)) for kind in self.ablations]
             shared: dict[str, Any] = {
@@ -110,7 +105,7 @@ class HeadImportance(Analysis):
             by_points = head_importance_by_points(module.transformer, prompt, self.n_points, **shared)
             # Rank 0's, so that no rank keeps other heads than the rest.
             self.found, self.by_points = trainer.strategy.broadcast((found, by_points))
-            self.measured_at = trainer.global_step
+            self._found_at = now
         assert self.result is not None
         return self.result
 
@@ -120,64 +115,62 @@ class HeadImportance(Analysis):
         n_prompts = self.n_prompts * (MEAN_REFERENCE if ablation == "mean" else 1)
         return datamodule(trainer).held_out("head_importance_reference", n_prompts, module.device)
 
-    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         self.measure(trainer, module)
+        datamodule(trainer).drawn["head_importance"] = self.n_prompts  # also where HeadPruning had it measured
         assert self.found is not None
-        log_scalars(module, self._scalars(module.transformer.heads))
-        save_figure(trainer, "head_importance", figures.importance_map(self.found.scores["leave_one_out"]))
-        if len(self.found.scores) > 1:
-            save_figure(trainer, "head_scores", figures.score_maps(self.found))
-        series = self._series(trained_steps(trainer, module))
-        if len(series) > 1:
-            save_figure(trainer, "head_specialisation", figures.specialisation(series))
+        for n_points, found in [(None, self.found), *self.by_points.items()]:
+            for row in score_rows(found, module.transformer.heads):
+                yield row._replace(n_points=n_points)
 
-    def _scalars(self, heads: Sequence[int]) -> dict[str, Tensor]:
+    def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
+        found = {"head_importance": figures.importance_map(rows)}
+        if rows["metric"].str.startswith("heads/agreement/").any():
+            found["head_scores"] = figures.score_maps(rows)
+        course = self.over_training()
+        if course["step"].nunique() > 1:
+            found["head_specialisation"] = figures.specialisation(course)
+        return found
+
+    def summary(self, rows: pd.DataFrame) -> list[str]:
         assert self.found is not None
-        scalars = {f"heads/agreement/{pair}": a.overall for pair, a in self.found.agreement.items()}
-        for place, found in {"": self.found, **{f"n{n}/": at_n for n, at_n in self.by_points.items()}}.items():
-            for name, scores in found.scores.items():
-                prefix = f"heads/{place}" if name == "leave_one_out" else f"heads/{place}{name}/"
-                scalars |= {prefix + key: value for key, value in _by_place(scores, heads).items()}
-        return scalars
-
-    def _series(self, step: int) -> list[dict[str, Any]]:
-        """What was found at each validation, this one last."""
-        return [*(r for r in self.records if r["step"] != step), {"step": step, **plain(self.record())}]
-
-    def record(self) -> dict[str, Any]:
-        if self.found is None:
-            return {}
-        return {"n_prompts": self.n_prompts, **self.found._asdict(), "by_points": self.by_points}
-
-    def summary(self) -> list[str]:
-        if self.found is None:
-            return []
-        lines = ["Heads that matter, by leaving each out (effective number; share of the top head):"]
-        lines += [f"  {line}" for line in _layer_lines(self.found.scores["leave_one_out"])]
-        if self.found.agreement:
-            lines.append("Do the scores agree? (rank correlation over all heads, 95 % interval)")
-            lines += [f"  {line}" for line in _agreement_lines(self.found)]
+        risk = self.found.risk_interval
+        lines = [
+            f"Heads that matter, by leaving each out, on {self.n_prompts:,} held-out prompts (the full model's",
+            f"excess risk there: {self.found.risk:.3g} ± {(risk[1] - risk[0]) / 2:.2g}); 95 % intervals:",
+            *(f"  {line}" for line in _layer_lines(self.found.scores["leave_one_out"])),
+        ]
+        if agreement := _agreement_lines(self.found):
+            lines += ["Do the scores agree? Rank correlation over all heads, 95 % interval:"]
+            lines += [f"  {line}" for line in agreement]
         if spared := _spared(self.found):
-            lines.append("Alone as good as their layer's average head, yet not missed: others may do the same work")
-            lines.append("  " + ", ".join(f"layer {layer} head {head}" for layer, head in spared))
+            lines += ["Alone as good as their layer's average head, yet not missed; others may do the", "same work:"]
+            heads = ", ".join(f"layer {layer} head {head}" for layer, head in spared)
+            lines += textwrap.wrap(heads, WIDTH, initial_indent="  ", subsequent_indent="  ")
         return lines
 
 
-def _by_place(scores: ImportanceScores, heads: Sequence[int]) -> dict[str, Tensor]:
-    """One set of scores under their keys."""
-    scalars = {}
-    for layer, n_heads in enumerate(heads):
-        scalars[f"effective/layer{layer + 1}"] = scores.effective_heads[layer]
-        scalars[f"effective_error/layer{layer + 1}"] = scores.effective_error[layer]
-        scalars[f"top_share/layer{layer + 1}"] = scores.top_share[layer]
-        scalars[f"top_share_error/layer{layer + 1}"] = scores.top_error[layer]
-        for head in range(n_heads):
-            place = f"layer{layer + 1}/head{head + 1}"
-            scalars[f"importance/{place}"] = scores.raw[layer, head]
-            scalars[f"standard_error/{place}"] = scores.standard_error[layer, head]
-            scalars[f"share/{place}"] = scores.share[layer, head]
-            scalars[f"share_error/{place}"] = scores.share_error[layer, head]
-    return scalars
+def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
+    """The rows of one set of scores; of heads that are there, also where they have no share."""
+    yield Row("heads/risk", found.risk, *found.risk_interval)
+    for name, scores in found.scores.items():
+        for layer, n_heads in enumerate(heads):
+            for metric, values, interval in (
+                ("effective", scores.effective_heads, scores.effective_interval),
+                ("top_share", scores.top_share, scores.top_interval),
+                ("total", scores.total, scores.total_interval),
+            ):
+                yield Row(f"heads/{name}/{metric}", values[layer], *interval[:, layer], layer=layer + 1)
+            for head in range(n_heads):
+                at = {"layer": layer + 1, "head": head + 1}
+                yield Row(f"heads/{name}/importance", scores.raw[layer, head], *scores.interval[:, layer, head], **at)
+                yield Row(
+                    f"heads/{name}/share", scores.share[layer, head], *scores.share_interval[:, layer, head], **at
+                )
+    for pair, agreement in found.agreement.items():
+        yield Row(f"heads/agreement/{pair}", agreement.overall, *agreement.interval)
+        for layer, value in enumerate(agreement.by_layer):
+            yield Row(f"heads/agreement/{pair}", value, *agreement.by_layer_interval[:, layer], layer=layer + 1)
 
 
 def _layer_lines(scores: ImportanceScores) -> list[str]:
@@ -189,8 +182,8 @@ def _layer_lines(scores: ImportanceScores) -> list[str]:
             continue
         said = "total not above 0 beyond noise"
         if not effective.isnan():
-            said = f"{effective:.1f} +- {scores.effective_error[layer]:.1f} effective; "
-            said += f"top {top:.0%} +- {scores.top_error[layer]:.0%}"
+            (low, high), (least, most) = scores.effective_interval[:, layer], scores.top_interval[:, layer]
+            said = f"{effective:.1f} [{low:.1f}, {high:.1f}] effective; top {top:.0%} [{least:.0%}, {most:.0%}]"
         lines.append(f"layer {layer + 1}: {said}, of {n_heads} {'head' if n_heads == 1 else 'heads'}")
     return lines
 

@@ -1,25 +1,18 @@
 """The model's excess risk beside that of the reference estimators."""
 
+import textwrap
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import (
-    Analysis,
-    all_ranks,
-    check_at_least,
-    datamodule,
-    icl_module,
-    log_scalars,
-    save_figure,
-)
+from lightning_icl import figures
+from lightning_icl.callbacks.analysis import Analysis, all_ranks, check_at_least, datamodule, icl_module
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import (
     Case,
@@ -29,33 +22,24 @@ from lightning_icl.functional.references import (
     every_prefix,
     whole_prompts,
 )
-from lightning_icl.functional.risk import mean_and_standard_error, squared_errors
+from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, mean_interval, squared_errors
 from lightning_icl.module import ICLModule
+from lightning_icl.record.rows import Row
 from lightning_icl.transformer import TransformerOutput
 
 Errors = dict[str, Tensor]
 MODEL = "transformer"
 
 
-class StreamRisks(NamedTuple):
-    """Excess risks (mean, standard error) on one stream of prompts, by estimator.
-
-    ``by_points`` has them for each number of examples; in the layouts that predict every example from those before
-    it, for every number up to the largest, on the last ``curve_prompts`` prompts.
-    """
-
-    name: str | None
-    overall: dict[str, figures.RiskAndError]
-    by_points: dict[int, dict[str, figures.RiskAndError]]
-    n_points: list[int]
-
-
 class ReferenceRisk(Analysis):
     """Scores reference estimators on the very prompts the model is validated on.
 
-    Logs val/excess_risk/<reference>, and val/<stream>/excess_risk/<reference> for each named validation stream (then
-    the first also without its name); likewise test/... in ``test``. Figures: excess_risk (excess_risk_<stream> for a
-    named one), and excess_risk_by_stream where there are several. TensorBoard's CUSTOM SCALARS tab overlays them all.
+    Rows: val/excess_risk/<estimator>, over all prompts and at each number of examples (in the layouts that predict
+    every example from those before it, at every number up to the largest, on the last ``curve_prompts`` prompts);
+    against/<reference>/ratio, the model's risk over the reference's, and against/<reference>/difference, the
+    reference's minus the model's, both paired. Those of a named validation stream have its name. In ``test`` the risks
+    are test/excess_risk/<estimator>.
+    Figures: excess_risk (excess_risk_<stream> for a named one), and excess_risk_by_stream where there are several.
 
     Without ``references`` these are zero, least_squares, ridge, lasso, gd_at_depth, gd_best,
     preprocess_then_gd_at_depth, preprocess_then_gd_best (all with steps of 1/lambda_max of each prompt); bayes where
@@ -70,6 +54,11 @@ class ReferenceRisk(Analysis):
             ones, which are the longest.
         every_n_validations: run at every n-th validation.
     """
+
+    shown = (
+        r"(val|test)/([\w-]+/)?excess_risk/[^/]+$",
+        r"against/([\w-]+/)?(zero|ridge|lasso|bayes)/ratio$",
+    )
 
     def __init__(
         self,
@@ -92,17 +81,14 @@ class ReferenceRisk(Analysis):
         self._scores: dict[tuple[str, int, int], tuple[Errors, Errors]] = {}
         self._errors: dict[int, dict[int, list[Errors]]] = defaultdict(lambda: defaultdict(list))
         self._curves: dict[int, dict[int, list[Errors]]] = defaultdict(lambda: defaultdict(list))
-        self.results: list[StreamRisks] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._reset()
+        self.eval_prompts = datamodule(trainer).eval_prompts
         for stream in range(len(datamodule(trainer).streams)):
             for reference in self.references or []:
                 reference.check(self._case(trainer, icl_module(pl_module), stream))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_custom_scalars(_chart_layout(datamodule(trainer).streams))
 
     def on_validation_batch_end(
         self,
@@ -189,40 +175,45 @@ class ReferenceRisk(Analysis):
         self._forget()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, icl_module(pl_module), "test")
+        self.keep_up(trainer, icl_module(pl_module))
         self._forget()
 
     def _forget(self) -> None:
         self._errors.clear()
         self._curves.clear()
 
-    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
-        self._report(trainer, module, "val")
-
-    def _report(self, trainer: Trainer, module: ICLModule, stage: str) -> None:
-        self.stage = {"val": "validation", "test": "test"}[stage]
-        self.results = []
-        for stream, (name, *_) in enumerate(datamodule(trainer).streams):
+    def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
+        data, stage = datamodule(trainer), "test" if trainer.testing else "val"
+        data.drawn |= {"test" if trainer.testing else "validate": data.eval_prompts}
+        for stream, (name, *_) in enumerate(data.streams):
             by_n = _by_points(self._errors[stream], module)
             curve = _by_points(self._curves[stream], module)
             everywhere = _joined(list(by_n.values()))
-            self.results.append(
-                StreamRisks(name, _risks(everywhere), {n: _risks(e) for n, e in (curve or by_n).items()}, list(by_n))
-            )
-            for group in _key_groups(stage, name, stream):
-                log_scalars(module, {f"{group}/{k}": e.mean() for k, e in everywhere.items() if k != MODEL})
-            save_figure(trainer, "_".join(filter(None, ["excess_risk", name])), self._figure(stream))
-        if len(self.results) > 1:
-            by_stream = {str(result.name): result.overall for result in self.results}
-            save_figure(trainer, "excess_risk_by_stream", figures.risk_by_stream(by_stream, self.labels()))
+            self.n_points = list(by_n)
+            labels = self.labels(stream)
+            for key, errors in everywhere.items():
+                yield _risk(f"{stage}/excess_risk/{key}", errors, None, name, labels[key])
+                if key != MODEL:
+                    yield from _against(key, everywhere[MODEL], errors, name)
+            labels = self.labels(stream, prefixes=bool(curve))
+            for n, at_n in (curve or by_n).items():
+                for key, errors in at_n.items():
+                    yield _risk(f"{stage}/excess_risk/{key}", errors, n, name, labels[key])
 
-    def _figure(self, stream: int) -> Figure:
-        result = self.results[stream]
-        prompts = f"{self.stage} prompts" + (f", stream {result.name}" if result.name else "")
-        if len(result.by_points) == 1:
-            return figures.risk_by_estimator(result.overall, self.labels(stream), prompts)
-        labels = self.labels(stream, prefixes=bool(self._curves[stream]))
-        return figures.risk_by_points(result.by_points, labels, prompts)
+    def _is_shown(self, trainer: Trainer, name: str) -> bool:
+        return not name.endswith(f"/{MODEL}") and super()._is_shown(trainer, name)  # the module logs its own
+
+    def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
+        found = {}
+        for name, of_stream in _by_stream(rows):
+            prompts = self._prompts(of_stream) + (f", stream {name}" if name else "")
+            draw = figures.risk_by_points if of_stream["n_points"].nunique() > 1 else figures.risk_by_estimator
+            found["_".join(filter(None, ["excess_risk", name]))] = draw(of_stream, prompts)
+        return found if len(found) < 2 else {**found, "excess_risk_by_stream": figures.risk_by_stream(rows)}
+
+    @staticmethod
+    def _prompts(rows: pd.DataFrame) -> str:
+        return "test prompts" if rows["metric"].str.startswith("test/").any() else "validation prompts"
 
     def labels(self, stream: int | None = None, prefixes: bool = False) -> dict[str, str]:
         """What each estimator is called in figures and tables, with its settings on one stream or on all.
@@ -236,23 +227,28 @@ class ReferenceRisk(Analysis):
                     same[reference.key].append(reference)
         return {MODEL: MODEL} | {key: references[0].label(references) for key, references in same.items()}
 
-    def record(self) -> dict[str, Any]:
-        """Each stream's risks, (mean, standard error) by estimator, overall and by number of examples."""
-        labels = [self.labels(stream) for stream in range(len(self.results))]
-        return {"streams": [result._asdict() | {"labels": of} for result, of in zip(self.results, labels, strict=True)]}
-
-    def summary(self) -> list[str]:
-        tables = [self._table(stream) for stream in range(len(self.results))]
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        tables = [self._table(name, of_stream) for name, of_stream in _by_stream(rows)]
         return [line for table in tables for line in ["", *table]][1:]
 
-    def _table(self, stream: int) -> list[str]:
-        result, labels = self.results[stream], self.labels(stream)
-        width = max(len(labels[name]) for name in result.overall)
-        prompts = f"{self.stage} prompts" + (f" of stream {result.name}" if result.name else "")
-        lines = [f"Excess risk on {prompts} ({_numbers(result.n_points)} examples each), lowest first:"]
-        for name, (risk, error) in sorted(result.overall.items(), key=lambda item: item[1][0]):
-            mark = "  <- the model" if name == MODEL else ""
-            lines.append(f"  {labels[name]:<{width}}  {risk:10.4g} +- {error:.2g}{mark}")
+    def _table(self, name: str | None, rows: pd.DataFrame) -> list[str]:
+        whole = rows[rows["n_points"].isna()]
+        risks = whole[whole["metric"].str.contains("/excess_risk/")].sort_values("value")
+        differences = whole[whole["metric"].str.endswith("/difference")].set_index("metric")
+        prompts = f"{self.eval_prompts:,} {self._prompts(rows)}" + (f" of stream {name}" if name else "")
+        lines = [
+            f"Excess risk on {prompts} ({_numbers(self.n_points)} examples each),",
+            "± 95 %, lowest first; and paired, the estimator's minus the model's:",
+        ]
+        for row in risks.itertuples():
+            key = row.metric.rpartition("/")[2]
+            first, *rest = textwrap.wrap(row.note, 38)
+            paired = "  <- the model"
+            if key != MODEL:
+                d = differences.loc[f"against/{key}/difference"]
+                paired = f"{d.value:>+9.3g} ± {(d.high - d.low) / 2:.2g}"
+            lines.append(f"  {first:<38} {row.value:>9.4g} ± {(row.high - row.low) / 2:<7.2g} {paired}".rstrip())
+            lines += [f"    {part}" for part in rest]
         return lines
 
 
@@ -262,19 +258,6 @@ def _prefix_errors(prefix_prediction: Tensor, prediction: Tensor, prompt: Prompt
     predicted = torch.cat([prefix_prediction[:, 1:], prediction[:, :1]], dim=1)
     f = torch.cat([prompt.f[:, 1:], prompt.f_query[:, :1]], dim=1)
     return squared_errors(predicted[..., None], f[..., None])
-
-
-def _key_groups(stage: str, name: str | None, stream: int) -> list[str]:
-    """Where a stream's risks are logged: a first stream also without its name, as what monitors a run expects."""
-    unnamed = [f"{stage}/excess_risk"] if stream == 0 else []
-    return unnamed + ([] if name is None else [f"{stage}/{name}/excess_risk"])
-
-
-def _chart_layout(streams: Sequence[Any]) -> dict[str, dict[str, list[str | list[str]]]]:
-    charts: dict[str, list[str | list[str]]] = {"model and references": ["Multiline", ["val/excess_risk/.*"]]}
-    for name in (stream.name for stream in streams if stream.name is not None):
-        charts[f"model and references, {name}"] = ["Multiline", [f"val/{name}/excess_risk/.*"]]
-    return {"excess risk": charts}
 
 
 def _by_points(batches: Mapping[int, list[Errors]], module: ICLModule) -> dict[int, Errors]:
@@ -287,13 +270,26 @@ def _joined(batches: list[Errors], module: ICLModule | None = None) -> Errors:
     return joined if module is None else {name: all_ranks(module, errors) for name, errors in joined.items()}
 
 
-def _risks(errors: Errors) -> dict[str, figures.RiskAndError]:
-    return {name: _risk(e) for name, e in errors.items()}
-
-
-def _risk(errors: Tensor) -> figures.RiskAndError:
+def _risk(metric: str, errors: Tensor, n_points: int | None, stream: str | None, note: str) -> Row:
     mean, error = mean_and_standard_error(errors)
-    return float(mean), float(error)
+    low, high = mean_interval(mean, error, len(errors)).tolist()
+    return Row(metric, float(mean), low, high, n_points=n_points, stream=stream, note=note)
+
+
+def _against(key: str, model: Tensor, other: Tensor, stream: str | None) -> Iterator[Row]:
+    """Paired over prompts; the ratio's interval is that of its logarithm, since risks have long tails above."""
+    both = torch.stack([model, other], dim=1)
+    (log_error,) = jackknife_errors(both, lambda means: ((means[:, 0] / means[:, 1]).log(),))
+    ratio = model.mean() / other.mean()
+    low, high = mean_interval(ratio.log(), log_error, len(model)).exp().tolist()
+    yield Row(f"against/{key}/ratio", float(ratio), low, high, stream=stream)
+    yield _risk(f"against/{key}/difference", other - model, None, stream, "")._replace(note=None)
+
+
+def _by_stream(rows: pd.DataFrame) -> list[tuple[str | None, pd.DataFrame]]:
+    """The rows of each stream and its name, in order."""
+    names = rows["stream"].drop_duplicates()
+    return [(None, rows)] if names.isna().all() else [(name, rows[rows["stream"] == name]) for name in names.dropna()]
 
 
 def _numbers(values: Sequence[int]) -> str:

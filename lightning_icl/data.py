@@ -50,6 +50,7 @@ class PromptDataModule(LightningDataModule):
     Attributes:
         streams: what validation and test draw from, in order.
         curriculum: how the size of training prompts grows, where the Curriculum callback says so.
+        drawn: how many prompts of each held-out set were drawn, by name, since this was last emptied.
 
     Args:
         task: the law of the prompts.
@@ -84,6 +85,7 @@ class PromptDataModule(LightningDataModule):
         self.seed = seed
         self.streams = evaluation_streams(task, (self.smallest_n, self.largest_n), validation)
         self.curriculum = Sizes()
+        self.drawn: dict[str, int] = {}
         self._truncated = task
         self._check()
 
@@ -280,6 +282,7 @@ class PromptDataModule(LightningDataModule):
         step = zlib.crc32(name.encode()) % MAX_STEPS
         stream = stream or self.streams[0]
         n_points = n_points or stream.largest_n
+        self.drawn[name] = n_prompts
         return self._rows(stream.task, "held_out", step, n_prompts, range(n_prompts), n_points, device)
 
     def _rows(

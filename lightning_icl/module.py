@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
+from lightning_icl.loggers import log_scalars
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import MuonWithAdamW
 from lightning_icl.transformer import Transformer, TransformerOutput
@@ -27,10 +28,11 @@ class ICLModule(LightningModule):
     The positions are the queries and, in the layouts "prefixes" and "alternating", the examples, each predicted from
     those before it; all have equal weight, as in Garg et al. (2022).
 
-    Logs train/loss (of rank 0's share of the batch) and train/learning_rate each step. At validation it logs
-    val/excess_risk/transformer, of the predictions at the queries, and where the data module's validation streams have
-    names, val/<name>/excess_risk/transformer for each; the key without a name is then the first stream's. At test the
-    same under test/.
+    Logs train/loss (of rank 0's share of the batch) and train/learning_rate every ``trainer.log_every_n_steps``
+    optimizer steps. At validation it logs val/excess_risk/transformer, of the predictions at the queries, and where the
+    data module's validation streams have names, val/<name>/excess_risk/transformer for each; what monitors a run finds
+    the first stream's without its name too. At test the same under test/. Everything is logged at the number of
+    optimizer steps behind the weights, in a standalone run at the checkpoint's.
 
     Args:
         n_dims: length of x. The command line takes it from the task.
@@ -63,6 +65,9 @@ class ICLModule(LightningModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.target = target
         self.trained_steps = 0  # of the checkpoint these weights come from
+        self.validations = 0  # of the fit so far, over all resumes
+        self.validated_at = -1  # the optimizer step of the last of them
+        self.closing = False  # whether training has ended, and a last validation is made for what is due then
         self._check()
 
     def _check(self) -> None:
@@ -93,8 +98,16 @@ class ICLModule(LightningModule):
         self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint.get("global_step", 0)
+        # A checkpoint of before 0.2 has the count in each analysis' state.
+        older = [state["validations"] for state in checkpoint.get("callbacks", {}).values() if "validations" in state]
+        known = {"validations": max(older, default=0), "validated_at": self.trained_steps}
+        known |= checkpoint.get("lightning_icl", {})
+        self.validations, self.validated_at = known["validations"], known["validated_at"]
 
     def on_train_start(self) -> None:
         """Refuse to go on from the middle of an accumulated step, whose gradients no checkpoint holds."""
@@ -108,9 +121,16 @@ class ICLModule(LightningModule):
 
     def training_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
         loss = self.loss(prompt)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(prompt.x))
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(prompt.x))
+        self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=len(prompt.x))
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of this step; then the schedule moves
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Prompt, batch_idx: int) -> None:
+        trainer = self.trainer
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
+            loss = float(trainer.callback_metrics["train/loss"])
+            log_scalars(trainer, {"train/loss": loss, "train/learning_rate": self._learning_rate}, trainer.global_step)
 
     def loss(self, prompt: Prompt) -> Tensor:
         """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
@@ -146,14 +166,24 @@ class ICLModule(LightningModule):
         return self(prompt)
 
     def _evaluated(self, prompt: Prompt, stage: str, stream: int) -> TransformerOutput:
-        output, risk, name = self.output(prompt), self._risk(stream), self.stream_names[stream]
+        output, risk = self.output(prompt), self._risk(stream)
         risk.update(output.prediction, prompt.f_query)
-        keys = [f"{stage}/{name}/excess_risk/transformer"] if name else []
-        if stream == 0:
-            keys.append(f"{stage}/excess_risk/transformer")
-        for key in keys:
-            self.log(key, risk, prog_bar=stream == 0, batch_size=len(prompt.x), add_dataloader_idx=False)
+        keys = [self._risk_key(stage, stream)]
+        if stream == 0 and self.stream_names[0]:
+            keys.append(f"{stage}/excess_risk/transformer")  # for what monitors a run, whatever its streams
+        for key in keys:  # to monitors and the bar; loggers get it at the end, at its step
+            options = {"prog_bar": stream == 0, "logger": False, "add_dataloader_idx": False}
+            self.log(key, risk, batch_size=len(prompt.x), **options)
         return output
+
+    def _risk_key(self, stage: str, stream: int) -> str:
+        return "/".join(filter(None, [stage, self.stream_names[stream], "excess_risk", "transformer"]))
+
+    def _log_risks(self, stage: str) -> None:
+        """The risks of all streams to the loggers, at the steps behind the weights."""
+        step = self.global_step if self.trainer.state.fn == "fit" else self.trained_steps
+        risks = {self._risk_key(stage, i): float(self._risk(i).compute()) for i in range(len(self.stream_names))}
+        log_scalars(self.trainer, risks, step)
 
     def _risk(self, stream: int) -> ExcessRisk:
         risk = self.risks[stream]
@@ -162,6 +192,11 @@ class ICLModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Stop where the first stream's risk is no number; on a shifted one it may be, and is only logged."""
+        standalone = self.trainer.state.fn != "fit"
+        if standalone or not (self.trainer.sanity_checking or self.validated_at == self.global_step):
+            self._log_risks("val")
+            if not standalone:
+                self.validations, self.validated_at = self.validations + 1, self.global_step
         risk = self._risk(0).compute()
         if not torch.isfinite(risk):
             raise InputError(
@@ -169,6 +204,9 @@ class ICLModule(LightningModule):
                 f"lower learning_rate (now {self.learning_rate}) or set trainer.gradient_clip_val. "
                 "The last checkpoint is kept."
             )
+
+    def on_test_epoch_end(self) -> None:
+        self._log_risks("test")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # A plain function: LambdaLR pickles the attributes of any other callable into every checkpoint.

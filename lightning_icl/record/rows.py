@@ -45,9 +45,9 @@ class Row(NamedTuple):
     """
 
     metric: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: float | Tensor | None
+    low: float | Tensor | None = None
+    high: float | Tensor | None = None
     layer: int | None = None
     head: int | None = None
     n_points: int | None = None
@@ -56,7 +56,8 @@ class Row(NamedTuple):
 
 
 COLUMNS = Row._fields
-TYPES = dict.fromkeys(("metric", "stream", "note"), "str") | dict.fromkeys(("value", "low", "high"), "float64")
+NUMBERS = ("value", "low", "high")
+TYPES = dict.fromkeys(("metric", "stream", "note"), "str") | dict.fromkeys(NUMBERS, "float64")
 TYPES |= dict.fromkeys(("layer", "head", "n_points"), "Int64")
 
 
@@ -79,7 +80,7 @@ class Measurement(NamedTuple):
 
 
 def tag(row: Row) -> str:
-    """The row's name among a logger's scalars: its metric and its place, such as heads/leave_one_out/share/layer1/head2.
+    """The row's name in a logger, its metric and its place: heads/leave_one_out/share/layer1/head2.
 
     A stream comes after the first part of the metric: val/noisier/excess_risk/ridge.
     """
@@ -112,7 +113,10 @@ def plain(value: Any) -> Any:
 
 def plain_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows with numbers in place of tensors, and None for what is not finite."""
-    return [Row._make(plain(list(row))) for row in rows]
+    def number(given: Any) -> float | None:
+        return None if given is None or not math.isfinite(given) else float(given)
+
+    return [row._replace(value=number(row.value), low=number(row.low), high=number(row.high)) for row in rows]
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:

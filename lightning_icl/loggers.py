@@ -1,0 +1,71 @@
+"""What goes to a run's loggers, at the optimizer step it belongs to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from torch.utils.tensorboard.summary import hparams
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    """Numbers by tag, to every logger. (``self.log`` would put validation one step early, and standalone ones at 0.)"""
+    if scalars and trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(scalars), step)
+
+
+def log_picture(trainer: Trainer, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+    """A picture (height, width, 3), to every logger that takes pictures: TensorBoard, Weights & Biases, MLflow."""
+    for logger in trainer.loggers:
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_image"):
+            experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):
+            logger.log_image(key=f"figures/{name}", images=[pixels], step=step)
+        elif hasattr(experiment, "log_image") and hasattr(logger, "run_id"):
+            experiment.log_image(logger.run_id, pixels, artifact_file=f"figures/{name}.png")
+
+
+def log_text(trainer: Trainer, name: str, markdown: str, step: int) -> None:
+    """A text, to TensorBoard's TEXT."""
+    for experiment in _tensorboards(trainer):
+        experiment.add_text(name, markdown, step)
+
+
+def log_layout(trainer: Trainer, layout: Mapping[str, Any]) -> None:
+    """What TensorBoard's CUSTOM SCALARS draws together, as ``SummaryWriter.add_custom_scalars`` takes it."""
+    for experiment in _tensorboards(trainer):
+        experiment.add_custom_scalars(layout)
+
+
+def log_hparams(trainer: Trainer, options: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """A row of TensorBoard's HPARAMS: options, beside scalars that are logged already under these tags."""
+    for experiment in _tensorboards(trainer):
+        for part in hparams(dict(options), dict(metrics)):
+            experiment._get_file_writer().add_summary(part)
+
+
+def _tensorboards(trainer: Trainer) -> list[Any]:
+    """The TensorBoard writers; on rank 0 alone."""
+    found = [getattr(logger, "experiment", None) for logger in trainer.loggers if trainer.is_global_zero]
+    return [experiment for experiment in found if hasattr(experiment, "add_custom_scalars")]
+
+
+def way_to_look(trainer: Trainer, folder: Path) -> str:
+    """How the run is looked at, by the loggers it has."""
+    ways = [f'in Python: lightning_icl.load_run("{folder}").table']
+    for logger in trainer.loggers:
+        match type(logger).__name__:
+            case "TensorBoardLogger":
+                ways.insert(0, f"all runs: tensorboard --logdir {folder.parent}")
+            case "CSVLogger":
+                ways.append(f"curves: {folder / 'metrics.csv'}")
+            case "WandbLogger":
+                url = getattr(logger.experiment, "url", None)
+                ways.append(f"Weights & Biases: {url or f'wandb sync {logger.save_dir}/wandb/latest-run'}")
+            case other:
+                ways.append(f"{other.removesuffix('Logger')}: {logger.name or ''} {logger.version or ''}".rstrip())
+    return "\n".join(f"  {way}" for way in ways)

@@ -1,0 +1,51 @@
+"""What a measurement was made on: two numbers are one series only where this is the same."""
+
+import inspect
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_icl.data import PromptDataModule
+from lightning_icl.record.rows import plain
+
+
+def context(trainer: Trainer, data: PromptDataModule, analysis: object) -> dict[str, Any]:
+    """The command, the seed, the laws of the evaluation streams, the prompts drawn, and the analysis' own options."""
+    return {
+        "command": trainer.state.fn and str(trainer.state.fn.value),
+        "seed": data.seed,
+        "law": [
+            {"stream": stream.name, "task": repr(stream.task), "n_points": [stream.smallest_n, stream.largest_n]}
+            for stream in data.streams
+        ],
+        "n_queries": data.n_queries,
+        "prompts": dict(data.drawn),
+        "options": options(analysis),
+    }
+
+
+def options(thing: object) -> dict[str, Any]:
+    """The arguments of a constructor that the object kept under their names; when to run is none of them."""
+    names = inspect.signature(type(thing)).parameters
+    return {
+        name: _option(getattr(thing, name)) for name in names if name != "every_n_validations" and hasattr(thing, name)
+    }
+
+
+def _option(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_option(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _option(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return plain(value)
+    return {type(value).__name__: options(value)}
+
+
+def fingerprint(found: Mapping[str, Any]) -> str:
+    """A short name of a context, whatever the command: equal where one series goes on."""
+    alike = {key: value for key, value in found.items() if key != "command"}
+    return f"{zlib.crc32(json.dumps(alike, sort_keys=True).encode()):08x}"

@@ -1,0 +1,163 @@
+"""A run's folder, read again.
+
+run = load_run("lightning_logs/version_0")
+run.table[run.table.metric == "val/excess_risk/transformer"]  # one row a number, see lightning_icl.record.rows
+run.model.on_prompt(run.data.held_out("a name", 1024)).prediction
+"""
+
+import pydoc
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from lightning_icl.data import PromptDataModule
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks import Task
+from lightning_icl.module import ICLModule
+from lightning_icl.record import journal
+from lightning_icl.record.context import fingerprint
+from lightning_icl.record.rows import Measurement, Row, frame
+from lightning_icl.transformer import Transformer
+
+LEADING = ("analysis", "command", "step", "seed", "context")
+# PyYAML's parser in C, where it was built with it: reading configs is most of a study's gathering.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class LoadedRun:
+    """What a run left behind; what takes time is made when it is first asked for.
+
+    Attributes:
+        folder: where it lies.
+        config: its config.yaml; task, data and model are made from it and from the last checkpoint.
+        measurements: all that was measured and holds, in order (what a resume took back is left out).
+        events: how the run started, was resumed and ended.
+        damaged: the numbers of the lines of record.jsonl that could not be read.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.measurements, self.events, self.damaged = read_record(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return read_config(self.folder)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row a number: the columns analysis, command, step, seed and context, and those of Row.
+
+        Rows are of one series only where their ``context`` is equal; ``contexts`` has it in full.
+        """
+        return measured_table(self.measurements)
+
+    @property
+    def contexts(self) -> dict[str, dict[str, Any]]:
+        return {fingerprint(found.context): dict(found.context) for found in self.measurements}
+
+    @cached_property
+    def data(self) -> PromptDataModule:
+        return PromptDataModule(**{"seed": self.config.get("seed_everything", 0), **_made(self.config["data"])})
+
+    @property
+    def task(self) -> Task:
+        return self.data.task
+
+    @cached_property
+    def module(self) -> ICLModule:
+        """The module of checkpoints/last.ckpt, on the CPU."""
+        path = self.folder / "checkpoints" / "last.ckpt"
+        if not path.is_file():
+            raise InputError(f"{self.folder} has no checkpoints/last.ckpt to take the model from.")
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+            return ICLModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+
+    @property
+    def model(self) -> Transformer:
+        return self.module.transformer
+
+
+def load_run(folder: str | Path) -> LoadedRun:
+    """A run's config, task, model and table, from its folder; raises InputError where that is none."""
+    return LoadedRun(folder)
+
+
+def read_record(folder: Path) -> tuple[list[Measurement], list[dict[str, Any]], list[int]]:
+    """The measurements that hold, the events, and the numbers of damaged lines of RUN/record.jsonl.
+
+    Where an analysis was made twice at one step on the same, the later one holds.
+    """
+    path = folder / journal.NAME
+    if not path.is_file():
+        old = folder / "results.json"
+        if old.is_file():
+            raise InputError(
+                f"{folder} has a results.json of an older version and no {journal.NAME}: measure its checkpoint anew "
+                "with lightning-icl validate."
+            )
+        raise InputError(f"{folder} has no {journal.NAME}, so it is not the folder of a run.")
+    lines, damaged = journal.read(path)
+    holding = journal.in_force(lines)
+    found = [_measurement(line) for line in holding if "rows" in line]
+    latest = {(m.analysis, m.step, m.context["command"], fingerprint(m.context)): m for m in found}
+    return list(latest.values()), [line for line in holding if "event" in line], damaged
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.yaml of a run's folder."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.yaml.")
+    try:
+        config = yaml.load(path.read_text(), Loader=LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    match config:
+        case {"model": {"heads": list()}, "data": {"task": _}}:
+            return config
+    raise InputError(f"{path} is not the config of a run: it needs model.heads and data.task.")
+
+
+def measured_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
+    """The rows of all measurements beside what they were measured at."""
+    leading = [
+        (m.analysis, m.context["command"], m.step, m.context["seed"], fingerprint(m.context))
+        for m in measurements
+        for _ in m.rows
+    ]
+    rows = frame(row for m in measurements for row in m.rows)
+    return pd.concat([pd.DataFrame(leading, columns=list(LEADING)), rows], axis=1)
+
+
+def line_of(measurement: Measurement) -> dict[str, Any]:
+    """The measurement as a line of the record; what is missing at the end of a row is left out."""
+    rows = [list(row) for row in measurement.rows]
+    for row in rows:
+        while row[-1] is None and len(row) > 2:
+            row.pop()
+    return {**measurement._asdict(), "rows": rows}
+
+
+def _measurement(line: dict[str, Any]) -> Measurement:
+    rows = [Row(*row) for row in line["rows"]]
+    return Measurement(line["analysis"], line["step"], line["context"], rows, line.get("arrays", {}))
+
+
+def _made(value: Any) -> Any:
+    """The objects that a config describes by class_path and init_args."""
+    match value:
+        case {"class_path": str(path)}:
+            found = pydoc.locate(path)
+            if not isinstance(found, type):
+                raise InputError(f"config.yaml names {path}, but there is no such class here; is its file on the path?")
+            return found(**_made(value.get("init_args") or {}), **_made(value.get("dict_kwargs") or {}))
+        case dict():
+            return {key: _made(item) for key, item in value.items()}
+        case list():
+            return [_made(item) for item in value]
+    return value
