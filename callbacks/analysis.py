@@ -44,7 +44,7 @@ class Analysis(Callback, ABC):
         shown: what goes to the loggers by default, as regular expressions that a row's tag begins with; all, where
             ``Recorder`` says so.
         more_at_end: whether more is measured where no training follows.
-        course: which metrics a figure shows over training, as a regular expression; none, if empty.
+        course: which metrics a figure shows over training, at all examples, as a regular expression; none, if empty.
         rows: what was found last, with the columns of Row; None before.
         measured_at: the optimizer step of that.
     """
@@ -189,7 +189,7 @@ class Analysis(Callback, ABC):
 
     def _on_course(self, rows: pd.DataFrame, step: int) -> pd.DataFrame:
         rows = self._unsuffixed(rows)
-        return rows[rows["metric"].str.match(self.course)].assign(step=step)
+        return rows[rows["metric"].str.match(self.course) & rows["n_points"].isna()].assign(step=step)
 
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:
         """What a fit that goes on from a checkpoint has measured before it, in the same context."""

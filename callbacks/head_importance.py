@@ -171,9 +171,8 @@ def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
 
 def _row(metric: str, value: Tensor, interval: Tensor, layer: int | None = None, head: int | None = None) -> Row:
     """A row of the layer and head with these indices, which are counted from 0."""
-    place = {"layer": layer, "head": head}
-    at = {name: index + 1 for name, index in place.items() if index is not None}
-    return Row(f"heads/{metric}", value, interval[0], interval[1])._replace(**at)
+    layer, head = (None if index is None else index + 1 for index in (layer, head))
+    return Row(f"heads/{metric}", value, interval[0], interval[1], layer, head)
 
 
 def _of(rows: pd.DataFrame, metric: str) -> list[Any]:

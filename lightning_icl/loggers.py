@@ -27,7 +27,7 @@ def log_picture(trainer: Trainer, name: str, pixels: NDArray[np.uint8], step: in
     """A picture (height, width, 3), to every logger that takes pictures: TensorBoard, Weights & Biases, MLflow."""
     for logger in trainer.loggers:
         taker: Any = logger
-        experiment = getattr(taker, "experiment", None)
+        experiment: Any = getattr(taker, "experiment", None)
         if hasattr(experiment, "add_image"):
             experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
