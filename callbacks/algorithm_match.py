@@ -1,22 +1,24 @@
 """Which algorithm is it: the distance of every layer's reading to known estimators."""
 
-from lightning.pytorch import LightningModule, Trainer
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
 
-from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import (
-    Analysis,
-    check_at_least,
-    datamodule,
-    log_scalars,
-    progress,
-    save_figure,
-)
+import pandas as pd
+from lightning.pytorch import LightningModule, Trainer
+from matplotlib.figure import Figure
+
+from lightning_icl import figures
+from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Case, Reference
-from lightning_icl.instruments.algorithms import Distance, algorithm_distances, comparable
+from lightning_icl.functional.risk import t_quantile
+from lightning_icl.instruments.algorithms import READ_OUT, Distance, algorithm_distances, comparable
 from lightning_icl.module import ICLModule
+from lightning_icl.record.rows import Row
 
 KINDS = ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine")
+MOST_SHOWN = 8  # algorithms in the loggers by default
 
 
 class AlgorithmMatch(Analysis):
@@ -27,11 +29,11 @@ class AlgorithmMatch(Analysis):
     algorithm itself, 1 is no closer than predicting 0. Settings (t, step size, alpha) are fitted for each layer and
     each number of examples on separate prompts. Formulas: lightning_icl.instruments.algorithms.
 
-    Logs, for the largest number of examples and each layer (layer{l}, and read_out for the model's own prediction):
-    algorithm/spd/<algorithm>/layer{l}, algorithm/relative_spd/..., algorithm/ilwd/..., algorithm/relative_ilwd/...,
-    algorithm/cosine/... (of the weights), each with its standard error under algorithm/<distance>_error/..., and the
-    fitted algorithm/setting/<steps, step, gamma or alpha>/<algorithm>/layer{l}. results.json has every number of
-    examples. Figure: algorithm_match.
+    Rows, at each number of examples, of each layer's reading (algorithm/layer/...) and of the model's own prediction
+    (algorithm/read_out/...): algorithm/<reading>/<algorithm>/spd, relative_spd, ilwd, relative_ilwd, cosine (of the
+    weights), over_closest (its SPD over that of the closest algorithm, with an interval that holds for all pairs of
+    algorithms at once; where it holds 1, the prompts cannot tell the two apart) and the fitted setting/<steps, step,
+    gamma or alpha>. Figure: algorithm_match.
 
     Args:
         n_prompts: prompts the settings are chosen on; as many again are scored, and twice as many fit the probes.
@@ -66,7 +68,6 @@ class AlgorithmMatch(Analysis):
         comparable(algorithms or [])
         self.n_prompts, self.n_points, self.algorithms = n_prompts, n_points, algorithms
         self.alpha, self.chunk_size = alpha, chunk_size
-        self.result: list[Distance] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -77,9 +78,8 @@ class AlgorithmMatch(Analysis):
         for n in self.n_points or []:
             if n > largest:
                 raise InputError(f"n_points has {n}, but the prompts have at most {largest} examples.")
-        self.result = []
 
-    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data = datamodule(trainer)
         sizes = {"fit": 2 * self.n_prompts, "choose": self.n_prompts, "score": self.n_prompts}
         fit, choose, score = (data.held_out(f"algorithm_{name}", n, module.device) for name, n in sizes.items())
@@ -95,52 +95,53 @@ class AlgorithmMatch(Analysis):
             self.chunk_size,
             lambda items, description: progress(trainer, items, description),
         )
-        self.result = trainer.strategy.broadcast(found)
-        log_scalars(module, _scalars(at_most_points(self.result)))
-        save_figure(trainer, "algorithm_match", figures.algorithm_match(self.result))
+        largest = max(d.n_points for d in found)
+        names = list(dict.fromkeys(d.algorithm for d in found))
+        shown = "|".join(map(re.escape, names)) if len(names) <= MOST_SHOWN else "closest"
+        self.shown = (rf"algorithm/read_out/({shown})/relative_spd/n{largest}$",)  # type: ignore[misc]  # known now
+        for distance in found:
+            yield from distance_rows(distance, self.n_prompts)
 
-    def record(self) -> dict[str, object]:
-        return {"distances": self.result} if self.result else {}
+    def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
+        return {"algorithm_match": figures.algorithm_match(rows)}
 
-    def summary(self) -> list[str]:
-        if not self.result:
-            return []
-        whole = at_most_points(self.result)
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        whole = rows[rows["n_points"] == rows["n_points"].max()]
+        parts = whole["metric"].str.split("/", n=3, expand=True)
+        whole = whole.assign(reading=parts[1], algorithm=parts[2], kind=parts[3], layer=whole["layer"].fillna(0))
+        n = whole["n_points"].iloc[0]
         lines = [
-            f"The closest algorithm to each layer's reading ({whole[0].n_points} examples; 0 is equal, 1 as 0 is):"
+            f"The closest algorithm to each layer's reading ({self.n_prompts:,} held-out prompts of {n}",
+            "examples; relative distance ± 95 %, 0: equal, 1: no closer than predicting 0):",
         ]
-        for reading in dict.fromkeys(d.reading for d in whole):
-            name = "the model's read-out" if reading == "read_out" else f"layer {reading.removeprefix('layer')}"
-            lines.append(f"  {name}: {_closest([d for d in whole if d.reading == reading])}")
+        for (reading, layer), of_reading in whole.groupby(["reading", "layer"], sort=False):
+            name = "the model's read-out" if reading == READ_OUT else f"layer {layer}"
+            said = f"{name}: {_closest(of_reading.set_index(['kind', 'algorithm']))}"
+            lines += textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
         return lines
 
 
-def _closest(found: list[Distance]) -> str:
+def distance_rows(d: Distance, n_prompts: int) -> Iterator[Row]:
+    """The rows of one reading, algorithm and number of examples."""
+    layer = None if d.reading == READ_OUT else int(d.reading.removeprefix("layer"))
+    place = f"algorithm/{READ_OUT if layer is None else 'layer'}/{d.algorithm}"
+    for kind in KINDS:
+        value, half = getattr(d, kind), t_quantile(n_prompts) * getattr(d, f"{kind}_error")
+        note = d.label if kind == "relative_spd" else None
+        yield Row(f"{place}/{kind}", value, value - half, value + half, layer, n_points=d.n_points, note=note)
+    over = d.over_closest, d.over_closest_low, d.over_closest_high
+    yield Row(f"{place}/over_closest", *over, layer, n_points=d.n_points)
+    for name, value in d.setting.items():
+        yield Row(f"{place}/setting/{name}", value, layer=layer, n_points=d.n_points)
+
+
+def _closest(rows: pd.DataFrame) -> str:
     """The closest algorithm to one reading, and those that the prompts cannot tell from it."""
-    best, *others = sorted(found, key=lambda d: d.relative_spd)
-    if not best.relative_spd + 2 * best.relative_spd_error < 1:
+    distances, over = rows.loc["relative_spd"], rows.loc["over_closest"]
+    if not (distances["high"] < 1).any():
         return "none is closer than predicting 0"
-    distance = f"{best.label}; distance {best.relative_spd:.3g} +- {best.relative_spd_error:.1g}"
-    alike = [d.algorithm for d in others if _low(d) <= best.relative_spd + 2 * best.relative_spd_error]
-    return distance + f" (intervals overlap: {', '.join(alike)})" * bool(alike)
-
-
-def _low(distance: Distance) -> float:
-    return distance.relative_spd - 2 * distance.relative_spd_error
-
-
-def at_most_points(found: list[Distance]) -> list[Distance]:
-    """The distances at the largest number of examples."""
-    largest = max(d.n_points for d in found)
-    return [d for d in found if d.n_points == largest]
-
-
-def _scalars(found: list[Distance]) -> dict[str, float]:
-    scalars = {}
-    for d in found:
-        place = f"{d.algorithm}/{d.reading}"
-        for kind in KINDS:
-            scalars[f"algorithm/{kind}/{place}"] = getattr(d, kind)
-            scalars[f"algorithm/{kind}_error/{place}"] = getattr(d, f"{kind}_error")
-        scalars |= {f"algorithm/setting/{name}/{place}": value for name, value in d.setting.items()}
-    return scalars
+    best = distances.loc[distances["value"].idxmin()]
+    alike = over.index[(over["low"] <= 1) & (over.index != best.name)]
+    half = (best["high"] - best["low"]) / 2
+    said = f"{best['note']}; distance {best['value']:.3g} ± {half:.1g}"
+    return said + f" (cannot be told from it: {', '.join(alike)})" * bool(len(alike))

@@ -1,13 +1,20 @@
 """Each head's circuits in input coordinates, and where it attends."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
 import torch
 from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
 
-from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import Analysis, datamodule, log_scalars, save_figure
+from lightning_icl import figures
+from lightning_icl.callbacks.analysis import Analysis, datamodule
 from lightning_icl.instruments.circuits import LayerCircuits, attention_patterns, coordinates, head_circuits
 from lightning_icl.module import ICLModule
+from lightning_icl.record.rows import Row
 
+MAPS = ("query_key", "output_value", "prediction")
 SCALARS = ("query_key_identity", "output_value_y", "prediction_y", "within_input", "step")
 
 
@@ -15,9 +22,10 @@ class Circuits(Analysis):
     """Every head's query-key and output-value maps in the coordinates (x, y, 1) of the tokens, and attention patterns.
 
     The maps are of the weights alone, exact for a first layer without norm, else the direct path without the norms'
-    scales: see lightning_icl.instruments.circuits. results.json has them in full.
+    scales: see lightning_icl.instruments.circuits. The record has them in full, by layer and
+    head, beside the names of their coordinates.
 
-    Logs, counting from 1, circuits/<scalar>/layer{l}/head{h}: query_key_identity (share of the query-key map from x to
+    Rows, circuits/<scalar> of each head: query_key_identity (share of the query-key map from x to
     x that is a multiple of the identity), output_value_y (share of the output-value map that takes y to y),
     prediction_y (share of its direct effect on the prediction that weighs y), within_input (share of what it writes
     that lies in the span of the read-in) and step (size of the gradient step that these add up to). Formulas:
@@ -29,46 +37,44 @@ class Circuits(Analysis):
         every_n_validations: run at every n-th validation.
     """
 
-    def __init__(self, every_n_validations: int = 1) -> None:
-        super().__init__(every_n_validations)
-        self.result: list[LayerCircuits] = []
+    shown = ()
 
-    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         transformer = module.transformer
         with torch.autocast(module.device.type, enabled=False):
-            self.result = [LayerCircuits._make(m.cpu() for m in layer) for layer in head_circuits(transformer)]
-        self._names = coordinates(transformer.n_dims)
-        log_scalars(module, self._scalars())
-        query_key = [layer.query_key for layer in self.result]
-        save_figure(trainer, "circuits_query_key", figures.query_key_maps(query_key, self._names))
-        output_value = [layer.output_value for layer in self.result]
-        save_figure(trainer, "circuits_output_value", figures.output_value_maps(output_value, self._names))
-        prediction = [layer.prediction for layer in self.result]
-        save_figure(trainer, "circuits_prediction", figures.prediction_rows(prediction, self._names))
+            self.found = [LayerCircuits._make(m.cpu() for m in layer) for layer in head_circuits(transformer)]
+        self.names = coordinates(transformer.n_dims)
         prompt = datamodule(trainer).held_out("attention_patterns", 2, module.device).rows(0, 1)
-        patterns = [pattern[0].float().cpu() for pattern in attention_patterns(transformer, prompt)]
-        first_query = patterns[0].shape[1] - prompt.x_query.shape[1]
-        save_figure(trainer, "attention_patterns", figures.attention_maps(patterns, first_query))
+        self.patterns = [pattern[0].float().cpu() for pattern in attention_patterns(transformer, prompt)]
+        self.first_query = self.patterns[0].shape[1] - prompt.x_query.shape[1]
+        for name in SCALARS:
+            for layer, found in enumerate(self.found, start=1):
+                for head, value in enumerate(getattr(found, name), start=1):
+                    yield Row(f"circuits/{name}", float(value), layer=layer, head=head)
 
-    def _scalars(self) -> dict[str, float]:
-        return {
-            f"circuits/{name}/layer{i + 1}/head{h + 1}": float(value)
-            for i, layer in enumerate(self.result)
-            for name in SCALARS
-            for h, value in enumerate(getattr(layer, name))
+    def arrays(self) -> Mapping[str, Any]:
+        return {"coordinates": self.names} | {name: self._maps(name) for name in MAPS}
+
+    def _maps(self, name: str) -> list[torch.Tensor]:
+        return [getattr(layer, name) for layer in self.found]
+
+    def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
+        draw = {
+            "query_key": figures.query_key_maps,
+            "output_value": figures.output_value_maps,
+            "prediction": figures.prediction_rows,
         }
+        found = {f"circuits_{name}": drawn(self._maps(name), self.names) for name, drawn in draw.items()}
+        return {**found, "attention_patterns": figures.attention_maps(self.patterns, self.first_query)}
 
-    def record(self) -> dict[str, object]:
-        return {"coordinates": self._names, "layers": self.result} if self.result else {}
-
-    def summary(self) -> list[str]:
-        if not self.result:
-            return []
-        lines = ["Circuits: the head of each layer that is most a gradient step (share of identity in x-x, of y in v):"]
-        for i, layer in enumerate(self.result):
-            if not len(layer.step) or layer.step.isnan().all():
-                continue
-            h = int((layer.query_key_identity * layer.prediction_y).nan_to_num().argmax())
-            identity, y = float(layer.query_key_identity[h]), float(layer.prediction_y[h])
-            lines.append(f"  layer {i + 1}: head {h + 1}, {identity:.0%} and {y:.0%}, step {float(layer.step[h]):.3g}")
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        lines = [
+            "Circuits: the head of each layer that is most a gradient step (share of the",
+            "identity in x-x, of y in the prediction):",
+        ]
+        places = rows.set_index(["metric", "layer", "head"])["value"]
+        identity, y, step = (places[f"circuits/{name}"] for name in ("query_key_identity", "prediction_y", "step"))
+        for layer, shares in (identity * y)[step.notna()].fillna(0).groupby(level="layer"):
+            at = shares.idxmax()
+            lines.append(f"  layer {layer}: head {at[1]}, {identity[at]:.0%} and {y[at]:.0%}, step {step[at]:.3g}")
         return lines

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress, trained_steps
@@ -52,7 +53,7 @@ class HeadImportance(Analysis):
     """
 
     shown = (r"heads/leave_one_out/effective/layer\d+$",)
-    course = r"heads/(risk|leave_one_out/(effective|top_share))$"
+    course = r"heads/(risk|leave_one_out/(effective|top_share|importance))$"
 
     def __init__(
         self,
@@ -153,25 +154,25 @@ class HeadImportance(Analysis):
 
 def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
     """The rows of one set of scores; of heads that are there, also where they have no share."""
-    yield Row("heads/risk", found.risk, *found.risk_interval)
+    yield _row("risk", found.risk, found.risk_interval)
     for name, scores in found.scores.items():
-        for layer, n_heads in enumerate(heads):
-            for metric, values, interval in (
-                ("effective", scores.effective_heads, scores.effective_interval),
-                ("top_share", scores.top_share, scores.top_interval),
-                ("total", scores.total, scores.total_interval),
-            ):
-                yield Row(f"heads/{name}/{metric}", values[layer], *interval[:, layer], layer=layer + 1)
-            for head in range(n_heads):
-                at = {"layer": layer + 1, "head": head + 1}
-                yield Row(f"heads/{name}/importance", scores.raw[layer, head], *scores.interval[:, layer, head], **at)
-                yield Row(
-                    f"heads/{name}/share", scores.share[layer, head], *scores.share_interval[:, layer, head], **at
-                )
+        for i, n_heads in enumerate(heads):
+            yield _row(f"{name}/effective", scores.effective_heads[i], scores.effective_interval[:, i], i)
+            yield _row(f"{name}/top_share", scores.top_share[i], scores.top_interval[:, i], i)
+            yield _row(f"{name}/total", scores.total[i], scores.total_interval[:, i], i)
+            for h in range(n_heads):
+                yield _row(f"{name}/importance", scores.raw[i, h], scores.interval[:, i, h], i, h)
+                yield _row(f"{name}/share", scores.share[i, h], scores.share_interval[:, i, h], i, h)
     for pair, agreement in found.agreement.items():
-        yield Row(f"heads/agreement/{pair}", agreement.overall, *agreement.interval)
-        for layer, value in enumerate(agreement.by_layer):
-            yield Row(f"heads/agreement/{pair}", value, *agreement.by_layer_interval[:, layer], layer=layer + 1)
+        yield _row(f"agreement/{pair}", agreement.overall, agreement.interval)
+        for i, value in enumerate(agreement.by_layer):
+            yield _row(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i)
+
+
+def _row(metric: str, value: Tensor, interval: Tensor, layer: int | None = None, head: int | None = None) -> Row:
+    """A row of the layer and head with these indices, which are counted from 0."""
+    layer, head = (None if index is None else index + 1 for index in (layer, head))
+    return Row(f"heads/{metric}", value, interval[0], interval[1], layer, head)
 
 
 def _of(rows: pd.DataFrame, metric: str) -> list[Any]:

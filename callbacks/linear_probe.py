@@ -1,21 +1,15 @@
 """What each layer's states know, read out linearly."""
 
-import math
-from collections.abc import Iterable
-from typing import Any
+import textwrap
+from collections.abc import Iterator, Mapping
 
+import pandas as pd
 import torch
 from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
 
-from lightning_icl.callbacks import figures
-from lightning_icl.callbacks.analysis import (
-    Analysis,
-    check_at_least,
-    datamodule,
-    log_scalars,
-    progress,
-    save_figure,
-)
+from lightning_icl import figures
+from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate, descent_paths, mean_estimate
@@ -23,10 +17,10 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Task
-from lightning_icl.instruments.probing import Probe, ProbeTable, Token, probe_layers, untrained_like
+from lightning_icl.instruments.probing import Probe, probe_layers, untrained_like
 from lightning_icl.module import ICLModule
+from lightning_icl.record.rows import Row
 
-CURVES = {"gd": "GD", "preprocess_then_gd": "preprocess + GD"}
 TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
 
 
@@ -37,21 +31,20 @@ class LinearProbe(Analysis):
     beside which controls: ``lightning_icl.instruments.probing.probe_layers``; the untrained network has the model's
     architecture and weights of a fixed seed.
 
-    Logs, of the query's state, with the targets f_query, w, support, r_hat, preprocessed_query (R_hat x_q),
-    least_squares, ridge, gd_{t} and preprocess_then_gd_{t} (the algorithms' predictions at x_q; t = 1 .. depth):
+    Rows, by layer, of the query's and of the context's states (<token>), with the targets f, w, support, r_hat,
+    preprocessed (R_hat x), least_squares, ridge, gd_{t} and preprocess_then_gd_{t} (the algorithms' predictions at the
+    token's x; t = 1 .. depth) and the arms trained, untrained and shuffled:
 
-    - probe/<target>/layer{l}: squared error on fresh prompts, for f_query the excess risk;
-    - probe/r2/<target>/layer{l}: R^2;
-    - probe/shuffled/<target>/layer{l}, probe/untrained/<target>/layer{l}: the squared error of the controls;
-    - probe/selectivity/<target>/layer{l}: R^2 minus that on the untrained network;
-    - probe/auc/support/layer{l}: how well the support is told, 1/2 by chance;
+    - probe/<token>/<target>/<arm>/risk: squared error on fresh prompts, for f the excess risk; its note has the
+      probe's strength;
+    - probe/<token>/<target>/<arm>/r2: R^2, without a value for what is constant;
+    - probe/<token>/support/<arm>/auc: how well the support is told, 1/2 by chance;
+    - probe/<token>/<target>/selectivity/<untrained or shuffled>: R^2 minus the control's, paired;
 
-    and of the context's states, with f_context and preprocessed_context for the token's own x, probe/context/<target>,
-    probe/context/r2/<target>, probe/context/selectivity/<target> and probe/context/auc/support. What is constant has no
-    R^2 and is left out. results.json has all of it with standard errors and strengths.
+    and beside the risk of f: probe/curve/gd and preprocess_then_gd after layer - 1 steps, and probe/level/<estimator>
+    for ridge, Bayes where its posterior can be computed, and the model (transformer).
 
-    Figures: linear_probe, the excess risk of the probe for f(x_q) with GD and preprocess-then-GD after l - 1 steps,
-    ridge, Bayes where its posterior can be computed, and the model itself; probe_map, R^2 of every target and layer.
+    Figures: linear_probe, these risks; probe_map, R^2 of every target and layer.
 
     Args:
         n_prompts: number of prompts to fit on, and again as many to choose the strength on and to score on.
@@ -61,6 +54,8 @@ class LinearProbe(Analysis):
         chunk_size: prompts in one forward pass.
         every_n_validations: run at every n-th validation.
     """
+
+    shown = (r"probe/query/f/trained/risk/layer\d+$",)
 
     def __init__(
         self,
@@ -77,16 +72,14 @@ class LinearProbe(Analysis):
         if alpha is not None and not 0 < alpha < float("inf"):
             raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
         self.n_prompts, self.alpha, self.context_points, self.chunk_size = n_prompts, alpha, context_points, chunk_size
-        self.table = ProbeTable(())
-        self.levels: dict[str, Estimate] = {}
 
-    def analyse(self, trainer: Trainer, module: ICLModule) -> None:
+    def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, transformer = datamodule(trainer), module.transformer
         fit, choose, score = (
             data.held_out(f"probe_{name}", self.n_prompts, module.device) for name in ("fit", "choose", "score")
         )
         task = data.streams[0].task
-        self.table = probe_layers(
+        table = probe_layers(
             transformer,
             task,
             fit,
@@ -98,82 +91,78 @@ class LinearProbe(Analysis):
             self.chunk_size,
             lambda items, description: progress(trainer, items, description),
         )
+        for probe in table.rows:
+            yield from _probe_rows(probe)
         predicted = torch.cat([module(part) for part in score.chunks(self.chunk_size)])
-        self.levels = {"transformer": mean_estimate(squared_errors(predicted, score.f_query))}
+        yield _row("probe/level/transformer", mean_estimate(squared_errors(predicted, score.f_query)), note="the model")
         with torch.autocast(module.device.type, enabled=False):
-            self.levels |= _reference_levels(task, fit, score)
-            self.curves = _gd_curves(score, len(transformer.heads))
-        log_scalars(module, _scalars(self.table.rows))
-        save_figure(trainer, "linear_probe", figures.probe_risks(self.table.by_layer("f"), self.curves, self.levels))
-        save_figure(trainer, "probe_map", figures.probe_map(self.table))
+            yield from _reference_levels(task, fit, score)
+            yield from _gd_curves(score, len(transformer.heads))
 
-    def record(self) -> dict[str, Any]:
-        return {"probes": self.table.rows, "levels": self.levels, "curves": self.curves}
+    def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
+        return {"linear_probe": figures.probe_risks(rows), "probe_map": figures.probe_map(rows)}
 
-    def summary(self) -> list[str]:
-        if not self.table.rows:
-            return []
-        risks = ", ".join(f"{row.layer}: {row.trained.risk.value:.3g}" for row in self.table.by_layer("f"))
+    def summary(self, rows: pd.DataFrame) -> list[str]:
+        known = {metric: of for metric, of in rows.set_index("layer").groupby("metric") if metric.startswith("probe/")}
+        risks = known["probe/query/f/trained/risk"]["value"]
+        by_layer = ", ".join(f"{layer}: {risk:.3g}" for layer, risk in risks.items())
         return [
-            "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is the read-in):",
-            f"  {risks}",
-            "What else the query's state knows: R^2 where it is highest, and above the untrained network's there:",
-            *(_best_layer(self.table.by_layer(target)) for target in TOLD if target in self.table.targets()),
+            "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is",
+            f"the read-in), on {self.n_prompts:,} held-out prompts:",
+            *textwrap.wrap(by_layer, WIDTH, initial_indent="  ", subsequent_indent="  "),
+            "What else the query's state knows: R^2 where it is highest, and how far that is",
+            "above the untrained network's there (± 95 %):",
+            *(_best_layer(target, known) for target in TOLD if f"probe/query/{target}/trained/r2" in known),
         ]
 
 
-def _best_layer(rows: list[Probe]) -> str:
-    name, known = _key(rows[0].target, "query"), [row for row in rows if math.isfinite(row.trained.r2.value)]
-    if not known:
+def _best_layer(target: str, known: Mapping[str, pd.DataFrame]) -> str:
+    r2, place = known[f"probe/query/{target}/trained/r2"], f"probe/query/{target}"
+    name = "R_hat x_q" if target == "preprocessed" else target
+    if r2["value"].isna().all():
         return f"  {name}: constant on these prompts"
-    best = max(known, key=lambda row: row.trained.r2.value)
-    assert best.over_untrained is not None
-    auc = "" if best.trained.auc is None else f"; AUC {_with_error(best.trained.auc)}"
-    if best.trained.r2.value <= 2 * best.trained.r2.standard_error:
-        return f"  {name}: not above 0 in any layer, {_with_error(best.trained.r2)} at most{auc}"
-    return f"  {name}: {_with_error(best.trained.r2)} in layer {best.layer}, {_with_error(best.over_untrained)}{auc}"
+    layer = r2["value"].idxmax()
+    said = f"{name}: {_plus_minus(r2.loc[layer])}"
+    if r2["low"][layer] <= 0:
+        said = f"{name}: not above 0 in any layer, {_plus_minus(r2.loc[layer])} at most"
+    else:
+        said += f" in layer {layer}, {_plus_minus(known[f'{place}/selectivity/untrained'].loc[layer])} above"
+    if (auc := f"{place}/trained/auc") in known:
+        said += f"; AUC {_plus_minus(known[auc].loc[layer])}"
+    return f"  {said}"
 
 
-def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.value:.3f} +- {estimate.standard_error:.2g}"
+def _plus_minus(row: pd.Series) -> str:
+    return f"{row['value']:.3f} ± {(row['high'] - row['low']) / 2:.2g}"
 
 
-def _key(target: str, token: Token) -> str:
-    """A target's name in the logs, where those of the token's own x say which token."""
-    return f"{target}_{token}" if target in ("f", "preprocessed") else target
+def _row(metric: str, estimate: Estimate, layer: int | None = None, note: str | None = None) -> Row:
+    return Row(metric, estimate.value, *estimate.interval, layer=layer, note=note)
 
 
-def _scalars(rows: Iterable[Probe]) -> dict[str, float]:
-    scalars: dict[str, float] = {}
-    for row in rows:
-        place = f"{_key(row.target, row.token)}/layer{row.layer}"
-        of_token = "probe" if row.token == "query" else "probe/context"
-        assert row.untrained is not None
-        assert row.over_untrained is not None
-        scalars[f"{of_token}/{place}"] = row.trained.risk.value
-        scalars[f"{of_token}/r2/{place}"] = row.trained.r2.value
-        scalars[f"{of_token}/selectivity/{place}"] = row.over_untrained.value
-        if row.trained.auc is not None:
-            scalars[f"{of_token}/auc/{place}"] = row.trained.auc.value
-        if row.token == "query":
-            scalars[f"probe/shuffled/{place}"] = row.shuffled.risk.value
-            scalars[f"probe/untrained/{place}"] = row.untrained.risk.value
-    return scalars
+def _probe_rows(probe: Probe) -> Iterator[Row]:
+    place = f"probe/{probe.token}/{probe.target}"
+    for arm in ("trained", "untrained", "shuffled"):
+        scored = getattr(probe, arm)
+        yield _row(f"{place}/{arm}/risk", scored.risk, probe.layer, f"ridge strength {scored.alpha:.3g}")
+        yield _row(f"{place}/{arm}/r2", scored.r2, probe.layer)
+        if scored.auc is not None:
+            yield _row(f"{place}/{arm}/auc", scored.auc, probe.layer)
+    for control in ("untrained", "shuffled"):
+        yield _row(f"{place}/selectivity/{control}", getattr(probe, f"over_{control}"), probe.layer)
 
 
-def _reference_levels(task: Task, fit: Prompt, score: Prompt) -> dict[str, Estimate]:
+def _reference_levels(task: Task, fit: Prompt, score: Prompt) -> Iterator[Row]:
     """The excess risk of ridge and, where its posterior is quick to compute, of Bayes."""
-    levels = {}
     for reference in [Ridge(), *default_bayes(task)]:
         settled = reference.settled(Case(task, task, 1), whole_prompts(fit))
-        levels[reference.key] = mean_estimate(settled.errors(whole_prompts(score))[:, 0])
-    return levels
+        risk = mean_estimate(settled.errors(whole_prompts(score))[:, 0])
+        yield _row(f"probe/level/{reference.key}", risk, note=settled.label())
 
 
-def _gd_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
+def _gd_curves(prompt: Prompt, depth: int) -> Iterator[Row]:
     """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
-    curves = {}
     for name, w_hat in descent_paths(prompt, depth - 1).items():
         path = estimators.predictions(w_hat, prompt.x_query.double())
-        curves[CURVES[name]] = [mean_estimate(squared_errors(p, prompt.f_query)) for p in path]
-    return curves
+        for layer, predicted in enumerate(path, start=1):
+            yield _row(f"probe/curve/{name}", mean_estimate(squared_errors(predicted, prompt.f_query)), layer)

@@ -4,9 +4,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_icl.callbacks.analysis import check_at_least, datamodule, icl_module, plain, save_results
+from lightning_icl.callbacks.analysis import check_at_least, datamodule, icl_module, record_rows
+from lightning_icl.callbacks.head_pruning import head_rows
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.pruning import PruningStrategy, keep_lists
+from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
 from lightning_icl.module import ICLModule
 
@@ -19,7 +20,7 @@ class PruningSchedule(Callback):
     between a validation and the next batch: analyses and checkpoints of that validation see the model before the cut.
     Each strategy chooses among the heads that are still alive, by their importance on held-out prompts of its own. A
     resumed run cuts as the whole one would.
-    Logs prune/heads_left and prune/heads_left/layer{l}, counting from 1; results.json has what each cut kept.
+    Logs prune/schedule/n_heads at every step; rows of each cut: that, with the heads it kept, and by layer.
 
     Args:
         strategies: who chooses, one for each cut, such as [{class_path: GreedyRemoval, init_args: {n_heads: 16}}].
@@ -46,7 +47,6 @@ class PruningSchedule(Callback):
         self.strategies, self.n_prompts, self.chunk_size = strategies, n_prompts, chunk_size
         self.steps: list[int] = []
         self.n_cuts = 0
-        self.records: list[dict[str, Any]] = []
         self._check()
 
     def _check(self) -> None:
@@ -107,34 +107,27 @@ class PruningSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Counted here and at each cut, not at every step: looking at the weights waits for the device.
-        self.left = _left(icl_module(pl_module))
+        self.left = float(living_heads(icl_module(pl_module).transformer).sum())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        module = icl_module(pl_module)
         while self.n_cuts < len(self.steps) and self.steps[self.n_cuts] <= trainer.global_step:
-            self._cut(trainer, module, self.strategies[self.n_cuts])
+            self.left = self._cut(trainer, icl_module(pl_module), self.strategies[self.n_cuts])
             self.n_cuts += 1
-            self.left = _left(module)
-        pl_module.log_dict(self.left, batch_size=1)
+        pl_module.log("prune/schedule/n_heads", self.left, batch_size=1)
 
-    def _cut(self, trainer: Trainer, module: ICLModule, strategy: PruningStrategy) -> None:
+    def _cut(self, trainer: Trainer, module: ICLModule, strategy: PruningStrategy) -> float:
+        """Cut, and return how many heads are left."""
+        datamodule(trainer).drawn.clear()
         prompt = datamodule(trainer).held_out("pruning_schedule", self.n_prompts, module.device)
         with trainer.precision_plugin.forward_context():
             kept = strategy.keep(pruning_case(module.transformer, prompt, chunk_size=self.chunk_size))
         kept = trainer.strategy.broadcast(kept)  # rank 0's, so that no rank keeps other heads than the rest
         cut_heads_(module.transformer, kept, trainer.optimizers[0])
-        self.records.append(plain({"step": trainer.global_step, "strategy": strategy.key, "keep": keep_lists(kept)}))
-        save_results(trainer, type(self).__name__, self.records)
+        record_rows(trainer, module, self, list(head_rows("prune/schedule/n_heads", kept)))
+        return float(kept.sum())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"n_cuts": self.n_cuts, "records": self.records}
+        return {"n_cuts": self.n_cuts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.n_cuts, self.records = state_dict["n_cuts"], list(state_dict["records"])
-
-
-def _left(module: ICLModule) -> dict[str, float]:
-    """How many heads are alive, under their keys."""
-    left = living_heads(module.transformer).sum(dim=1).tolist()
-    by_layer = {f"prune/heads_left/layer{layer}": float(n) for layer, n in enumerate(left, start=1)}
-    return {"prune/heads_left": float(sum(left)), **by_layer}
+        self.n_cuts = state_dict["n_cuts"]

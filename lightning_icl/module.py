@@ -171,8 +171,8 @@ class ICLModule(LightningModule):
         if stream == 0 and self.stream_names[0]:
             keys.append(f"{stage}/excess_risk/transformer")  # for what monitors a run, whatever its streams
         for key in keys:  # to monitors and the bar; loggers get it at the end, at its step
-            options = {"prog_bar": stream == 0, "logger": False, "add_dataloader_idx": False}
-            self.log(key, risk, batch_size=len(prompt.x), **options)
+            bar, n = stream == 0, len(prompt.x)
+            self.log(key, risk, prog_bar=bar, logger=False, batch_size=n, add_dataloader_idx=False)
         return output
 
     def _risk_key(self, stage: str, stream: int) -> str:

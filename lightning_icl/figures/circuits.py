@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_icl.figures.style import colour_bar, heat_map, scale, title
+from lightning_icl.figures.style import heat_map, scale, title
 
 MAX_HEADS = 16  # drawn of a layer
 MAX_QUERIES = 4  # drawn of a prompt
@@ -110,7 +110,7 @@ def _image(axes: Axes, values: np.ndarray, unit: str, of_layer: Sequence[Axes], 
         return
     image = heat_map(axes, values, ends=scale(layer), missing="white")
     if axes is of_layer[0]:
-        colour_bar(axes.figure, image, of_layer, unit, fraction=0.05)
+        axes.figure.colorbar(image, ax=list(of_layer), fraction=0.05, pad=0.01).set_label(unit, size=9)
 
 
 def _name(axis: Axis, firsts: Sequence[int], names: Sequence[str], inches: float) -> None:
@@ -119,7 +119,7 @@ def _name(axis: Axis, firsts: Sequence[int], names: Sequence[str], inches: float
     Those too close to stand apart share a label, such as "y 1".
     """
     pitch = inches / len(names)
-    room = [LETTER * (len(name) + 0.7) if axis.axis_name == "x" else 1.6 * LETTER for name in names]
+    room = [LETTER * (len(name) + 0.7) if isinstance(axis, XAxis) else 1.6 * LETTER for name in names]
     kinds = [name.rstrip("0123456789") or "number" for name in names]
     named: list[tuple[float, str]] = []
     for i, name in enumerate(names):
@@ -133,10 +133,10 @@ def _name(axis: Axis, firsts: Sequence[int], names: Sequence[str], inches: float
         [first + place for first in firsts for place, _ in named], [name for _ in firsts for _, name in named], size=9
     )
     axis.set_tick_params(length=1.5, pad=1)
-    if axis.axis_name == "x" and len(named) < len(names):  # within their block, away from the next one's
+    if isinstance(axis, XAxis) and len(named) < len(names):  # within their block, away from the next one's
         for label in axis.get_ticklabels():
-            name = label.get_text()
-            label.set_ha("left" if name == named[0][1] else "right" if name == named[-1][1] else "center")
+            if label.get_text() in (named[0][1], named[-1][1]):
+                label.set_horizontalalignment("left" if label.get_text() == named[0][1] else "right")
 
 
 def _left_out(maps: Sequence[Tensor]) -> str:

@@ -62,7 +62,7 @@ def risk_by_depth(
         line = found[found["arm"] == arm]
         if len(line):
             x = style.apart(line["steps"], i, len(styles), found["steps"])
-            style.over(axes, x, line, label=label, **({"ms": 4} | look))
+            style.over(axes, x, line, label=label, **(Style(ms=4) | look))
     style.limit(axes, limits)
     deepest = found["steps"].max()
     axes.set_xticks(range(1, deepest + 1))

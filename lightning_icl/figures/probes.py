@@ -53,11 +53,11 @@ def risk_by_layer(
     """
     every = pd.concat([found for found, _ in probes.values()])["layer"]
     for i, (label, (found, look)) in enumerate(probes.items()):
-        style.over(axes, style.apart(found["layer"], i, len(probes), every), found, label=label, **({"ms": 5} | look))
+        style.over(axes, style.apart(found["layer"], i, len(probes), every), found, label=label, **(Style(ms=5) | look))
     for metric, (label, look) in BESIDE.items():
         found = beside[beside["metric"] == metric]
         if not metric.startswith(LEVEL) and len(found):
-            style.over(axes, found["layer"], found, label=label, **({"ms": 4, "lw": 1.2} | look))
+            style.over(axes, found["layer"], found, label=label, **(Style(ms=4, lw=1.2) | look))
         for cell in found.itertuples() if metric.startswith(LEVEL) else ():
             said = f"{label}, {style.number(cell.mean)}" if numbers else label
             style.level(axes, cell, limits, label=said, **look)
@@ -92,7 +92,7 @@ def probe_map(rows: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(targets)), [target_label(target) for target in targets], size=8)
     for axes in grid[-1]:
         axes.set_xlabel("layer (0 is the read-in)", size=9)
-    style.colour_bar(figure, image, grid.flat, "R², or difference of R²", shrink=0.7, aspect=30)
+    style.colour_bar(figure, image, grid.ravel().tolist(), "R², or difference of R²", shrink=0.7, aspect=30)
     by_chance = style.parts(rows, r"probe/\w+/\w+/shuffled/r2")["value"].abs().max()
     said = f"; with shuffled labels |R²| is at most {by_chance:.2g}" if np.isfinite(by_chance) else ""
     how = f"(in brackets: the 95 % interval holds 0; grey: no R², as of a constant{said})"

@@ -118,7 +118,7 @@ def by_points(axes: Axes, lines: Mapping[str, tuple[pd.DataFrame, Style]], limit
     log = few and style.is_wide([float(n) for n in n_points])
     for i, (label, (line, look)) in enumerate(lines.items()):
         line = line.sort_values("n_points")
-        look = {"ms": 4, "zorder": 3 if look.get("lw", 0) > 1.5 else 2} | look
+        look = Style(ms=4, zorder=3 if look.get("lw", 0) > 1.5 else 2) | look
         if few:
             style.over(axes, style.apart(line["n_points"], i, len(lines), n_points, log), line, label=label, **look)
         else:

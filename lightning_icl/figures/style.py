@@ -106,7 +106,7 @@ def bars(found: pd.DataFrame) -> np.ndarray:
     """Lengths of error bars, down and up (2, cells); NaN where there is no interval."""
     mean, low, high = (found[column].to_numpy(dtype=float) for column in ("mean", "low", "high"))
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(low) & np.isfinite(high), [mean - low, high - mean], np.nan)
+        return np.where(np.isfinite(low) & np.isfinite(high), np.maximum([mean - low, high - mean], 0), np.nan)
 
 
 def over(axes: Axes, places: ArrayLike, found: pd.DataFrame, along: str = "y", **style: Any) -> None:
@@ -134,7 +134,15 @@ def level(axes: Axes, cell: Any, limits: "Limits | None" = None, along: str = "y
     """
     style = {key: value for key, value in style.items() if key != "marker"}
     if limits is not None and not limits.low <= cell.mean <= limits.high:
-        edge(axes, 0.96 - 0.13 * _edges(axes), cell.mean > limits.high, along, axes.transAxes, said=cell.mean, **style)
+        edge(
+            axes,
+            0.96 - 0.13 * _edges(axes),
+            bool(cell.mean > limits.high),
+            along,
+            axes.transAxes,
+            said=cell.mean,
+            **style,
+        )
         return
     line, span = (axes.axhline, axes.axhspan) if along == "y" else (axes.axvline, axes.axvspan)
     line(cell.mean, **({"lw": 1.3} | style))
@@ -155,7 +163,7 @@ def edge(
     transform = transform or (axes.get_xaxis_transform() if along == "y" else axes.get_yaxis_transform())
     at = 0.98 if above else 0.02
     xy = (place, at) if along == "y" else (at, place)
-    marker = {"y": "v^", "x": "<>"}[along][bool(above)]
+    marker = {"y": "v^", "x": "<>"}[along][above]
     axes.plot(
         *xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **(style | {"marker": marker, "ls": "", "ms": 6})
     )
@@ -249,7 +257,7 @@ def limit(axes: Axes, limits: Limits, along: str = "y") -> None:
         points = np.column_stack(line.get_data(orig=False) if along == "y" else line.get_data(orig=False)[::-1])
         for place, value in points.astype(float):
             if not math.isnan(value) and not limits.low <= value <= limits.high:
-                edge(axes, place, value > limits.high, along, color=line.get_color())
+                edge(axes, float(place), bool(value > limits.high), along, color=line.get_color())
 
 
 def _some_minor(value: float, _: Any = None) -> str:
@@ -261,7 +269,7 @@ def _some_minor(value: float, _: Any = None) -> str:
 # Heat maps
 
 
-def scale(*tables: np.ndarray) -> tuple[float, float]:
+def scale(*tables: ArrayLike) -> tuple[float, float]:
     """The ends of one colour scale for several tables: 0 and their smallest and largest numbers."""
     values = np.concatenate([np.zeros(1), *map(np.ravel, tables)])
     values = values[np.isfinite(values)]
@@ -271,7 +279,7 @@ def scale(*tables: np.ndarray) -> tuple[float, float]:
 
 def heat_map(
     axes: Axes, values: np.ndarray, texts: Mapping[tuple[int, int], str] | None = None,
-    ends: tuple[float, float] | None = None, size: float = 8, missing: str = "0.85",
+    ends: tuple[float, float] | None = None, size: float = 9.0, missing: str = "0.85",
 ) -> AxesImage:  # fmt: skip
     """A table in colours: white at 0, red above and blue below, as strong as far from 0 on either side.
 
@@ -301,7 +309,9 @@ def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: st
 # Figures and their words
 
 
-def panels(n: int, width: float, height: float, legend: float = 0.0, **options: Any) -> tuple[Figure, list[Axes]]:
+def panels(
+    n: int, width: float | int, height: float | int, legend: float | int = 0, **options: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure of n axes of this size in inches, four of them as two by two; ``legend`` is room at the right."""
     across = n if n <= 3 else 2 if n == 4 else 3
     down = -(-n // across)
@@ -312,7 +322,7 @@ def panels(n: int, width: float, height: float, legend: float = 0.0, **options: 
     return figure, every[:n]
 
 
-def title(figure: Figure, text: str, size: float = 10) -> None:
+def title(figure: Figure, text: str, size: float | int = 10) -> None:
     """The figure's title, wrapped to its width."""
     figure.suptitle(_wrapped(text, int(figure.get_figwidth() * 128 / size)), size=size)
 

@@ -4,6 +4,8 @@ Definitions: PAPER.md section 5. A table of importance holds NaN where a layer h
 no strategy keeps a head there or counts it.
 """
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple
@@ -14,10 +16,11 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask, single_removals
-from lightning_icl.functional.risk import mean_and_standard_error
+from lightning_icl.functional.risk import joint_quantile, mean_and_standard_error, t_quantile
 
 Errors = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
 Rounds = Callable[[range], Iterable[int]]  # what goes through a loop, such as a progress bar
+ENUMERATED = 128  # random choices of heads up to which all are scored: their masks share most of their layers
 
 
 def keep_top(raw: Float[Tensor, "layers heads"], n: int = 1) -> Bool[Tensor, "layers heads"]:
@@ -35,18 +38,39 @@ def _keep_extreme(scores: Tensor, n: int, largest: bool) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
 
 
-def keep_random(living: Bool[Tensor, "layers heads"], generator: Generator) -> Bool[Tensor, "layers heads"]:
-    """One uniformly drawn head of each layer that has any (CPU generator)."""
-    kept = torch.zeros_like(living)
-    for layer, alive in enumerate(living):
-        if heads := alive.nonzero().flatten().tolist():
-            kept[layer, heads[int(torch.randint(len(heads), (), generator=generator))]] = True
-    return kept
-
-
 def later_layers_keep(living: Bool[Tensor, "layers heads"], kept: Bool[Tensor, "layers heads"]) -> HeadMask:
     """All of layer 1, and what is kept of each later layer."""
     return torch.cat([living[:1], kept[1:]]).float()
+
+
+def n_choices(living: Bool[Tensor, "layers heads"]) -> int:
+    """In how many ways one living head of each later layer can be chosen; layers without any do not count."""
+    return math.prod(max(1, n) for n in living[1:].sum(dim=1).tolist())
+
+
+def random_choices(
+    living: Bool[Tensor, "layers heads"], n: int, generator: Generator
+) -> Float[Tensor, "choices layers heads"]:
+    """``n`` different choices of one head in each later layer beside all of layer 1, drawn uniformly (CPU generator).
+
+    In random order, so that the first few are a sample themselves; all choices where there are no more than ``n``.
+    """
+    heads = [alive.nonzero().flatten().tolist() or [None] for alive in living[1:]]
+    if n_choices(living) <= n:
+        every = list(itertools.product(*heads))
+        chosen = [every[i] for i in torch.randperm(len(every), generator=generator)]
+    else:
+        drawn: dict[tuple[int | None, ...], None] = {}
+        while len(drawn) < n:
+            drawn[tuple(of[int(torch.randint(len(of), (), generator=generator))] for of in heads)] = None
+        chosen = list(drawn)
+    masks = torch.zeros(len(chosen), *living.shape)
+    masks[:, 0] = living[0].float()
+    for mask, choice in zip(masks, chosen, strict=True):
+        for layer, head in enumerate(choice, start=1):
+            if head is not None:
+                mask[layer, head] = 1
+    return masks
 
 
 def pruning_controls(
@@ -55,17 +79,55 @@ def pruning_controls(
     """The masks that must stand beside the paper's pruned model (PAPER.md section 5).
 
     prune_layer1_instead: the top head of layer 1, all later heads. random_head: all of layer 1, a random head of each
-    later layer (``n_random`` draws). least_important: all of layer 1, the least important head of each later layer.
+    later layer: every choice where there are at most ENUMERATED, else ``n_random`` of them. least_important: all of
+    layer 1, the least important head of each later layer.
     """
     if n_random < 1:
         raise InputError(f"n_random is {n_random}, but the random-head control needs at least 1 draw.")
     living = ~raw.isnan()
-    draws = [later_layers_keep(living, keep_random(living, generator)) for _ in range(n_random)]
+    n = max(n_random, ENUMERATED) if n_choices(living) <= ENUMERATED else n_random
     return {
         "prune_layer1_instead": torch.cat([keep_top(raw)[:1], living[1:]]).float()[None],
-        "random_head": torch.stack(draws),
+        "random_head": random_choices(living, n, generator),
         "least_important": later_layers_keep(living, keep_least(raw))[None],
     }
+
+
+def mean_half_width(values: Float[Tensor, "draws batch"], n_choices: int) -> float:
+    """Half of the 95 % interval of the mean over all prompts and all ``n_choices`` that the draws are of.
+
+    sqrt((t_batch s_batch)^2 + (1 - draws / n_choices) (t_draws s_draws)^2), where s_batch is the standard error over
+    prompts of the means over draws, s_draws that over draws of the means over prompts, and t_n Student's quantile. The
+    second part is none where every choice was drawn, and has no bound (NaN) for one draw of several.
+    """
+    draws, batch = values.shape
+    _, over_prompts = mean_and_standard_error(values.mean(dim=0))
+    half = t_quantile(batch) * float(over_prompts)
+    if draws == n_choices or draws == 1:
+        return half if draws == n_choices else math.nan
+    _, over_draws = mean_and_standard_error(values.mean(dim=1))
+    return math.hypot(half, (1 - draws / n_choices) ** 0.5 * t_quantile(draws) * float(over_draws))
+
+
+class Rank(NamedTuple):
+    """The place of one model among ``n``, 1 the best, and the ends of its 95 % interval."""
+
+    place: int
+    low: int
+    high: int
+    n: int
+
+
+def rank_among(errors: Float[Tensor, " batch"], others: Float[Tensor, "others batch"]) -> Rank:
+    """The rank of a model's risk among that of ``others``, from errors on the same prompts.
+
+    Its interval leaves out the places of those that are better or worse beyond noise: by paired intervals that hold at
+    once (Bonferroni), so that it covers the rank on all prompts with at least 95 %.
+    """
+    difference, error = mean_and_standard_error((others - errors).T)
+    margin, n = joint_quantile(len(others)) * error, len(others) + 1
+    better, surely_better = int((difference < 0).sum()), int((difference < -margin).sum())
+    return Rank(1 + better, 1 + surely_better, n - int((difference > margin).sum()), n)
 
 
 class GreedyPath(NamedTuple):
@@ -186,7 +248,7 @@ class PaperPruning(PruningStrategy):
     """All heads of layer 1 and the most important head of each later layer [ours, after the paper's captions]."""
 
     name = "paper"
-    label = "paper: all of layer 1, top head of each later layer"
+    label = "paper: layer 1, top head of each later layer"
 
     def keep(self, case: PruningCase) -> HeadMask:
         return later_layers_keep(case.living.bool(), keep_top(case.importance))

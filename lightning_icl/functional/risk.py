@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
@@ -79,6 +80,11 @@ def _student_within(t: float, degrees: int) -> float:
         term *= math.cos(angle) ** 2 * (k - 1) / k
         total += term
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
+def joint_quantile(n_intervals: int) -> float:
+    """The z for ``n_intervals`` intervals, value +- z errors, that all hold at once with 95 % or more (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / n_intervals)
 
 
 def mean_interval(mean: Float[Tensor, "*rest"], error: Float[Tensor, "*rest"], n: int) -> Float[Tensor, "bounds *rest"]:

@@ -11,6 +11,13 @@ gradient, and yhat_a = <w_a, x_q> an algorithm's prediction with weights w_a (Ak
 E is over prompts and their queries. A relative distance is 0 for the algorithm itself and 1 for the zero predictor.
 Settings (steps t, step sizes, alpha) are those of the least SPD on separate prompts, for each reading and each number
 of examples; the weights are compared under the same settings.
+
+Algorithms are compared with the one of the least SPD, a*, by the ratio of their SPD, paired over prompts: the 95 %
+interval is that of log(SPD_a / SPD_a*), whose standard error is that of the mean of e_a / SPD_a - e_a* / SPD_a*, with
+e_a the squared differences of the prompts. On the log scale because e_a can have tails so long that a mean of 474 has
+an error of 294 (least squares with as many examples as dimensions): the difference's interval then holds 0, though by
+Markov's inequality a mean of numbers above 0 hardly ever comes out at more than a few times what it estimates. The
+intervals of all pairs of algorithms hold at once (Bonferroni), since which one is a* is read from the same prompts.
 """
 
 import copy
@@ -50,12 +57,18 @@ from lightning_icl.functional.references.reference import (
     predicted,
     strengths,
 )
-from lightning_icl.functional.risk import jackknife_errors, mean_and_standard_error, squared_errors
+from lightning_icl.functional.risk import (
+    jackknife_errors,
+    joint_quantile,
+    mean_and_standard_error,
+    squared_errors,
+)
 from lightning_icl.functional.tasks import Task
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.transformer import Transformer
 
 READ_OUT = "read_out"
+EQUAL = 1e-12  # relative SPD below which predictions are the same but for rounding
 
 
 class Reader(NamedTuple):
@@ -84,6 +97,8 @@ class Distance(NamedTuple):
         setting: the fitted settings by name: steps, step, gamma, alpha; see ``named_setting``.
         spd, relative_spd, ilwd, relative_ilwd, cosine: see above. Each has its standard error over prompts (of the
             ratios by the jackknife).
+        over_closest: its SPD over that of the algorithm that is closest to the reading; see above.
+        over_closest_low, over_closest_high: the ends of its interval. One that holds 1 cannot be told from the closest.
     """
 
     algorithm: str
@@ -101,6 +116,9 @@ class Distance(NamedTuple):
     relative_ilwd_error: float
     cosine: float
     cosine_error: float
+    over_closest: float = float("nan")
+    over_closest_low: float = float("nan")
+    over_closest_high: float = float("nan")
 
 
 class TunedRidge(Ridge):
@@ -224,12 +242,33 @@ def distances(
     score: tuple[Problems, Readings],
 ) -> list[Distance]:
     """The distance of each named reading to each algorithm; settings from ``choose``, distances on ``score``."""
-    found = []
+    found, errors = [], []
     for algorithm in algorithms:
         members = closest_members(algorithm, case, choose[0], choose[1].prediction)
         for name, member, prediction, weights in zip(names, members, *score[1], strict=True):
-            found.append(_distance(name, member, score[0], prediction, weights))
-    return found
+            w_hat = member.weights(score[0])
+            per_prompt = squared_differences(prediction, weights, predicted(w_hat, score[0])[:, 0], w_hat[:, 0])
+            found.append(_distance(name, member, int(score[0].sizes[0]), per_prompt))
+            errors.append(per_prompt[:, :2])
+    # (readings, algorithms, prompts) of (yhat - yhat_a)^2 and yhat^2
+    by_reading = torch.stack(errors).unflatten(0, (len(algorithms), -1)).transpose(0, 1)
+    over = torch.stack([over_closest(*of_one.unbind(-1)) for of_one in by_reading], dim=2)
+    places = over.flatten(1).T.tolist()
+    names_of = ("over_closest", "over_closest_low", "over_closest_high")
+    return [d._replace(**dict(zip(names_of, place, strict=True))) for d, place in zip(found, places, strict=True)]
+
+
+def over_closest(
+    differences: Float[Tensor, "algorithms batch"], sizes: Float[Tensor, "algorithms batch"]
+) -> Float[Tensor, "3 algorithms"]:
+    """Each algorithm's SPD over the closest's, and the ends of its interval, from (yhat - yhat_a)^2 and yhat^2."""
+    spd = differences.mean(dim=1, keepdim=True).clamp_min(EQUAL * sizes.mean(dim=1, keepdim=True))
+    best = spd[:, 0].nan_to_num(torch.inf).argmin()
+    n = len(spd)
+    error = mean_and_standard_error((differences / spd - differences[best] / spd[best]).T)[1]
+    margin = joint_quantile(max(1, n * (n - 1) // 2)) * error
+    log = (spd / spd[best])[:, 0].log()
+    return torch.stack([log, log - margin, log + margin]).exp()
 
 
 def closest_members(
@@ -271,22 +310,14 @@ def _candidate_spd(
     return total
 
 
-def _distance(
-    name: str,
-    algorithm: LinearReference,
-    problems: Problems,
-    prediction: Float[Tensor, "batch queries"],
-    weights: Float[Tensor, "batch queries dims"],
-) -> Distance:
-    w_hat = algorithm.weights(problems)
-    per_prompt = squared_differences(prediction, weights, predicted(w_hat, problems)[:, 0], w_hat[:, 0])
+def _distance(name: str, algorithm: LinearReference, n_points: int, per_prompt: Float[Tensor, "batch 5"]) -> Distance:
     (spd, _, ilwd, _, cosine), errors = (values.tolist() for values in mean_and_standard_error(per_prompt))
     relative_spd, relative_ilwd = (float(ratio) for ratio in _ratios(per_prompt.mean(dim=0, keepdim=True)))
     relative_spd_error, relative_ilwd_error = (float(error) for error in jackknife_errors(per_prompt, _ratios))
     return Distance(
         algorithm=algorithm.key,
         reading=name,
-        n_points=int(problems.sizes[0]),
+        n_points=n_points,
         label=algorithm.label(),
         setting=named_setting(algorithm),
         spd=spd,

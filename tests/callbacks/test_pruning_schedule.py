@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_icl.callbacks import HeadImportance, PruningSchedule
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, TopHeads
+from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, TopHeads, keep_lists
 from lightning_icl.instruments.pruning import living_heads
+from lightning_icl.record import load_run
+from lightning_icl.record.folder import set_run_folder
 
 STEPS, INTERVAL = 24, 4  # six validations
 
@@ -23,7 +25,7 @@ class Watched(Callback):
         self.alive, self.logged, self.validated = {}, {}, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.logged[trainer.global_step] = int(trainer.callback_metrics["prune/heads_left"])
+        self.logged[trainer.global_step] = int(trainer.callback_metrics["prune/schedule/n_heads"])
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
         self.alive[trainer.global_step] = int(living_heads(pl_module.transformer).sum())
@@ -42,8 +44,14 @@ def trained(folder, schedule, callbacks=(), max_steps=STEPS, ckpt_path=None, unt
         num_sanity_val_steps=0,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
     )
+    set_run_folder(trainer, folder)
     trainer.fit(module, datamodule=small_data(), ckpt_path=ckpt_path)
     return module, trainer
+
+
+def cuts(folder):
+    table = load_run(folder).table
+    return table[(table["analysis"] == "PruningSchedule") & (table["metric"] == "prune/schedule/n_heads")]
 
 
 def two_cuts():
@@ -70,9 +78,11 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
             moments = [m for m in trainer.optimizers[0].state[weight].values() if m.shape == weight.shape]
             assert moments
             assert all((entries(moment) == 0).all() for moment in moments)
-    living = living_heads(module.transformer)
-    assert trainer.callback_metrics["prune/heads_left"] == 2
-    assert trainer.callback_metrics["prune/heads_left/layer1"] == living[0].sum()
+    found = cuts(tmp_path)
+    assert found[found["layer"].isna()][["step", "value"]].values.tolist() == [[8, 4], [16, 2]]
+    last = found[found["step"] == 16]
+    assert last["value"].tolist()[1:] == living_heads(module.transformer).sum(dim=1).tolist()
+    assert json.loads(last["note"].iloc[0]) == keep_lists(living_heads(module.transformer).float())
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -98,9 +108,10 @@ def test_a_killed_and_resumed_run_ends_bit_equal(tmp_path, optimizer, killed_at)
     )
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-    found = json.loads((tmp_path / "resumed" / "results.json").read_text())["PruningSchedule"]
-    assert [cut["step"] for cut in found] == [8, 16]
-    assert [sum(map(len, cut["keep"])) for cut in found] == [4, 2]
+    expected = {8: [[8, 4], [16, 2]], 10: [[16, 2]]}[killed_at]  # what lies before is in the killed run's folder
+    found = cuts(tmp_path / "resumed")
+    assert found[found["layer"].isna()][["step", "value"]].values.tolist() == expected
+    assert schedule.state_dict() == {"n_cuts": 2}
 
 
 def test_a_validations_checkpoint_is_the_model_it_measured(tmp_path):
@@ -118,7 +129,7 @@ def test_cuts_after_steps_and_by_the_papers_strategy(tmp_path):
     watched = Watched()
     schedule = PruningSchedule([PaperPruning()], steps=[5], n_prompts=16)
     module, _ = trained(tmp_path, schedule, [watched], max_steps=8)
-    assert schedule.records[0]["step"] == 5
+    assert cuts(tmp_path)["step"].tolist() == [5, 5, 5]
     assert living_heads(module.transformer).sum(dim=1).tolist() == [4, 1]
     assert watched.validated == [6, 5]
 

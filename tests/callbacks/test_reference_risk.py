@@ -15,6 +15,7 @@ from lightning_icl.callbacks import PredictionWriter, Recorder, ReferenceRisk
 from lightning_icl.callbacks.reference_risk import _against
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Bayes, LeastSquares, NearestNeighbours, ZeroPredictor
+from lightning_icl.record.folder import set_run_folder
 
 
 class Squares(Task):
@@ -238,7 +239,9 @@ def test_references_stay_the_same_through_training_and_test_logs_its_own(tmp_pat
 @pytest.mark.parametrize("n_points", [4, (2, 5)])
 def test_predictions_and_references_are_written(tmp_path, n_points):
     data, module = small_data(n_points=n_points, eval_prompts=32), small_module()
-    small_trainer(tmp_path, [PredictionWriter("out.npz")]).predict(module, datamodule=data)
+    trainer = small_trainer(tmp_path, [PredictionWriter("out.npz")])
+    set_run_folder(trainer, tmp_path)
+    trainer.predict(module, datamodule=data)
     with np.load(tmp_path / "out.npz") as file:
         arrays = dict(file)
     assert arrays["transformer"].shape == arrays["ridge"].shape == (32, 3)

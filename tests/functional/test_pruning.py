@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask, single_removals
@@ -18,9 +20,12 @@ from lightning_icl.functional.pruning import (
     greedy_path,
     keep_least,
     keep_lists,
-    keep_random,
     keep_top,
+    mean_half_width,
+    n_choices,
     pruning_controls,
+    random_choices,
+    rank_among,
 )
 
 NAN = math.nan
@@ -65,7 +70,7 @@ def test_keep_least_by_hand():
 def test_a_layer_without_heads_keeps_none():
     assert keep_top(EMPTY_LAYER).int().tolist() == [[0, 1], [0, 0], [1, 0]]
     assert keep_least(EMPTY_LAYER).int().tolist() == [[1, 0], [0, 0], [1, 0]]
-    assert keep_random(~EMPTY_LAYER.isnan(), generator())[1:].int().tolist() == [[0, 0], [1, 0]]
+    assert random_choices(~EMPTY_LAYER.isnan(), 3, generator()).tolist() == [[[1, 1], [0, 0], [1, 0]]]
 
 
 def test_ties_keep_one_head():
@@ -75,52 +80,127 @@ def test_ties_keep_one_head():
         assert not kept[1, 2]
 
 
-def test_keep_random_is_uniform_over_the_heads_a_layer_has():
-    living, draws, shared = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]]).bool(), 4000, generator()
+LIVING = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 0, 0]]).bool()
+
+
+def test_random_choices_are_all_of_them_once_or_a_uniform_sample():
+    assert n_choices(LIVING) == 6
+    every = random_choices(LIVING, 9, generator())
+    expected = {(a, 1, b) for a in (0, 2, 3) for b in (0, 1)}
+    assert {tuple(mask[1:].argmax(dim=1).tolist()) for mask in every} == expected
+    assert len(every) == 6
+    assert (every[:, 0] == LIVING[0]).all()
+    assert (every[:, 1:].sum(dim=2) == 1).all()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    kept = torch.stack([keep_random(living, shared) for _ in range(draws)]).double()
+    shared, draws = generator(), 3000
+    for n in (2, 6):  # by draws until 2 differ; the first 2 of all in random order
+        kept = torch.stack([random_choices(LIVING, n, shared)[:2] for _ in range(draws)]).double()
+        assert (kept[:, 0] != kept[:, 1]).flatten(1).any(dim=1).all()
+        for layer, alive in enumerate(LIVING[1:], start=1):
+            share = 1 / int(alive.sum())
+            margin = 4 * math.sqrt(share * (1 - share) / draws)
+            assert (kept[:, :, layer].mean(dim=0) - share * alive.double()).abs().max() <= margin
     assert torch.equal(torch.get_rng_state(), before)
-    assert (kept.sum(dim=2) == 1).all()
-    for layer, alive in enumerate(living):
-        share = 1 / int(alive.sum())
-        margin = 4 * math.sqrt(share * (1 - share) / draws)
-        assert (kept[:, layer].mean(dim=0) - share * alive.double()).abs().max() <= margin
-    wide = torch.ones(2, 9, dtype=torch.bool)
-    assert torch.equal(keep_random(wide, generator(5)), keep_random(wide, generator(5)))
+    wide = torch.ones(9, 9, dtype=torch.bool)
+    assert torch.equal(random_choices(wide, 4, generator(5)), random_choices(wide, 4, generator(5)))
 
 
 # Controls
 
 
 def test_pruning_controls_by_hand():
-    masks = pruning_controls(RAGGED, 5, generator())
-    later = ([1, 0, 0], [0, 1, 0])
+    masks = pruning_controls(RAGGED, 1, generator())
     assert list(masks) == ["prune_layer1_instead", "random_head", "least_important"]
     assert masks["prune_layer1_instead"].tolist() == [[[0, 1, 0], [1, 0, 0], [1, 1, 0]]]
     assert masks["least_important"].tolist() == [[[1, 1, 1], [1, 0, 0], [1, 0, 0]]]
-    assert masks["random_head"].shape == (5, 3, 3)
-    for draw in masks["random_head"].tolist():
-        assert draw[:2] == [[1, 1, 1], [1, 0, 0]]
-        assert draw[2] in later
+    later = ([1, 0, 0], [0, 1, 0])
+    assert sorted(masks["random_head"].tolist()) == sorted([[1, 1, 1], [1, 0, 0], row] for row in later)
 
 
-def test_pruning_controls_draw_as_many_random_heads_as_asked_from_the_generator():
-    raw = torch.zeros(3, 16)
-    first, second = (pruning_controls(raw, 6, generator(1))["random_head"] for _ in range(2))
-    other = pruning_controls(raw, 6, generator(2))["random_head"]
+@pytest.mark.parametrize(
+    ("heads", "n_random", "expected"),
+    [([9, 8, 16], 3, 128), ([1, 3, 43], 3, 3), ([1, 3, 43], 200, 129), ([2] * 60, 5, 5)],
+)
+def test_every_choice_is_a_control_where_there_are_at_most_128(heads, n_random, expected):
+    raw = torch.zeros(len(heads), max(heads)).masked_fill(full_mask(heads) == 0, NAN)
+    first, second = (pruning_controls(raw, n_random, generator(1))["random_head"] for _ in range(2))
     assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    assert len({str(draw.tolist()) for draw in first}) > 1
-    assert (first[:, 0] == 1).all()
+    assert len(first) == len(first.unique(dim=0)) == expected
+    if expected < 128:
+        assert not torch.equal(first, pruning_controls(raw, n_random, generator(2))["random_head"])
     assert (first[:, 1:].sum(dim=2) == 1).all()
+    assert (first * (1 - full_mask(heads))).sum() == 0
+
+
+# Intervals over choices of heads, and ranks
+
+
+def test_half_widths_by_hand():
+    values = torch.randn(5, 40, generator=generator(), dtype=torch.float64) + torch.arange(5.0)[:, None]
+    prompts, draws = values.numpy().mean(axis=0), values.numpy().mean(axis=1)
+    over_prompts = student.ppf(0.975, 39) * prompts.std(ddof=1) / math.sqrt(40)
+    over_draws = student.ppf(0.975, 4) * draws.std(ddof=1) / math.sqrt(5)
+    assert mean_half_width(values, 5) == pytest.approx(over_prompts, rel=0.01)  # every choice: no luck of the draw
+    assert mean_half_width(values, 20) == pytest.approx(math.hypot(over_prompts, over_draws * 0.75**0.5), rel=0.01)
+    alike = values[:1].expand(3, -1)
+    assert mean_half_width(alike, 99) == pytest.approx(mean_half_width(values[:1], 1))
+    assert math.isnan(mean_half_width(values[:1], 99))  # one draw does not say how far draws differ
+
+
+def planted_values(n, draws, batch, between, generator):
+    """(draws, batch) errors of ``draws`` of n choices, and their mean over all choices and prompts."""
+    effects = between * torch.randn(n, generator=generator, dtype=torch.float64)
+    prompts = torch.randn(batch, generator=generator, dtype=torch.float64)
+    both = torch.randn(draws, batch, generator=generator, dtype=torch.float64)
+    drawn = effects[torch.randperm(n, generator=generator)[:draws]]
+    return drawn[:, None] + prompts + 0.5 * both, float(effects.mean())
+
+
+@pytest.mark.parametrize("n", [64, 4096])
+@pytest.mark.parametrize("draws", [2, 8, 64])
+@pytest.mark.parametrize("between", [0.0, 0.1, 1.0])
+def test_95_percent_intervals_over_choices_and_prompts_hold(n, draws, between):
+    shared, sets = generator(), 600
+    held = []
+    for _ in range(sets):
+        values, true = planted_values(n, draws, 100, between, shared)
+        held.append(abs(float(values.mean()) - true) <= mean_half_width(values, n))
+    print(f"of {n}, {draws} draws, {between} apart: {sum(held) / sets:.1%}")
+    assert sum(held) / sets >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / sets)
+    # Both parts count the noise of a draw on these prompts, so few draws that hardly differ give wide intervals.
+    assert sum(held) / sets <= 0.99 or between < 1 or draws == 2
+
+
+def test_ranks_by_hand():
+    values = torch.tensor([3.0, 1.0, 2.0, 5.0])[:, None] + torch.tensor([0.0, 1.0, -1.0])  # the same noise in all
+    noisy = torch.tensor([[2.9, 9.0, -3.0]])
+    assert rank_among(values[0], values[1:]) == (3, 3, 3, 4)
+    assert rank_among(values[3], values[:3]) == (4, 4, 4, 4)
+    assert rank_among(values[0], torch.cat([values[1:], noisy])) == (4, 3, 4, 5)  # 2.97, but not surely
+
+
+def test_95_percent_intervals_of_ranks_hold_also_among_equals():
+    shared, held = generator(), []
+    for i in range(300):
+        risks = torch.linspace(0, 1.5, 40, dtype=torch.float64).sub(0.5).clamp_min(0)  # the first 14 are equal
+        mine = i % 40
+        values = risks[:, None] + torch.randn(40, 50, generator=shared, dtype=torch.float64)
+        others = torch.arange(40) != mine
+        rank = rank_among(values[mine], values[others])
+        true_low, true_high = 1 + int((risks < risks[mine]).sum()), int((risks <= risks[mine]).sum())
+        held.append(rank.low <= true_low and rank.high >= true_high)
+        assert rank.low <= rank.place <= rank.high
+    print(f"ranks: {np.mean(held):.1%}")
+    assert np.mean(held) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)
 
 
 def test_a_single_layer_is_pruned_only_by_the_layer_1_control():
     raw = torch.tensor([[0.1, 0.9]])
-    kept = {name: mask.unique(dim=0).tolist() for name, mask in pruning_controls(raw, 2, generator()).items()}
+    kept = {name: masks.tolist() for name, masks in pruning_controls(raw, 2, generator()).items()}
     assert kept.pop("prune_layer1_instead") == [[[0, 1]]]
     assert all(mask == [[[1, 1]]] for mask in kept.values())
+    assert n_choices(~raw.isnan()) == 1
     assert PaperPruning().keep(case(raw)).tolist() == [[1, 1]]
 
 
