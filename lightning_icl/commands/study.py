@@ -95,7 +95,7 @@ def study(
         figures=write_figures(figures or [], table, folder / "figures"),
         table=table,
         settings={"scale": chosen, **size},
-        versions={"lightning-icl": _code()}
+        versions={"lightning-icl": code_version()}
         | {package: _version(package) for package in VERSIONS}
         | {"python": platform.python_version()},
         command=_typed(),
@@ -265,7 +265,7 @@ def _typed() -> str:
     return shlex.join(["lightning-icl", *args])
 
 
-def _code() -> str:
+def code_version() -> str:
     """The version of this code and, of a checkout, its commit."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -15,7 +15,8 @@ from lightning_icl.commands.run import open_run
 from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.p_probing import Training, p_probing
 from lightning_icl.record import journal
-from lightning_icl.record.loading import read_record
+from lightning_icl.record.loading import load_run, read_record
+from lightning_icl.studies.gather import gather
 
 SHORT = """
 data: {n_queries: 2, batch_size: 4, eval_prompts: 16, eval_batch_size: 8}
@@ -63,6 +64,11 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
     assert found.context["checkpoints"] == {"2-2": two, "1-2": one}
     assert (found.context["command"], found.context["seed"], found.step) == ("p_probe", seed, 2)
     assert found.context["law"][0]["n_points"] == [6, 6]
+    (trial,) = (
+        gather([tmp_path / "out"])[["trial", "seed", "step", "depth", "data.task.n_dims"]].drop_duplicates().values
+    )
+    config = load_run(Path(two).parents[1]).config
+    assert trial.tolist() == ["out", config["seed_everything"], 2, 2, 4]
     rows = {row.metric: row for row in found.rows}
     for optimiser, by_arm in expected.errors.items():
         by_seed = torch.tensor(found.arrays["risk_by_seed"][optimiser]["raw"], dtype=torch.float64)

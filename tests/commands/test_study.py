@@ -5,12 +5,15 @@ import os
 import shlex
 import subprocess
 from contextlib import nullcontext
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT
 
 from lightning_icl.cli import main
+from lightning_icl.commands.study import code_version
 from lightning_icl.record import journal
 from lightning_icl.record.loading import line_of
 from lightning_icl.record.rows import Measurement, Row
@@ -127,8 +130,26 @@ def test_table_verdict_figure_and_report_of_the_trials_that_are_there(study, fin
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv")[["trial", "value"]], table[["trial", "value"]])
     assert {p.suffix for p in (folder / "figures").iterdir()} == {".png", ".svg"}
     report = (folder / "report.html").read_text()
+    assert all(str(run.relative_to(tmp_path)) in report for run in finished)
     assert "Do heads help?" in report
     assert "PASS" in report
+
+
+def test_the_report_names_the_commit_of_a_checkout_and_else_the_version(monkeypatch):
+    def git(*args):
+        run = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    release = version("lightning-icl")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert code_version().startswith(f"{release}, git {commit}" if commit else release)
+    assert ("not committed" in code_version()) == bool(git("diff", "HEAD", "--name-only"))
+
+    def no_git(*args, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert code_version() == release
 
 
 def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finished, tmp_path, undrawn):
