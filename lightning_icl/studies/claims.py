@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from lightning_icl.callbacks.head_pruning import VARIANTS
+from lightning_icl.figures.pruning import TREATMENTS
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.names import error_text, estimator_label, setting_text
 from lightning_icl.studies.selection import (
@@ -189,7 +189,7 @@ class OfPruning(Claim):
         if treatment not in get_args(Treatment):
             raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
         self.treatment = treatment
-        self.statement = statement.format(treated=VARIANTS[treatment])
+        self.statement = statement.format(treated=TREATMENTS[treatment][0])
 
     @property
     def name(self) -> str:
