@@ -3,13 +3,11 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -24,8 +22,9 @@ from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.context import context, fingerprint
 from lightning_icl.record.folder import run_folder
-from lightning_icl.record.loading import line_of, read_record
-from lightning_icl.record.rows import Measurement, Row, frame, plain, plain_rows, tag
+from lightning_icl.record.loading import read_record
+from lightning_icl.record.rows import Row, frame, plain_rows, tag
+from lightning_icl.record.writing import record_rows, trained_steps
 
 WIDTH = 80  # columns of the closing table
 
@@ -45,7 +44,7 @@ class Analysis(Callback, ABC):
         shown: what goes to the loggers by default, as regular expressions that a row's tag begins with; all, where
             ``Recorder`` says so.
         more_at_end: whether more is measured where no training follows.
-        course: which metrics a figure shows over training, as a regular expression; none, if empty.
+        course: which metrics a figure shows over training, at all examples, as a regular expression; none, if empty.
         rows: what was found last, with the columns of Row; None before.
         measured_at: the optimizer step of that.
     """
@@ -147,8 +146,8 @@ class Analysis(Callback, ABC):
         self._ended = no_training_follows(trainer)
         if self.course:
             self._past = self._earlier(trainer) if self._past is None else self._past
-            self._past = [past for past in self._past if past["step"].iloc[0] != self.measured_at]
-            self._past.append(self._on_course(self.rows, self.measured_at))
+            here = self._on_course(self.rows, self.measured_at)
+            self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
         record_rows(trainer, module, self, rows, self.arrays())
         finite = {tag(row): float(row.value) for row in rows if row.value is not None}
         scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}
@@ -190,7 +189,7 @@ class Analysis(Callback, ABC):
 
     def _on_course(self, rows: pd.DataFrame, step: int) -> pd.DataFrame:
         rows = self._unsuffixed(rows)
-        return rows[rows["metric"].str.match(self.course)].assign(step=step)
+        return rows[rows["metric"].str.match(self.course) & rows["n_points"].isna()].assign(step=step)
 
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:
         """What a fit that goes on from a checkpoint has measured before it, in the same context."""
@@ -206,27 +205,6 @@ class Analysis(Callback, ABC):
 def analyses(trainer: Trainer) -> list[Analysis]:
     """The trainer's analyses, in order."""
     return [c for c in trainer.callbacks if isinstance(c, Analysis)]  # type: ignore[attr-defined]
-
-
-def record_rows(
-    trainer: Trainer,
-    module: ICLModule,
-    analysis: Callback,
-    rows: Sequence[Row],
-    arrays: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
-    """Append what was found to the run's record, with what it was found on."""
-    folder = run_folder(trainer)
-    if not trainer.is_global_zero or folder is None:
-        return
-    found = context(trainer, datamodule(trainer), analysis)
-    name = getattr(analysis, "name", type(analysis).__name__)
-    measurement = Measurement(name, trained_steps(trainer, module), found, rows, plain(arrays))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal.append(folder / journal.NAME, line_of(measurement))
-    except OSError as error:  # a full disk costs this measurement, and not the run
-        rank_zero_warn(f"{name} at step {measurement.step} could not be written to {folder}: {error}")
 
 
 def datamodule(trainer: Trainer) -> PromptDataModule:
@@ -260,11 +238,6 @@ def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
     return gathered.flatten(0, 1) if gathered.dim() > values.dim() else gathered
 
 
-def trained_steps(trainer: Trainer, module: ICLModule) -> int:
-    """Optimizer steps behind the weights: of this fit, or of the checkpoint a standalone run has loaded."""
-    return trainer.global_step if trainer.state.fn == "fit" else module.trained_steps
-
-
 def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterable[Any]:
     """The items behind a progress bar, where the trainer shows one."""
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
@@ -273,15 +246,12 @@ def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterab
 
 def row_lines(rows: pd.DataFrame, most: int = 12) -> list[str]:
     """A line for each of the first rows: its tag, value and interval."""
-    found = [Row(*(None if pd.isna(cell) else cell for cell in row)) for row in rows[list(Row._fields)].values]
+    found = [Row._make(None if pd.isna(cell) else cell for cell in row) for row in rows[list(Row._fields)].values]
     width = min(WIDTH - 34, max((len(tag(row)) for row in found), default=0))
-    lines = [f"  {tag(row):<{width}}  {_number(row.value)}{_interval(row)}" for row in found[:most]]
+    lines = []
+    for row in found[:most]:
+        said = "no value" if row.value is None else f"{row.value:.4g}"
+        if row.low is not None and row.high is not None:
+            said += f" [{row.low:.3g}, {row.high:.3g}]"
+        lines.append(f"  {tag(row):<{width}}  {said}")
     return lines + [f"  and {len(found) - most} more, in record.jsonl"] * (len(found) > most)
-
-
-def _number(value: float | None) -> str:
-    return "no value" if value is None else f"{value:.4g}"
-
-
-def _interval(row: Row) -> str:
-    return "" if row.low is None or row.high is None else f" [{row.low:.3g}, {row.high:.3g}]"

@@ -8,6 +8,7 @@ from lightning_icl.callbacks.analysis import check_at_least, datamodule
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.curriculum import Growth, Sizes
 from lightning_icl.functional.errors import InputError
+from lightning_icl.loggers import log_scalars, logs_this_step
 
 
 class Curriculum(Callback):
@@ -16,7 +17,7 @@ class Curriculum(Callback):
     Both start small and grow in steps up to the task's n_dims and the data's n_points. The dimensions not yet in use
     and the examples after those in use are zero, the latter masked too, so that shapes never change. Validation is at
     full size throughout. Sizes depend on the optimizer step alone, so a resumed run goes on exactly.
-    Logs curriculum/dims and curriculum/points, whichever grow.
+    Logs curriculum/dims and curriculum/points, whichever grow, every ``trainer.log_every_n_steps`` steps.
 
     Garg et al. grow 20 dimensions from 5 by 1 and 41 points (the query among them) from 11 by 2, every 2,000 steps:
     dims_start 5, points_start 10, points_step 2, with n_points 40.
@@ -84,7 +85,12 @@ class Curriculum(Callback):
             raise InputError(f"points_start is {self.points_start}, but n_points is only {data.largest_n}.")
         return Growth(self.points_start, self.points_step, self.every, data.largest_n)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for name, growth in datamodule(trainer).curriculum._asdict().items():
-            if growth is not None:
-                pl_module.log(f"curriculum/{name}", float(growth.at(trainer.global_step)), batch_size=1)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        sizes = datamodule(trainer).curriculum._asdict().items()
+        of_this_step = {
+            f"curriculum/{name}": float(g.at(trainer.global_step - 1)) for name, g in sizes if g is not None
+        }
+        if logs_this_step(trainer):
+            log_scalars(trainer, of_this_step, trainer.global_step)

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress, trained_steps
@@ -53,7 +53,7 @@ class HeadImportance(Analysis):
     """
 
     shown = (r"heads/leave_one_out/effective/layer\d+$",)
-    course = r"heads/(risk|leave_one_out/(effective|top_share))$"
+    course = r"heads/(risk|leave_one_out/(effective|top_share|importance))$"
 
     def __init__(
         self,
@@ -133,17 +133,19 @@ class HeadImportance(Analysis):
         return found
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
-        assert self.found is not None
-        risk = self.found.risk_interval
+        rows = rows[rows["n_points"].isna()]
+        (risk,) = _of(rows, "heads/risk")
         lines = [
             f"Heads that matter, by leaving each out, on {self.n_prompts:,} held-out prompts (the full model's",
-            f"excess risk there: {self.found.risk:.3g} ± {(risk[1] - risk[0]) / 2:.2g}); 95 % intervals:",
-            *(f"  {line}" for line in _layer_lines(self.found.scores["leave_one_out"])),
+            f"excess risk there: {risk.value:.3g} ± {(risk.high - risk.low) / 2:.2g}); 95 % intervals:",
+            *(f"  {line}" for line in _layer_lines(rows)),
         ]
-        if agreement := _agreement_lines(self.found):
-            lines += ["Do the scores agree? Rank correlation over all heads, 95 % interval:"]
-            lines += [f"  {line}" for line in agreement]
-        if spared := _spared(self.found):
+        pairs = rows[rows["metric"].str.startswith("heads/agreement/leave_one_out_and_") & rows["layer"].isna()]
+        if agreement := [
+            _agreement_line(pair) for pair in pairs.dropna(subset="value").itertuples()
+        ]:  # of one head: none
+            lines += ["Do the scores agree? Rank correlation over all heads, 95 % interval:", *agreement]
+        if spared := _spared(rows):
             lines += ["Alone as good as their layer's average head, yet not missed; others may do the", "same work:"]
             heads = ", ".join(f"layer {layer} head {head}" for layer, head in spared)
             lines += textwrap.wrap(heads, WIDTH, initial_indent="  ", subsequent_indent="  ")
@@ -152,56 +154,63 @@ class HeadImportance(Analysis):
 
 def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
     """The rows of one set of scores; of heads that are there, also where they have no share."""
-    yield Row("heads/risk", found.risk, *found.risk_interval)
+    yield _row("risk", found.risk, found.risk_interval)
     for name, scores in found.scores.items():
-        for layer, n_heads in enumerate(heads):
-            for metric, values, interval in (
-                ("effective", scores.effective_heads, scores.effective_interval),
-                ("top_share", scores.top_share, scores.top_interval),
-                ("total", scores.total, scores.total_interval),
-            ):
-                yield Row(f"heads/{name}/{metric}", values[layer], *interval[:, layer], layer=layer + 1)
-            for head in range(n_heads):
-                at = {"layer": layer + 1, "head": head + 1}
-                yield Row(f"heads/{name}/importance", scores.raw[layer, head], *scores.interval[:, layer, head], **at)
-                yield Row(
-                    f"heads/{name}/share", scores.share[layer, head], *scores.share_interval[:, layer, head], **at
-                )
+        for i, n_heads in enumerate(heads):
+            yield _row(f"{name}/effective", scores.effective_heads[i], scores.effective_interval[:, i], i)
+            yield _row(f"{name}/top_share", scores.top_share[i], scores.top_interval[:, i], i)
+            yield _row(f"{name}/total", scores.total[i], scores.total_interval[:, i], i)
+            for h in range(n_heads):
+                yield _row(f"{name}/importance", scores.raw[i, h], scores.interval[:, i, h], i, h)
+                yield _row(f"{name}/share", scores.share[i, h], scores.share_interval[:, i, h], i, h)
     for pair, agreement in found.agreement.items():
-        yield Row(f"heads/agreement/{pair}", agreement.overall, *agreement.interval)
-        for layer, value in enumerate(agreement.by_layer):
-            yield Row(f"heads/agreement/{pair}", value, *agreement.by_layer_interval[:, layer], layer=layer + 1)
+        yield _row(f"agreement/{pair}", agreement.overall, agreement.interval)
+        for i, value in enumerate(agreement.by_layer):
+            yield _row(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i)
 
 
-def _layer_lines(scores: ImportanceScores) -> list[str]:
+def _row(metric: str, value: Tensor, interval: Tensor, layer: int | None = None, head: int | None = None) -> Row:
+    """A row of the layer and head with these indices, which are counted from 0."""
+    layer, head = (None if index is None else index + 1 for index in (layer, head))
+    return Row(f"heads/{metric}", value, interval[0], interval[1], layer, head)
+
+
+def _of(rows: pd.DataFrame, metric: str) -> list[Any]:
+    """A metric's rows."""
+    return list(rows[rows["metric"] == metric].itertuples())
+
+
+def _layer_lines(rows: pd.DataFrame) -> list[str]:
+    heads = rows[rows["metric"] == "heads/leave_one_out/importance"].groupby("layer").size()
     lines = []
-    for layer, n_heads in enumerate((~scores.raw.isnan()).sum(dim=1).tolist()):
-        effective, top = scores.effective_heads[layer], scores.top_share[layer]
-        if not n_heads:
-            lines.append(f"layer {layer + 1}: no heads")
-            continue
+    for effective, top in zip(
+        _of(rows, "heads/leave_one_out/effective"), _of(rows, "heads/leave_one_out/top_share"), strict=True
+    ):
+        n_heads = int(heads.get(effective.layer, 0))
         said = "total not above 0 beyond noise"
-        if not effective.isnan():
-            (low, high), (least, most) = scores.effective_interval[:, layer], scores.top_interval[:, layer]
-            said = f"{effective:.1f} [{low:.1f}, {high:.1f}] effective; top {top:.0%} [{least:.0%}, {most:.0%}]"
-        lines.append(f"layer {layer + 1}: {said}, of {n_heads} {'head' if n_heads == 1 else 'heads'}")
+        if not pd.isna(effective.value):
+            said = f"{effective.value:.1f} [{effective.low:.1f}, {effective.high:.1f}] effective; "
+            said += f"top {top.value:.0%} [{top.low:.0%}, {top.high:.0%}]"
+        of = f"{said}, of {n_heads} {'head' if n_heads == 1 else 'heads'}" if n_heads else "no heads"
+        lines.append(f"layer {effective.layer}: {of}")
     return lines
 
 
-def _agreement_lines(found: HeadScores) -> list[str]:
-    """How each score agrees with leave-one-out."""
-    return [
-        f"{name.replace('_and_', ' and ')}: {a.overall:z.2f} [{a.interval[0]:z.2f}, {a.interval[1]:z.2f}]"
-        for name, a in found.agreement.items()
-        if name.startswith("leave_one_out_and_") and not a.overall.isnan()  # as of a single head
-    ]
+def _agreement_line(pair: Any) -> str:
+    """How a score agrees with leave-one-out."""
+    name = pair.metric.removeprefix("heads/agreement/").replace("_and_", " and ")
+    return f"  {name}: {pair.value:z.2f} [{pair.low:z.2f}, {pair.high:z.2f}]"
 
 
-def _spared(found: HeadScores) -> list[tuple[int, int]]:
+def _spared(rows: pd.DataFrame) -> list[tuple[int, int]]:
     """(layer, head), from 1, of heads not missed beyond noise though worth their layer's average head alone."""
-    if "leave_one_in" not in found.scores:
+    by_head = rows.dropna(subset=["layer", "head"]).set_index(["layer", "head"])
+    out, alone, share = (
+        by_head[by_head["metric"] == f"heads/{name}"]
+        for name in ("leave_one_out/importance", "leave_one_in/importance", "leave_one_in/share")
+    )
+    if alone.empty:
         return []
-    out, alone = found.scores["leave_one_out"], found.scores["leave_one_in"]
-    n_heads = (~alone.raw.isnan()).sum(dim=1, keepdim=True)
-    spared = (out.interval[0] <= 0) & (alone.interval[0] > 0) & (alone.share >= 1 / n_heads) & (n_heads > 1)
-    return [(layer + 1, head + 1) for layer, head in torch.nonzero(spared).tolist()]
+    n_heads = out.groupby("layer")["value"].transform("size")
+    fair = (share["value"] >= 1 / n_heads) & (n_heads > 1)
+    return out.index[(out["low"] <= 0) & (alone["low"] > 0) & fair].tolist()

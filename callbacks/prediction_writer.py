@@ -1,6 +1,5 @@
 """Predictions and references to a file."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from lightning_icl.callbacks.analysis import all_ranks, icl_module
 from lightning_icl.callbacks.reference_risk import ReferenceRisk
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import whole_prompts
+from lightning_icl.record.folder import run_folder
 
 
 class PredictionWriter(Callback):
@@ -48,8 +48,8 @@ class PredictionWriter(Callback):
         self._batches.append({name: all_ranks(pl_module, values).cpu() for name, values in mine.items()})
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # log_dir is a collective: every rank asks
-        if not trainer.is_global_zero:
+        folder = run_folder(trainer)  # a collective: every rank asks
+        if not trainer.is_global_zero or folder is None:
             return
         largest_n = max(batch["x"].shape[1] for batch in self._batches)
         columns: dict[str, Any] = {

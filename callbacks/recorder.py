@@ -1,6 +1,5 @@
 """What a run says of itself: how it began and ended, and the page a newcomer looks at."""
 
-import shlex
 import signal
 import sys
 import threading
@@ -17,22 +16,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module, trained_steps
 from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
-from lightning_icl.record import journal
-from lightning_icl.record.context import options
+from lightning_icl.record import journal, page
 from lightning_icl.record.folder import run_folder
-from lightning_icl.record.rows import Row, tag
 
-MODEL, ZERO = "val/excess_risk/transformer", "val/excess_risk/zero"
-COMPARED = ("ridge", "lasso", "bayes")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+BATCHES_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
 
 
 class Recorder(Callback):
     """Writes how a run began, went on and ended to its record, and prints what every analysis found.
 
     A fit that came to its end, by max_steps, max_time, EarlyStopping or max_epochs, is "finished"; one that a signal or
-    an error ended is "stopped". On the first SIGTERM or Ctrl-C a fit of one process ends at its next step with all that
-    is due at the end; the second stops it at once.
+    an error ended is "stopped". On the first SIGTERM or Ctrl-C a fit ends at its next step (of several processes:
+    within ten) with all that is due at the end; the second stops it at once.
 
     TensorBoard gets, besides the analyses' scalars and figures: TEXT, what the run is and its closing table; HPARAMS,
     the options that matter with the last risk and its ratio to ridge, lasso and Bayes; CUSTOM SCALARS, the model
@@ -67,17 +63,26 @@ class Recorder(Callback):
         self._note(trainer, event="resumed", kept_to=module.validated_at, step=module.trained_steps)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_text(trainer, "about", about(trainer, icl_module(pl_module)), trainer.global_step)
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+        about = page.about(datamodule(trainer), icl_module(pl_module), trainer.max_steps)
+        log_text(trainer, "about", about, trainer.global_step)
+        if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
             for number in SIGNALS:
                 signal.signal(number, lambda *args: self._stop_soon(trainer, *args))
 
     def _stop_soon(self, trainer: Trainer, number: int, _: FrameType | None) -> None:
         self.signalled = signal.Signals(number).name
-        trainer.should_stop = True
-        rank_zero_info(f"{self.signalled}: the run stops after this step and what is due at its end; again: at once.")
+        trainer.should_stop = trainer.world_size == 1
+        rank_zero_info(f"{self.signalled}: the run stops soon, with what is due at its end; once more: at once.")
         self._restore_signals()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have all processes stop at one step, whichever of them was told."""
+        if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0:
+            told = trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False)
+            trainer.should_stop = trainer.should_stop or told
 
     def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():
@@ -87,9 +92,9 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if not self._laid_out:
-            log_layout(trainer, layout(found := _rows(trainer)))
-            self._laid_out = not found.empty
+        if not self._laid_out and (known := measured(trainer)) is not None:
+            log_layout(trainer, page.layout(known))
+            self._laid_out = True
         if trainer.state.fn == "validate":
             self._close(trainer, icl_module(pl_module))
 
@@ -126,22 +131,26 @@ class Recorder(Callback):
         """The closing table, on the terminal and in TEXT, and the row in HPARAMS."""
         if not trainer.is_global_zero:
             return
-        lines = []
+        folder, step, data, lines = run_folder(trainer), trained_steps(trainer, module), datamodule(trainer), []
         for analysis in analyses(trainer):
             if analysis.rows is not None and (said := analysis.summary(analysis.rows)):
-                old = analysis.measured_at != trained_steps(trainer, module)
-                lines += ["", *said, *([f"  (as of step {analysis.measured_at})"] if old else [])]
+                old = [f"  (as of step {analysis.measured_at})"] * (analysis.measured_at != step)
+                lines += ["", *said, *old]
         print(*lines, sep="\n")
-        folder, step = run_folder(trainer), trained_steps(trainer, module)
-        log_text(trainer, "results", "```text\n" + "\n".join(lines[1:]) + "\n```", step)
-        found = _rows(trainer).set_index("metric")["value"]
-        ratios = {name: found.get(f"against/{name}/ratio") for name in COMPARED}
-        metrics = {MODEL: found.get(MODEL)} | {f"against/{name}/ratio": ratio for name, ratio in ratios.items()}
-        known = {name: float(value) for name, value in metrics.items() if value is not None}
-        if known and trainer.state.fn == "fit":
-            log_hparams(trainer, _hparams(trainer, module), known)
+        log_text(trainer, "results", "\n".join(["```text", *lines[1:], "```"]), step)
+        known = measured(trainer)
+        if trainer.state.fn != "fit":  # which says at its start what it is
+            log_text(trainer, "about", page.about(data, module, trainer.max_steps), step)
+        elif known is not None and (risks := page.last_risks(known)):
+            log_hparams(trainer, page.telling_options(data, module, step), risks)
         if folder is not None:
             print(f"\nThis run is in {folder}\n{way_to_look(trainer, folder)}\n")
+
+
+def measured(trainer: Trainer) -> pd.DataFrame | None:
+    """The last rows of all analyses."""
+    known = [analysis.rows for analysis in analyses(trainer) if analysis.rows is not None]
+    return pd.concat(known, ignore_index=True) if known else None
 
 
 def ended_by(trainer: Trainer) -> str:
@@ -154,72 +163,3 @@ def ended_by(trainer: Trainer) -> str:
     if trainer.should_stop and any(isinstance(c, EarlyStopping) and c.stopping_reason_message for c in callbacks):
         return "EarlyStopping"
     return "should_stop" if trainer.should_stop else "max_epochs"
-
-
-def about(trainer: Trainer, module: ICLModule) -> str:
-    """What a run is, as TEXT shows it."""
-    data, transformer = datamodule(trainer), module.transformer
-    n_parameters = sum(parameter.numel() for parameter in transformer.parameters())
-    n_points = f"{data.smallest_n}" if data.smallest_n == data.largest_n else f"{data.smallest_n} to {data.largest_n}"
-    command = shlex.join(["lightning-icl", *sys.argv[1:]]) if Path(sys.argv[0]).name != "-c" else "(from Python)"
-    model = {name: value for name, value in module.hparams.items() if name != "n_dims"}
-    size = f"{len(transformer.heads)} layers, heads {transformer.heads}, {n_parameters:,} parameters"
-    return "\n".join(
-        [
-            "| | |",
-            "|---|---|",
-            f"| task | `{data.task!r}`, {n_points} examples, {data.n_queries} queries |",
-            f"| model | {size}: `{model}` |",
-            f"| training | batches of {data.batch_size} prompts, max_steps {trainer.max_steps}, seed {data.seed} |",
-            f"| the same again | `{command}` |",
-        ]
-    )  # fmt: skip
-
-
-def layout(rows: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
-    """The charts of CUSTOM SCALARS: their axes are linear, so what lies above the zero predictor is left out."""
-    risks = rows[rows["metric"].str.startswith("val/excess_risk/")]
-    tags = dict(
-        zip(
-            risks["metric"],
-            (
-                tag(Row(m, 0.0, stream=None if pd.isna(s) else s))
-                for m, s in zip(risks["metric"], risks["stream"], strict=True)
-            ),
-            strict=True,
-        )
-    )
-    values = dict(zip(risks["metric"], risks["value"], strict=True))
-    low = [m for m, value in values.items() if m not in (MODEL, ZERO) and value <= values.get(ZERO, float("inf"))]
-    charts: dict[str, list[Any]] = {}
-    band = [MODEL, "val/excess_risk/bayes", "val/excess_risk/ridge"]
-    if set(band) <= set(tags):
-        charts["model (line) between Bayes and ridge (band)"] = ["Margin", [tags[m] for m in band]]
-    charts["model and references below the zero predictor"] = ["Multiline", [tags.get(m, m) for m in [MODEL, *low]]]
-    return {
-        "excess risk": charts | {"model over reference, 1: equal": ["Multiline", ["against/.*/ratio"]]},
-        "heads": {"effective heads by layer": ["Multiline", [r"heads/leave_one_out/effective/layer\d+"]]},
-        "pruning": {"pruned against full": ["Multiline", ["prune/as_is/(full|paper)/excess_risk"]]},
-        "probe": {"probe for f(x_q) by layer": ["Multiline", [r"probe/query/f/trained/risk/layer\d+"]]},
-    }
-
-
-def _rows(trainer: Trainer) -> pd.DataFrame:
-    """The last rows of all analyses that are not about a part: over all examples, on the first stream."""
-    known = [a.rows for a in analyses(trainer) if a.rows is not None]
-    if not known:
-        return pd.DataFrame(columns=["metric", "value", "n_points", "stream", "layer"])
-    rows = pd.concat(known, ignore_index=True)
-    streams = rows["stream"].dropna()
-    first = rows["stream"].isna() | rows["stream"].eq(streams.iloc[0] if len(streams) else "")
-    whole = rows["n_points"].isna() & rows["layer"].isna() & rows["head"].isna()
-    return rows[first & whole]
-
-
-def _hparams(trainer: Trainer, module: ICLModule) -> dict[str, Any]:
-    """The options that tell one run from another, as HPARAMS takes them."""
-    data = datamodule(trainer)
-    task = {f"task.{name}": value for name, value in options(data.task).items()}
-    known = {**module.hparams, "task": type(data.task).__name__, **task, "n_points": data.largest_n, "seed": data.seed}
-    known |= {"batch_size": data.batch_size, "steps": trainer.global_step}
-    return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in known.items()}

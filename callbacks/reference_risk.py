@@ -39,7 +39,8 @@ class ReferenceRisk(Analysis):
     against/<reference>/ratio, the model's risk over the reference's, and against/<reference>/difference, the
     reference's minus the model's, both paired. Those of a named validation stream have its name. In ``test`` the risks
     are test/excess_risk/<estimator>.
-    Figures: excess_risk (excess_risk_<stream> for a named one), and excess_risk_by_stream where there are several.
+    Figures: excess_risk (excess_risk_<stream> for a named one), excess_risk_by_stream where there are several, and
+    excess_risk_over_training.
 
     Without ``references`` these are zero, least_squares, ridge, lasso, gd_at_depth, gd_best,
     preprocess_then_gd_at_depth, preprocess_then_gd_best (all with steps of 1/lambda_max of each prompt); bayes where
@@ -59,6 +60,8 @@ class ReferenceRisk(Analysis):
         r"(val|test)/([\w-]+/)?excess_risk/[^/]+$",
         r"against/([\w-]+/)?(zero|ridge|lasso|bayes)/ratio$",
     )
+
+    course = r"val/excess_risk/"
 
     def __init__(
         self,
@@ -90,28 +93,12 @@ class ReferenceRisk(Analysis):
             for reference in self.references or []:
                 reference.check(self._case(trainer, icl_module(pl_module), stream))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Prompt,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         if not trainer.sanity_checking:
-            self._score(trainer, icl_module(pl_module), "val", outputs, batch, batch_idx, dataloader_idx)
+            self._score(trainer, icl_module(pl_module), "val", *args, **kwargs)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Prompt,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._score(trainer, icl_module(pl_module), "test", outputs, batch, batch_idx, dataloader_idx)
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._score(trainer, icl_module(pl_module), "test", *args, **kwargs)
 
     def _score(
         self,
@@ -121,7 +108,7 @@ class ReferenceRisk(Analysis):
         output: TransformerOutput,
         prompt: Prompt,
         batch_idx: int,
-        stream: int,
+        stream: int = 0,
     ) -> None:
         # All ranks agree on which batches these are, as they all have a share of each.
         n_batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[stream]
@@ -184,7 +171,9 @@ class ReferenceRisk(Analysis):
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, stage = datamodule(trainer), "test" if trainer.testing else "val"
+        # Whether this run had the settings tuned just now or before.
         data.drawn |= {"test" if trainer.testing else "validate": data.eval_prompts}
+        data.drawn["reference_tuning"] = self.tuning_prompts
         for stream, (name, *_) in enumerate(data.streams):
             by_n = _by_points(self._errors[stream], module)
             curve = _by_points(self._curves[stream], module)
@@ -209,7 +198,11 @@ class ReferenceRisk(Analysis):
             prompts = self._prompts(of_stream) + (f", stream {name}" if name else "")
             draw = figures.risk_by_points if of_stream["n_points"].nunique() > 1 else figures.risk_by_estimator
             found["_".join(filter(None, ["excess_risk", name]))] = draw(of_stream, prompts)
-        return found if len(found) < 2 else {**found, "excess_risk_by_stream": figures.risk_by_stream(rows)}
+        if len(found) > 1:
+            found["excess_risk_by_stream"] = figures.risk_by_stream(rows)
+        if (course := self.over_training())["step"].nunique() > 1:
+            found["excess_risk_over_training"] = figures.risk_by_step(course)
+        return found
 
     @staticmethod
     def _prompts(rows: pd.DataFrame) -> str:

@@ -25,6 +25,7 @@ from lightning_icl.functional.tasks import (
     TaskPool,
 )
 from lightning_icl.module import ICLModule
+from lightning_icl.record import Row, load_run
 from lightning_icl.streams import ValidationStream
 from lightning_icl.transformer import Transformer, TransformerOutput
 
@@ -46,6 +47,7 @@ __all__ = [
     "PromptDataModule",
     "QuadraticRegression",
     "ReLUNetwork",
+    "Row",
     "SparseLinearRegression",
     "SparseRecovery",
     "Spectrum",
@@ -55,4 +57,5 @@ __all__ = [
     "Transformer",
     "TransformerOutput",
     "ValidationStream",
+    "load_run",
 ]

@@ -1,18 +1,18 @@
 """What a command line of ours is: Lightning's, with our module, data and errors."""
 
 import os
-import pydoc
 import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, _common, _typehints
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
@@ -23,6 +23,10 @@ from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import Task
 from lightning_icl.module import ICLModule
+from lightning_icl.record.folder import next_version, set_run_folder
+from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
+
+CONFIG = "config.yaml"  # in a run's folder
 
 
 class Parser(LightningArgumentParser):
@@ -34,10 +38,32 @@ class Parser(LightningArgumentParser):
         raise InputError(sentence(message, getattr(ex, "subcommand_parser", None) or self)) from ex
 
 
+def replacing_lists(adapt: Callable[..., Any]) -> Callable[..., Any]:
+    """How our parsers read a value: a list replaces the one before it.
+
+    jsonargparse itself merges two lists of equal length entry by entry, so that a callback would take on options of the
+    one which had its place in an earlier config.
+    """
+
+    def adapted(val: Any, typehint: Any, append: bool = False, prev_val: Any = None, **rest: Any) -> Any:
+        if isinstance(val, list) and not append and isinstance(_common.parent_parser.get(), Parser):
+            prev_val = None
+        return adapt(val, typehint, append=append, prev_val=prev_val, **rest)
+
+    return adapted
+
+
+_typehints.adapt_typehints = replacing_lists(_typehints.adapt_typehints)
+
+
 class ICLCommandLine(LightningCLI):
     """fit, validate, test and predict with an ICLModule on a PromptDataModule."""
 
-    run_folder: str | None = None
+    named: Path | None = None  # the folder that the run was told to lie in
+    folder: Path | None = None  # the run's own folder, once it has one
+    made: Sequence[Path] = ()  # that one and those it lies in, as far as they were not there before
+    again = False  # whether the run may be there already, which is gone on with
+    resumed_from: Path | None = None
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(
@@ -46,6 +72,7 @@ class ICLCommandLine(LightningCLI):
             parser_class=Parser,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            save_config_callback=None,  # which writes to where the logger does
             args=args,
             **kwargs,
         )
@@ -86,28 +113,27 @@ class ICLCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
             config = self.config[self.subcommand]
-            self._enter_run_folder(config)
+            self._find_run(config)
             if config.cpu_threads is not None:
                 torch.set_num_threads(config.cpu_threads)
             check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
 
-    def _enter_run_folder(self, config: Namespace) -> None:
-        """Go on with the run that is there, or make sure that there is none."""
+    def _find_run(self, config: Namespace) -> None:
+        """Which folder the run was told to lie in, and the checkpoint there if it is to go on from the last."""
+        runs, version = place(logger_configs(config.trainer), config.trainer)
+        if named := config.run_folder or (version and runs / version):
+            self.named = Path(named)
         # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
-        self.run_folder, config.run_folder = config.run_folder, None
-        if self.run_folder is None:
-            return
-        last = Path(self.run_folder) / "checkpoints" / "last.ckpt"
-        if config.get("ckpt_path") == "last":
-            if last.exists() and not zipfile.is_zipfile(last):
+        config.run_folder = None
+        self.again = config.get("ckpt_path") == "last"
+        if self.named is not None and self.again:
+            last = self.named / "checkpoints" / "last.ckpt"
+            self.resumed_from = last if zipfile.is_zipfile(last) else None
+            if self.resumed_from is None and self.subcommand != "fit":
+                raise InputError(f"ckpt_path is last, but there is no whole checkpoint at {last}.")
+            if self.resumed_from is None and last.exists():
                 rank_zero_info(f"{last} was cut off while it was written; starting anew.")
-            config.ckpt_path = str(last) if zipfile.is_zipfile(last) else None
-            self.save_config_kwargs = {**self.save_config_kwargs, "overwrite": True}
-        elif (Path(self.run_folder) / "config.yaml").exists():
-            raise InputError(
-                f"run_folder is {self.run_folder}, but there is a run in it already: go on with it by --ckpt_path "
-                "last, or name another folder."
-            )
+            config.ckpt_path = self.resumed_from and str(self.resumed_from)
 
     def instantiate_classes(self) -> None:
         try:
@@ -118,18 +144,16 @@ class ICLCommandLine(LightningCLI):
             raise InputError(sentence(str(error), self.parser)) from error
 
     def make_classes(self) -> None:
-        """The data module, the model and the trainer."""
+        """The data module, the model and the trainer, whose loggers come with the run's folder."""
+        options = self._get(self.config, "trainer")
+        loggers = options.logger
+        if self.subcommand is not None:
+            options.logger = False
         super().instantiate_classes()
+        options.logger = loggers
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        if self.run_folder is not None and config["logger"] not in (None, True):
-            raise InputError(
-                f"run_folder is {self.run_folder}, which is where TensorBoard's logger writes, but trainer.logger is "
-                "another; leave one of them out."
-            )
-        if config["logger"] in (None, True):
-            kwargs["logger"] = self._logger(config["default_root_dir"] or os.getcwd())
         if config["enable_checkpointing"] is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         callbacks = config["callbacks"] or []
@@ -139,11 +163,53 @@ class ICLCommandLine(LightningCLI):
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
-    def _logger(self, folder: str) -> TensorBoardLogger:
-        if self.run_folder is None:
-            return TensorBoardLogger(folder, name="lightning_logs", default_hp_metric=False)
-        run = Path(self.run_folder).absolute()
-        return TensorBoardLogger(run.parent, name=run.name, version="", default_hp_metric=False)
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            if not self.trainer.fast_dev_run:
+                self._settle(self.config[subcommand])
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            self._clear_away()
+            raise
+
+    def _settle(self, config: Namespace) -> None:
+        """Give the run its folder, with the config in it, and have all that is written lie there."""
+        configs = logger_configs(config.trainer)
+        if self.trainer.is_global_zero:
+            self.folder = self._make_folder(place(configs, config.trainer)[0])
+            set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
+            if self.subcommand == "fit" or self.resumed_from is None:
+                self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str(self.folder / "checkpoints")
+        going_on = self.resumed_from if self.subcommand == "fit" else None
+        self.trainer.loggers = loggers_in(self.folder, configs, going_on)
+
+    def _make_folder(self, runs: Path) -> Path:
+        if self.named is not None and (self.named / CONFIG).exists() and not self.again:
+            raise InputError(
+                f"run_folder is {self.named}, but there is a run in it already: go on with it by --ckpt_path last, or "
+                "name another folder."
+            )
+        inside = (self.named or runs).absolute()
+        self.made = [path for path in (inside, *inside.parents) if not path.exists()]
+        try:
+            if self.named is None:
+                inside = next_version(runs)
+                self.made = [inside, *self.made]
+            inside.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the run's files cannot be written to {inside}: {error}.") from error
+        return inside
+
+    def _clear_away(self) -> None:
+        """Leave no folder of a run that never began."""
+        if self.folder and not self.again and {path.name for path in self.folder.iterdir()} <= {CONFIG}:
+            (self.folder / CONFIG).unlink(missing_ok=True)
+            for path in self.made:
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def n_dims(task: Namespace | None) -> int | None:
@@ -155,12 +221,6 @@ def n_dims(task: Namespace | None) -> int | None:
         return options.n_dims
     for value in vars(options).values():
         for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, Namespace) and issubclass(_class(inner), Task):
+            if isinstance(inner, Namespace) and issubclass(class_of(inner), Task):
                 return n_dims(inner)
-    return _class(task)(**options).n_dims
-
-
-def _class(config: Namespace) -> type:
-    found = pydoc.locate(config.class_path)
-    assert isinstance(found, type)  # the parser has found it before
-    return found
+    return class_of(task)(**options).n_dims

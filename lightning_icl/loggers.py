@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard.summary import hparams
 
 
+def logs_this_step(trainer: Trainer) -> bool:
+    """Whether a batch has just ended an optimizer step that is logged, one of ``trainer.log_every_n_steps``."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0 and not trainer.fit_loop._should_accumulate()
+
+
 def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
     """Numbers by tag, to every logger. (``self.log`` would put validation one step early, and standalone ones at 0.)"""
     if scalars and trainer.is_global_zero:
@@ -20,13 +26,14 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> No
 def log_picture(trainer: Trainer, name: str, pixels: NDArray[np.uint8], step: int) -> None:
     """A picture (height, width, 3), to every logger that takes pictures: TensorBoard, Weights & Biases, MLflow."""
     for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
+        taker: Any = logger
+        experiment: Any = getattr(taker, "experiment", None)
         if hasattr(experiment, "add_image"):
             experiment.add_image(f"figures/{name}", pixels, step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
-            logger.log_image(key=f"figures/{name}", images=[pixels], step=step)
+            taker.log_image(key=f"figures/{name}", images=[pixels], step=step)
         elif hasattr(experiment, "log_image") and hasattr(logger, "run_id"):
-            experiment.log_image(logger.run_id, pixels, artifact_file=f"figures/{name}.png")
+            experiment.log_image(taker.run_id, pixels, artifact_file=f"figures/{name}.png")
 
 
 def log_text(trainer: Trainer, name: str, markdown: str, step: int) -> None:
@@ -64,7 +71,7 @@ def way_to_look(trainer: Trainer, folder: Path) -> str:
             case "CSVLogger":
                 ways.append(f"curves: {folder / 'metrics.csv'}")
             case "WandbLogger":
-                url = getattr(logger.experiment, "url", None)
+                url = getattr(getattr(logger, "experiment", None), "url", None)
                 ways.append(f"Weights & Biases: {url or f'wandb sync {logger.save_dir}/wandb/latest-run'}")
             case other:
                 ways.append(f"{other.removesuffix('Logger')}: {logger.name or ''} {logger.version or ''}".rstrip())

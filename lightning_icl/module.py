@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.loggers import log_scalars
+from lightning_icl.loggers import log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import MuonWithAdamW
 from lightning_icl.transformer import Transformer, TransformerOutput
@@ -126,11 +126,10 @@ class ICLModule(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Prompt, batch_idx: int) -> None:
-        trainer = self.trainer
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if stepped and trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
-            loss = float(trainer.callback_metrics["train/loss"])
-            log_scalars(trainer, {"train/loss": loss, "train/learning_rate": self._learning_rate}, trainer.global_step)
+        if logs_this_step(self.trainer):
+            loss = float(self.trainer.callback_metrics["train/loss"])
+            scalars = {"train/loss": loss, "train/learning_rate": self._learning_rate}
+            log_scalars(self.trainer, scalars, self.global_step)
 
     def loss(self, prompt: Prompt) -> Tensor:
         """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
@@ -172,8 +171,8 @@ class ICLModule(LightningModule):
         if stream == 0 and self.stream_names[0]:
             keys.append(f"{stage}/excess_risk/transformer")  # for what monitors a run, whatever its streams
         for key in keys:  # to monitors and the bar; loggers get it at the end, at its step
-            options = {"prog_bar": stream == 0, "logger": False, "add_dataloader_idx": False}
-            self.log(key, risk, batch_size=len(prompt.x), **options)
+            bar, n = stream == 0, len(prompt.x)
+            self.log(key, risk, prog_bar=bar, logger=False, batch_size=n, add_dataloader_idx=False)
         return output
 
     def _risk_key(self, stage: str, stream: int) -> str:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_icl import ICLModule, PromptDataModule, SparseLinearRegression
 from lightning_icl.callbacks import analysis
+from lightning_icl.record import Row, tag
 
 ROOT = Path(__file__).parents[1]
 # Merged onto a shipped config, makes it small without changing its model.
@@ -50,6 +52,26 @@ def small_trainer(folder, callbacks=(), **options):
     defaults = {"max_steps": 6, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder}
     return Trainer(callbacks=list(callbacks), **(defaults | quiet | options))
+
+
+def numbers(*analyses):
+    """What analyses found last, by tag."""
+    rows = [Row(*cells) for a in analyses for cells in a.rows.astype(object).where(a.rows.notna(), None).values]
+    return {tag(row): row.value for row in rows}
+
+
+class Kept(DummyLogger):
+    """A logger that keeps what it is given: (step, numbers by tag)."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def log_metrics(self, metrics, step=None):
+        self.kept.append((step, dict(metrics)))
+
+    def series(self, name):
+        return [(step, metrics[name]) for step, metrics in self.kept if name in metrics]
 
 
 def run_command(*args, cwd, timeout=240, command=(sys.executable, "-m", "lightning_icl"), check=True):

@@ -29,9 +29,8 @@ MAY_IMPORT = {
     "checkpoint": {"functional", "transformer"},
     "command_line": MODEL_SIDE | {"callbacks", "config_errors", "checkpoint", "record"},
     "shipped_configs": set(),
-    "studies": RECORD_SIDE | {"shipped_configs", "studies"},
-    "commands": RECORD_SIDE
-    | {"callbacks", "checkpoint", "command_line", "commands", "shipped_configs", "studies"},
+    "studies": RECORD_SIDE | {"callbacks", "shipped_configs", "studies"},
+    "commands": RECORD_SIDE | {"callbacks", "checkpoint", "command_line", "commands", "shipped_configs", "studies"},
     "cli": {"functional", "command_line", "commands", "config_errors", "shipped_configs"},
     "__main__": {"cli"},
     "__init__": MODEL_SIDE | {"record"},

@@ -2,12 +2,12 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import small_data, small_module, small_trainer
-from lightning.pytorch import Callback
+from conftest import Kept, small_data, small_module, small_trainer
 from torch.optim import AdamW, Muon
 
 from lightning_icl.functional.errors import InputError
@@ -15,22 +15,14 @@ from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import MuonWithAdamW
 
 
-class History(Callback):
-    """Losses and learning rates of every step, as logged."""
-
-    def __init__(self):
-        self.losses, self.rates = [], []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
-        self.rates.append(float(trainer.callback_metrics["train/learning_rate"]))
-
-
 def fitted(tmp_path, module=None, data=None, **options):
-    history, module = History(), module or small_module()
-    trainer = small_trainer(tmp_path, [history], **options)
+    """Losses and learning rates of every step, as logged."""
+    logger, module = Kept(), module or small_module()
+    trainer = small_trainer(tmp_path, **({"logger": logger, "log_every_n_steps": 1} | options))
     trainer.fit(module, datamodule=data or small_data())
-    return history, module, trainer
+    losses, rates = logger.series("train/loss"), logger.series("train/learning_rate")
+    assert [step for step, _ in losses] == [step for step, _ in rates] == list(range(1, trainer.global_step + 1))
+    return SimpleNamespace(losses=[v for _, v in losses], rates=[v for _, v in rates]), module, trainer
 
 
 @pytest.mark.parametrize(("target", "field"), [("noise_free", "f_query"), ("noisy", "y_query")])

@@ -79,11 +79,6 @@ def test_a_cut_off_checkpoint_is_begun_anew(fit, tmp_path, undrawn):
         assert torch.equal(tensor, whole[key])
 
 
-def test_another_logger_is_refused(fit, capsys):
-    with pytest.raises(SystemExit):
-        fit("--run_folder", "mine", "--trainer.logger", "false")
-    assert "run_folder is mine, which is where TensorBoard's logger writes" in capsys.readouterr().err
-
 
 @pytest.mark.parametrize(("when", "times"), [("every", 2), ("last", 1), ("never", 0)])
 def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch, when, times):

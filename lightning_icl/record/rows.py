@@ -113,6 +113,7 @@ def plain(value: Any) -> Any:
 
 def plain_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows with numbers in place of tensors, and None for what is not finite."""
+
     def number(given: Any) -> float | None:
         return None if given is None or not math.isfinite(given) else float(given)
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning_icl.figures.style import estimator_label as estimator_label  # one of the words, from where it is drawn
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.table import head_list, uniform_heads
 
@@ -25,18 +26,6 @@ KEYS = {
     "step": "training step",
 }
 TELLING = ("data.task",)  # values that need no name before them
-ESTIMATORS = {
-    "ridge": "ridge",
-    "lasso": "lasso",
-    "gd_at_depth": "GD, a step a layer",
-    "gd_best": "GD, best stopping",
-    "preprocess_then_gd_at_depth": "preprocess + GD, a step a layer",
-    "preprocess_then_gd_best": "preprocess + GD, best stopping",
-    "bayes": "Bayes",
-    "oracle_support": "oracle (told the support)",
-    "least_squares": "least squares",
-    "zero": "zero predictor",
-}
 
 
 def key_name(key: str) -> str:
@@ -81,11 +70,6 @@ def heads_label(text: str) -> str:
 def in_order(texts: Iterable[str]) -> list[str]:
     """Head configurations with h heads in every layer first, by h; then the others, by all their heads."""
     return sorted(set(texts), key=lambda text: (uniform_heads(text) is None, sum(head_list(text)), head_list(text)))
-
-
-def estimator_label(name: str) -> str:
-    """A reference estimator by its key."""
-    return ESTIMATORS.get(name, name.replace("_", " "))
 
 
 def slug(text: str) -> str:

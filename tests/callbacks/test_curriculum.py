@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import run_command, small_data, small_module, small_trainer
+from conftest import Kept, run_command, small_data, small_module, small_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from recorder import Recorder
 
@@ -82,29 +82,20 @@ def test_evaluation_is_at_full_size():
     torch.testing.assert_close(growing.held_out("a", 8), plain.held_out("a", 8), rtol=0, atol=0)
 
 
-class Sizer(Recorder):
-    """Also keeps what the run logs of the curriculum."""
-
-    def __init__(self):
-        super().__init__()
-        self.logged = []
-
-    def on_train_batch_end(self, trainer, *_):
-        names = ("curriculum/dims", "curriculum/points")
-        self.logged.append(tuple(float(trainer.callback_metrics.get(name, -1)) for name in names))
-
-
 def curriculum():
     return Curriculum(dims_start=2, dims_step=1, points_start=1, points_step=2, every=2)
 
 
 def trained(folder, steps=8, callback=None, ckpt_path=None, accumulate=1, **options):
-    recorder, keep = Sizer(), ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
+    recorder, logger = Recorder(), Kept()
+    keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
     callbacks = [recorder, keep, callback or curriculum()]
-    options = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate} | options
-    trainer = small_trainer(folder, callbacks, max_steps=steps, val_check_interval=0.5, **options)
+    options = {"enable_checkpointing": True, "accumulate_grad_batches": accumulate, "log_every_n_steps": 1} | options
+    trainer = small_trainer(folder, callbacks, max_steps=steps, val_check_interval=0.5, logger=logger, **options)
     module = small_module()
     trainer.fit(module, datamodule=small_data(), ckpt_path=ckpt_path)
+    sizes = dict(logger.series("curriculum/dims")), dict(logger.series("curriculum/points"))
+    recorder.logged = [tuple(size.get(step, -1) for size in sizes) for step in range(1, trainer.global_step + 1)]
     return recorder, module.state_dict()
 
 

@@ -1,23 +1,22 @@
-"""HeadImportance and HeadPruning against a copy of the model with the heads' value rows zeroed."""
+"""HeadImportance against a copy of the model with the heads' value rows zeroed."""
 
 import copy
-import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import small_data, small_module, small_trainer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from conftest import numbers, small_data, small_module, small_trainer
+from scipy import stats
 
-from lightning_icl.callbacks import HeadImportance, HeadPruning, figures
-from lightning_icl.callbacks.analysis import plain
+from lightning_icl.callbacks import HeadImportance
+from lightning_icl.callbacks.head_importance import score_rows
 from lightning_icl.functional.agreement import rank_agreement
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import importance_scores
 from lightning_icl.functional.risk import bootstrap_weights
 from lightning_icl.instruments.ablation import AblatedHeads
 from lightning_icl.instruments.importance import HeadScores, head_importance, head_importance_by_points
+from lightning_icl.record.rows import frame, plain_rows
 
 HEADS = [4, 2, 1]
 
@@ -44,13 +43,19 @@ def validated(tmp_path, callbacks, module):
     data = small_data()
     trainer = small_trainer(tmp_path, callbacks)
     trainer.validate(module, datamodule=data, verbose=False)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}, data
+    return numbers(*callbacks), data
+
+
+def table(found, heads):
+    return frame(plain_rows(score_rows(found, heads)))
 
 
 @pytest.mark.parametrize("chunk_size", [7, 512])
 def test_importance_equals_the_slow_way(tmp_path, chunk_size):
     module = scale_up(small_module(heads=HEADS))
-    logged, data = validated(tmp_path, [HeadImportance(n_prompts=64, chunk_size=chunk_size)], module)
+    importance = HeadImportance(n_prompts=64, chunk_size=chunk_size)
+    logged, data = validated(tmp_path, [importance], module)
+    found = importance.rows
     prompt = data.held_out("head_importance", 64)
     full = slow_errors(module, prompt, [])
     for layer, n_heads in enumerate(HEADS):
@@ -58,28 +63,37 @@ def test_importance_equals_the_slow_way(tmp_path, chunk_size):
         positive = np.array([max(c.mean(), 0) for c in cost])
         for head, c in enumerate(cost):
             place = f"layer{layer + 1}/head{head + 1}"
-            assert logged[f"heads/importance/{place}"] == pytest.approx(c.mean(), abs=1e-6)
-            assert logged[f"heads/standard_error/{place}"] == pytest.approx(c.std(ddof=1) / 8, abs=1e-6)
+            assert logged[f"heads/leave_one_out/importance/{place}"] == pytest.approx(c.mean(), abs=1e-6)
+            low, high = stats.t.interval(0.95, 63, c.mean(), stats.sem(c))
+            row = found[
+                found["metric"].eq("heads/leave_one_out/importance")
+                & found["layer"].eq(layer + 1)
+                & found["head"].eq(head + 1)
+            ].iloc[0]
+            assert (row["low"], row["high"]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
         total = np.sum(cost, axis=0)
         if total.mean() <= 1.96 * total.std(ddof=1) / 8:
-            assert f"heads/effective/layer{layer + 1}" not in logged
+            assert logged[f"heads/leave_one_out/effective/layer{layer + 1}"] is None
             continue
         share = positive / positive.sum()
         entropy = -sum(s * np.log(s) for s in share if s > 0)
-        assert logged[f"heads/effective/layer{layer + 1}"] == pytest.approx(np.exp(entropy), rel=1e-4)
-        assert logged[f"heads/top_share/layer{layer + 1}"] == pytest.approx(share.max(), rel=1e-4)
+        assert logged[f"heads/leave_one_out/effective/layer{layer + 1}"] == pytest.approx(np.exp(entropy), rel=1e-4)
+        assert logged[f"heads/leave_one_out/top_share/layer{layer + 1}"] == pytest.approx(share.max(), rel=1e-4)
         for head in range(n_heads):
-            assert logged[f"heads/share/layer{layer + 1}/head{head + 1}"] == pytest.approx(share[head], abs=1e-4)
+            assert logged[f"heads/leave_one_out/share/layer{layer + 1}/head{head + 1}"] == pytest.approx(
+                share[head], abs=1e-4
+            )
 
 
 def test_a_head_without_value_scores_exactly_zero(tmp_path):
     module = scale_up(small_module(heads=HEADS))
     module.transformer.layers[0].attention.value.weight.data[4:8] = 0  # head 2 of layer 1, of size 4
     logged, _ = validated(tmp_path, [HeadImportance(n_prompts=64)], module)
-    assert logged["heads/importance/layer1/head2"] == logged["heads/standard_error/layer1/head2"] == 0
+    assert logged["heads/leave_one_out/importance/layer1/head2"] == 0
 
 
-def test_every_score_is_logged_under_its_name_and_recorded_with_intervals(tmp_path):
+@pytest.mark.usefixtures("undrawn")
+def test_every_score_has_rows_under_its_name_with_intervals(tmp_path):
     module = scale_up(small_module(heads=HEADS))
     callback = HeadImportance(64, ablations=["zero", "mean", "resample"], n_points=[2])
     logged, data = validated(tmp_path, [callback], module)
@@ -88,38 +102,22 @@ def test_every_score_is_logged_under_its_name_and_recorded_with_intervals(tmp_pa
     ablations = [AblatedHeads(), AblatedHeads("mean", more), AblatedHeads("resample", reference)]
     expected = head_importance(module.transformer, prompt, ablations=ablations)
     by_points = head_importance_by_points(module.transformer, prompt, [2], ablations=ablations)
-    for place, found in (("", expected), ("n2/", by_points[2])):
+    for place, found in (("", expected), ("/n2", by_points[2])):
+        assert logged[f"heads/risk{place}"] == pytest.approx(found.risk.item(), rel=1e-5)
         for name, scores in found.scores.items():
-            prefix = f"heads/{place}" if name == "leave_one_out" else f"heads/{place}{name}/"
             for layer, n_heads in enumerate(HEADS):
                 for head in range(n_heads):
-                    key = f"{prefix}importance/layer{layer + 1}/head{head + 1}"
+                    key = f"heads/{name}/importance{place}/layer{layer + 1}/head{head + 1}"
                     assert logged[key] == pytest.approx(scores.raw[layer, head].item(), abs=1e-6)
-                effective = f"{prefix}effective/layer{layer + 1}"
-                assert (effective in logged) == (not scores.effective_heads[layer].isnan())
+                effective = logged[f"heads/{name}/effective{place}/layer{layer + 1}"]
+                assert (effective is None) == bool(scores.effective_heads[layer].isnan())
     for pair, agreement in expected.agreement.items():
         assert logged[f"heads/agreement/{pair}"] == pytest.approx(agreement.overall.item(), abs=1e-3)
-    assert logged["heads/agreement/leave_one_out_and_leave_one_in"] <= 1
-    record = json.loads((tmp_path / "results.json").read_text())["HeadImportance"][-1]
-    assert list(record["scores"]) == list(expected.scores)
-    assert len(record["scores"]["gradient"]["interval"]) == 2
-    assert record["by_points"]["2"]["risk"] == pytest.approx(by_points[2].risk.item(), rel=1e-5)
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"head_importance.png", "head_importance.svg", "head_scores.png"} <= names
-
-
-def test_importance_is_a_series_over_training_that_survives_a_resume(tmp_path):
-    module, checkpoint = scale_up(small_module(heads=HEADS)), tmp_path / "half.ckpt"
-    trainer = small_trainer(tmp_path, [HeadImportance(16)], max_steps=4, val_check_interval=2)
-    trainer.fit(module, datamodule=small_data())
-    trainer.save_checkpoint(checkpoint)
-    assert (tmp_path / "figures" / "head_specialisation.png").exists()
-    resumed = HeadImportance(16)
-    trainer = small_trainer(tmp_path, [resumed], max_steps=6, val_check_interval=2)
-    trainer.fit(small_module(heads=HEADS), datamodule=small_data(), ckpt_path=checkpoint)
-    assert [record["step"] for record in resumed.records] == [2, 4, 6]
-    assert all(record["risk"] > 0 for record in resumed.records)
-    assert resumed.records[0]["risk"] != resumed.records[2]["risk"]
+    rows = callback.rows
+    layer1 = rows[rows["metric"].eq("heads/gradient/effective") & rows["layer"].eq(1) & rows["n_points"].isna()].iloc[0]
+    interval = expected.scores["gradient"].effective_interval[:, 0].tolist()
+    assert [layer1["low"], layer1["high"]] == pytest.approx(interval, rel=1e-3)
+    assert {"head_importance", "head_scores"} <= set(callback.figures(rows))
 
 
 def test_the_summary_names_the_heads_whose_work_others_do_too(tmp_path):
@@ -132,11 +130,10 @@ def test_the_summary_names_the_heads_whose_work_others_do_too(tmp_path):
     alone[2:4] -= 1  # heads 3 and 4 do less alone
     scores = {"leave_one_out": importance_scores(out, [4, 2]), "leave_one_in": importance_scores(alone, [4, 2])}
     zero = torch.tensor(0.0)
-    callback.found = HeadScores(scores, {}, zero, zero, torch.zeros(2))
-    lines = callback.summary()
+    lines = callback.summary(table(HeadScores(scores, {}, zero, zero, torch.zeros(2)), [4, 2]))
     assert lines[-1].strip() == "layer 1 head 1, layer 1 head 2"
-    callback.found = callback.found._replace(scores={"leave_one_out": scores["leave_one_out"]})
-    assert len(callback.summary()) == 3
+    alone = HeadScores({"leave_one_out": scores["leave_one_out"]}, {}, zero, zero, torch.zeros(2))
+    assert len(callback.summary(table(alone, [4, 2]))) == 4
 
 
 def test_the_summary_claims_nothing_of_a_layer_without_heads_or_a_total_within_noise():
@@ -147,72 +144,11 @@ def test_the_summary_claims_nothing_of_a_layer_without_heads_or_a_total_within_n
     agreement = rank_agreement(values[:1], values[:1], [1], bootstrap_weights(50, 4, torch.Generator().manual_seed(0)))
     zero = torch.tensor(0.0)
     callback = HeadImportance(16)
-    callback.found = HeadScores({"leave_one_out": scores}, {"leave_one_out_and_gradient": agreement}, zero, zero, zero)
-    lines = [line.strip() for line in callback.summary()]
-    assert lines[1:3] == ["layer 1: total not above 0 beyond noise, of 2 heads", "layer 2: no heads"]
+    scored = {"leave_one_out": scores}
+    found = HeadScores(scored, {"leave_one_out_and_gradient": agreement}, zero, zero, torch.zeros(2))
+    lines = [line.strip() for line in callback.summary(table(found, [2, 0]))]
+    assert lines[2:4] == ["layer 1: total not above 0 beyond noise, of 2 heads", "layer 2: no heads"]
     assert not [line for line in lines if "nan" in line]
-
-
-@pytest.mark.parametrize("heads", [[1], [3, 0, 2, 1], [8] * 3, [16] * 8])
-@pytest.mark.parametrize("n_scores", [2, 3, 5])
-def test_figures_of_heads_cover_nothing(heads, n_scores):
-    names = ["leave_one_out", "leave_one_in", "gradient", "leave_one_out_mean", "leave_one_in_mean"][:n_scores]
-    generator = torch.Generator().manual_seed(0)
-    values = {name: torch.randn(sum(heads), 20, generator=generator, dtype=torch.float64) + 0.2 for name in names}
-    weights = bootstrap_weights(20, 20, generator)
-    scores = {name: importance_scores(value, heads) for name, value in values.items()}
-    pairs = {
-        f"{a}_and_{b}": rank_agreement(values[a], values[b], heads, weights)
-        for a, b in itertools.combinations(names, 2)
-    }
-    found = HeadScores(scores, pairs, torch.tensor(1.0), torch.tensor(0.1), torch.tensor([0.8, 1.2]))
-    series = [{"step": step, **plain(found._asdict())} for step in (0, 10, 20)]
-    for figure in (
-        figures.importance_map(scores["leave_one_out"]),
-        figures.score_maps(found),
-        figures.specialisation(series),
-    ):
-        FigureCanvasAgg(figure).draw()
-        assert not [text for axes in figure.axes for text in axes.texts if "nan" in text.get_text()]
-        parts = [axes.get_tightbbox() for axes in figure.axes]
-        parts += [legend.get_window_extent() for legend in figure.legends]
-        parts += [figure._suptitle.get_window_extent()] if figure._suptitle else []
-        for i, part in enumerate(parts):
-            assert figure.bbox.x0 - 1 <= part.x0
-            assert part.x1 <= figure.bbox.x1 + 1
-            assert not any(part.padded(-1).overlaps(other) for other in parts[:i])
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("beside_importance", [True, False])
-def test_pruning_equals_the_slow_way(tmp_path, beside_importance):
-    module = scale_up(small_module(heads=HEADS))
-    importance = HeadImportance(n_prompts=64)
-    callbacks = [HeadPruning(n_prompts=64), importance] if beside_importance else [HeadPruning(n_prompts=64)]
-    logged, data = validated(tmp_path, callbacks, module)
-    selection, prompt = data.held_out("head_importance", 64), data.held_out("head_pruning", 64)
-    full = slow_errors(module, selection, [])
-    cost = [[(slow_errors(module, selection, [(i, h)]) - full).mean() for h in range(n)] for i, n in enumerate(HEADS)]
-    top, least = [int(np.argmax(c)) for c in cost], [int(np.argmin(c)) for c in cost]
-
-    def risk(kept):
-        ablated = [(i, h) for i, n in enumerate(HEADS) for h in range(n) if h not in kept[i]]
-        return slow_errors(module, prompt, ablated).mean()
-
-    every = [range(n) for n in HEADS]
-    expected = {
-        "full": risk(every),
-        "pruned": risk([every[0], [top[1]], [top[2]]]),
-        "prune_layer1_instead": risk([[top[0]], every[1], every[2]]),
-        "least_important": risk([every[0], [least[1]], [least[2]]]),
-    }
-    for name, value in expected.items():
-        assert logged[f"prune/excess_risk/{name}"] == pytest.approx(value, abs=1e-6)
-    assert logged["prune/ratio"] == pytest.approx(expected["pruned"] / expected["full"], rel=1e-5)
-    # Layer 3 has one head, so the random control is a mean of draws from two models.
-    models = [risk([every[0], [h], [0]]) for h in range(2)]
-    weights = (logged["prune/excess_risk/random_head"] - models[0]) / (models[1] - models[0])
-    assert weights * 8 == pytest.approx(round(weights * 8), abs=1e-2)
 
 
 def test_every_n_validations_and_the_last_one(tmp_path):
@@ -236,7 +172,6 @@ def test_every_n_validations_and_the_last_one(tmp_path):
         (lambda: HeadImportance(scores=["gradient"]), "leave_one_out must be among them"),
         (lambda: HeadImportance(ablations=["mean"]), "zero must be among them"),
         (lambda: HeadImportance(ablations=["zero", "zero"]), "one or more of zero, mean, resample, each once"),
-        (lambda: HeadPruning(n_random=0), "n_random is 0"),
     ],
 )
 def test_bad_options_are_named(make, words):

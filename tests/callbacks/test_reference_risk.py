@@ -1,18 +1,21 @@
-"""ReferenceRisk, PredictionWriter and Summary on a small run."""
+"""ReferenceRisk and PredictionWriter on a small run."""
 
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from conftest import small_data, small_module, small_trainer
+from conftest import numbers, small_data, small_module, small_trainer
+from scipy import stats
 from sklearn.linear_model import Lasso, Ridge
 from sklearn.neighbors import KNeighborsRegressor
 
 from lightning_icl import PromptDataModule, Task, ValidationStream
-from lightning_icl.callbacks import PredictionWriter, ReferenceRisk, Summary
+from lightning_icl.callbacks import PredictionWriter, Recorder, ReferenceRisk
+from lightning_icl.callbacks.reference_risk import _against
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Bayes, LeastSquares, NearestNeighbours, ZeroPredictor
+from lightning_icl.record.folder import set_run_folder
 
 
 class Squares(Task):
@@ -26,7 +29,7 @@ def validated(tmp_path, data, **options):
     reference = ReferenceRisk(tuning_prompts=32)
     trainer = small_trainer(tmp_path, [reference], **options)
     trainer.validate(module := small_module(), datamodule=data, verbose=False)
-    return reference, {k: float(v) for k, v in trainer.callback_metrics.items()}, module
+    return reference, numbers(reference) | {k: float(v) for k, v in trainer.callback_metrics.items()}, module
 
 
 def validation_prompts(data):
@@ -67,7 +70,7 @@ def test_references_are_scored_on_the_model_s_own_prompts(tmp_path):
     assert logged["val/excess_risk/least_squares"] == pytest.approx(least_squares, rel=1e-5)
     model = [(module(data.sample("validate", i)) - data.sample("validate", i).f_query).square().mean() for i in (0, 1)]
     assert logged["val/excess_risk/transformer"] == pytest.approx(float(sum(model) / 2), rel=1e-5)
-    assert reference.results[0].overall["transformer"][0] == pytest.approx(float(sum(model) / 2), rel=1e-5)
+    assert numbers(reference)["val/excess_risk/transformer"] == pytest.approx(float(sum(model) / 2), rel=1e-5)
 
 
 def test_free_settings_are_never_tuned_on_the_evaluated_prompts():
@@ -80,10 +83,48 @@ def test_free_settings_are_never_tuned_on_the_evaluated_prompts():
 def test_a_range_of_examples_gives_a_risk_for_each(tmp_path):
     data = small_data(n_points=(2, 5), eval_prompts=32)
     reference, logged, _ = validated(tmp_path, data)
-    by_points = reference.results[0].by_points
-    assert sorted(by_points) == [2, 3, 4, 5]
-    means = [by_points[n]["ridge"][0] for n in (2, 3, 4, 5)]
+    assert examples(reference) == [2, 3, 4, 5]
+    means = [numbers(reference)[f"val/excess_risk/ridge/n{n}"] for n in (2, 3, 4, 5)]
     assert logged["val/excess_risk/ridge"] == pytest.approx(np.mean(means), rel=1e-5)
+
+
+def examples(reference, stream=None):
+    rows = reference.rows if stream is None else reference.rows[reference.rows["stream"] == stream]
+    return sorted(rows["n_points"].dropna().unique())
+
+
+def test_references_are_compared_with_the_model_pair_by_pair(tmp_path):
+    data = small_data(eval_prompts=64)
+    reference, _, module = validated(tmp_path, data)
+    prompts = [data.sample("validate", step) for step in range(8)]
+    model = np.concatenate([(module(p) - p.f_query).detach().double().square().mean(-1).numpy() for p in prompts])
+    zero = np.concatenate([p.f_query.double().square().mean(-1).numpy() for p in prompts])
+    rows = reference.rows.set_index("metric")
+    difference = rows.loc["against/zero/difference"]
+    assert difference["value"] == pytest.approx((zero - model).mean(), abs=1e-6)
+    low, high = stats.t.interval(0.95, 63, (zero - model).mean(), stats.sem(zero - model))
+    assert (difference["low"], difference["high"]) == (pytest.approx(low, rel=1e-3), pytest.approx(high, rel=1e-3))
+    ratio = rows.loc["against/zero/ratio"]
+    assert ratio["value"] == pytest.approx(model.mean() / zero.mean(), rel=1e-5)
+    # The delta method's error of a log ratio, to first order that of the jackknife.
+    error = np.std(model / model.mean() - zero / zero.mean(), ddof=1) / 8
+    assert np.log(ratio["high"] / ratio["value"]) == pytest.approx(2.0 * error, rel=0.1)
+    assert np.log(ratio["value"] / ratio["low"]) == pytest.approx(2.0 * error, rel=0.1)
+    assert "against/transformer/ratio" not in rows.index
+
+
+def test_the_interval_of_a_ratio_covers(generator):
+    """Of two risks with long tails, paired; and where they are one and the same it is 1 exactly."""
+    hits, n_repeats = 0, 400
+    for _ in range(n_repeats):
+        common, own, other = torch.randn(3, 200, generator=generator, dtype=torch.float64)
+        model, reference = (common + 0.5 * own).exp(), (common + 0.5 * other).exp()  # of equal means
+        ratio, _ = _against("a", model, reference, None)
+        hits += ratio.low <= 1 <= ratio.high
+    assert abs(hits / n_repeats - 0.95) < 0.015 + 4 * (0.95 * 0.05 / n_repeats) ** 0.5
+    same, difference = _against("a", model, model, None)
+    assert (same.low, same.value, same.high) == (1, 1, 1)
+    assert (difference.low, difference.value, difference.high) == (0, 0, 0)
 
 
 STREAMS = {
@@ -97,14 +138,16 @@ STREAMS = {
 def test_every_stream_has_its_own_references_logged_side_by_side(tmp_path):
     data = small_data(validation=STREAMS)
     reference, logged, module = validated(tmp_path, data)
-    assert [result.name for result in reference.results] == list(STREAMS)
+    assert reference.rows["stream"].drop_duplicates().tolist() == list(STREAMS)
     for law, name in enumerate(STREAMS):
         prompts = [data.sample("validate", step, law=law) for step in range(2)]
         zero = np.mean([float(p.f_query.double().square().mean()) for p in prompts])
         assert logged[f"val/{name}/excess_risk/zero"] == pytest.approx(zero, rel=1e-5)
         model = np.mean([float((module(p) - p.f_query).detach().square().mean()) for p in prompts])
         assert logged[f"val/{name}/excess_risk/transformer"] == pytest.approx(model, rel=1e-4)
-    assert logged["val/excess_risk/ridge"] == logged["val/in_distribution/excess_risk/ridge"]
+    # What monitors a run finds the first stream's model without a name, too.
+    assert logged["val/excess_risk/transformer"] == logged["val/in_distribution/excess_risk/transformer"]
+    assert "val/excess_risk/ridge" not in logged
     for name, noise_std in (("in_distribution", 0.3), ("noisier", 1.0)):  # ridge's strength is the stream's own
         law = list(STREAMS).index(name)
         prompts = [data.sample("validate", step, law=law).double() for step in range(2)]
@@ -113,8 +156,8 @@ def test_every_stream_has_its_own_references_logged_side_by_side(tmp_path):
         assert logged[f"val/{name}/excess_risk/ridge"] == pytest.approx(ridge, rel=1e-5)
     assert "val/squares/excess_risk/oracle_support" not in logged
     assert "val/noisier/excess_risk/bayes" in logged
-    written = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert written == {f"excess_risk_{name}" for name in STREAMS} | {"excess_risk_by_stream"}
+    drawn = set(reference.figures(reference.rows))
+    assert drawn == {f"excess_risk_{name}" for name in STREAMS} | {"excess_risk_by_stream"}
 
 
 @pytest.mark.parametrize("layout", ["prefixes", "alternating"])
@@ -124,8 +167,8 @@ def test_layouts_that_predict_every_prefix_give_the_whole_curve(tmp_path, layout
     trainer = small_trainer(tmp_path, [reference])
     module = small_module(layout=layout, mask="causal")
     trainer.validate(module, datamodule=data, verbose=False)
-    curve = reference.results[0].by_points
-    assert sorted(curve) == [1, 2, 3, 4, 5]
+    curve = numbers(reference)
+    assert examples(reference) == [1, 2, 3, 4, 5]
     prompts = [data.sample("validate", step) for step in range(2)]
     for k in (1, 3, 5):
         errors = {"transformer": [], "least_squares": [], "nearest_neighbours_2": []}
@@ -141,10 +184,10 @@ def test_layouts_that_predict_every_prefix_give_the_whole_curve(tmp_path, layout
                 nearest = KNeighborsRegressor(min(2, k)).fit(x, y).predict(target[b : b + 1].double().numpy())
                 errors["nearest_neighbours_2"].append((float(nearest[0]) - float(f[b])) ** 2)
         for name, expected in errors.items():
-            assert curve[k][name][0] == pytest.approx(np.mean(expected), rel=1e-4), (name, k)
+            assert curve[f"val/excess_risk/{name}/n{k}"] == pytest.approx(np.mean(expected), rel=1e-4), (name, k)
     # The table and the logged keys are of the whole prompt, at all its queries.
     whole = np.mean([float((module(p) - p.f_query).detach().square().mean()) for p in prompts])
-    assert reference.results[0].overall["transformer"][0] == pytest.approx(whole, rel=1e-4)
+    assert curve["val/excess_risk/transformer"] == pytest.approx(whole, rel=1e-4)
 
 
 def test_the_curve_takes_no_more_prompts_than_asked(tmp_path):
@@ -152,7 +195,8 @@ def test_the_curve_takes_no_more_prompts_than_asked(tmp_path):
     module = small_module(layout="prefixes", mask="causal")
     small_trainer(tmp_path, [reference]).validate(module, datamodule=(data := small_data()), verbose=False)
     last = data.sample("validate", 1)
-    assert reference.results[0].by_points[3]["zero"][0] == pytest.approx(float(last.f[:, 3].square().mean()), rel=1e-5)
+    expected = float(last.f[:, 3].square().mean())
+    assert numbers(reference)["val/excess_risk/zero/n3"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -162,12 +206,13 @@ def test_the_curve_reaches_the_largest_number_of_examples_where_it_varies(tmp_pa
     reference = ReferenceRisk(16, references=[ZeroPredictor()], curve_prompts=16)
     trainer = small_trainer(tmp_path, [reference])
     getattr(trainer, command)(small_module(layout=layout, mask="causal"), datamodule=data, verbose=False)
-    assert [sorted(result.by_points) for result in reference.results] == [list(range(1, n + 1)) for n in (5, 9)]
+    assert [examples(reference, name) for name in ("plain", "longer")] == [list(range(1, n + 1)) for n in (5, 9)]
     prompts = [data.sample(command, step) for step in (2, 3)]  # of 4 and 5 examples
-    by_points = reference.results[0].by_points
+    stage = {"validate": "val", "test": "test"}[command]
     for k, longest in ((3, prompts), (5, prompts[1:])):
         at_k = [p.f_query[:, 0] if p.x.shape[1] == k else p.f[:, k] for p in longest]
-        assert by_points[k]["zero"][0] == pytest.approx(float(torch.cat(at_k).square().mean()), rel=1e-5)
+        expected = float(torch.cat(at_k).square().mean())
+        assert numbers(reference)[f"{stage}/plain/excess_risk/zero/n{k}"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_reference_that_cannot_serve_a_stream_is_refused_before_any_work(tmp_path):
@@ -194,7 +239,9 @@ def test_references_stay_the_same_through_training_and_test_logs_its_own(tmp_pat
 @pytest.mark.parametrize("n_points", [4, (2, 5)])
 def test_predictions_and_references_are_written(tmp_path, n_points):
     data, module = small_data(n_points=n_points, eval_prompts=32), small_module()
-    small_trainer(tmp_path, [PredictionWriter("out.npz")]).predict(module, datamodule=data)
+    trainer = small_trainer(tmp_path, [PredictionWriter("out.npz")])
+    set_run_folder(trainer, tmp_path)
+    trainer.predict(module, datamodule=data)
     with np.load(tmp_path / "out.npz") as file:
         arrays = dict(file)
     assert arrays["transformer"].shape == arrays["ridge"].shape == (32, 3)
@@ -209,14 +256,15 @@ def test_predictions_and_references_are_written(tmp_path, n_points):
     np.testing.assert_allclose(arrays["ridge"][0], fit.predict(first.x_query[0]), atol=1e-5)
 
 
-def test_the_summary_says_where_the_model_stands(tmp_path, capsys):
-    trainer = small_trainer(tmp_path, [ReferenceRisk(32), Summary()])
-    trainer.validate(small_module(), datamodule=small_data(), verbose=False)
-    printed = capsys.readouterr().out
-    assert "<- the model" in printed
-    assert "ridge" in printed
-    assert "make tensorboard" in printed
-    assert (tmp_path / "figures" / "excess_risk.png").stat().st_size > 10_000
+@pytest.mark.usefixtures("undrawn")
+def test_the_summary_says_where_the_model_stands_in_80_columns(tmp_path, capsys):
+    trainer = small_trainer(tmp_path, [ReferenceRisk(32), Recorder()])
+    trainer.validate(small_module(), datamodule=small_data(eval_prompts=1024, eval_batch_size=512), verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "Excess risk on 1,024 validation prompts (5 examples each),"
+    assert len([line for line in lines if line.endswith("<- the model")]) == 1
+    assert len([line for line in lines if line.startswith("  ridge, alpha 0.18 (from the law)")]) == 1
+    assert max(map(len, lines[:-4])) <= 80
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,13 +1,14 @@
 """Rows of the table as what a figure shows: cut into settings, and averaged over seeds."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from lightning_icl.studies.names import setting_text
+from lightning_icl.figures.style import MARKERS, Style, ordered_colours
+from lightning_icl.studies.names import heads_label, in_order, setting_text
 from lightning_icl.studies.statistics import SeedInterval, seed_interval
 from lightning_icl.studies.table import last_step, uniform_heads, varied
 
@@ -22,8 +23,8 @@ class Setting(NamedTuple):
 
 
 def final(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    """The rows of the metrics whose names begin so, each trial's last, with the column "h"."""
-    return last_step(with_h(table[table["metric"].str.startswith(prefix)]))
+    """The rows of the metrics whose names begin so, on the first stream, each trial's last, with the column "h"."""
+    return last_step(with_h(table[table["metric"].str.startswith(prefix) & table["stream"].isna()]))
 
 
 def with_h(table: pd.DataFrame) -> pd.DataFrame:
@@ -72,6 +73,15 @@ def over_seeds(rows: pd.DataFrame, by: Sequence[str], log: bool = False) -> pd.D
         of_seeds[tuple(place)].append(mean)
     found = [(*place, *seed_interval(values, log=log)) for place, values in of_seeds.items()]
     return pd.DataFrame(found, columns=[*by, *SeedInterval._fields])
+
+
+def head_styles(texts: Iterable[str]) -> dict[str, Style]:
+    """Colour and marker of each head configuration's label, in order: by h, then black where layers differ."""
+    labels = {heads_label(text): uniform_heads(text) for text in in_order(texts)}
+    uniform = [label for label, h in labels.items() if h is not None]
+    looks = zip(ordered_colours(len(uniform)), MARKERS * len(uniform), strict=False)
+    styles = {label: {"color": c, "marker": m} for label, (c, m) in zip(uniform, looks, strict=False)}
+    return {label: styles.get(label, {"color": "black", "marker": "D"}) for label in labels}
 
 
 PAIRED = " Numbers of one seed share their prompts, so they differ more surely than overlapping intervals suggest."

@@ -1,41 +1,43 @@
 """How many heads each layer uses, against anything a study varies, or over training."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_icl.figures import style
+from lightning_icl.figures.heads import NUMBERS, in_use
 from lightning_icl.functional.errors import InputError, did_you_mean
-from lightning_icl.studies.figures import cells, panels
+from lightning_icl.studies.figures import cells
 from lightning_icl.studies.figures.importance_maps import checked_score
 from lightning_icl.studies.figures.study_figure import StudyFigure
 from lightning_icl.studies.names import few, heads_label, in_order, key_name, slug, value_text
 from lightning_icl.studies.table import config_columns, head_list
 
-NUMBERS = {"effective": "effective number of heads", "top_share": "share of the top head"}
-BOUNDS = {"effective": 0.75, "top_share": 0.6}  # PAPER.md section 8: 0.75 h in layer 1, 0.6 in later layers
+ACROSS = 2  # configurations side by side
 
 
 class Column(NamedTuple):
     """One setting and head configuration: its rows, and cells by (against, layer) of each of NUMBERS."""
 
     setting: str
-    heads: str
+    label: str
     rows: pd.DataFrame
     found: dict[str, pd.DataFrame]
-
-    @property
-    def label(self) -> str:
-        return heads_label(self.heads) if self.heads.startswith("[") else self.heads
 
     @property
     def places(self) -> int:
         """How many values of ``against`` have a number."""
         return int(self.found["effective"].iloc[:, 0].nunique())
+
+    @property
+    def n_heads(self) -> dict[int, int]:
+        """The heads of each layer that has any, of the deepest of its models."""
+        deepest = max(map(head_list, self.rows[cells.HEADS].unique()), key=len)
+        return {layer: n for layer, n in enumerate(deepest, start=1) if n}
 
 
 class EffectiveHeads(StudyFigure):
@@ -48,6 +50,8 @@ class EffectiveHeads(StudyFigure):
             "step" for the course of training.
         score: which of HeadImportance's scores.
     """
+
+    needs = "HeadImportance"
 
     def __init__(self, against: str = "step", score: str = "leave_one_out") -> None:
         self.against, self.score = against, checked_score(score)
@@ -93,93 +97,52 @@ class EffectiveHeads(StudyFigure):
         """The numbers of models that have more than one head somewhere."""
         prefix = f"heads/{self.score}/"
         rows = table[table["metric"].isin([f"{prefix}{number}" for number in NUMBERS]) & table["n_points"].isna()]
-        rows = cells.with_h(rows) if self.against == "step" else cells.final(rows, prefix)
+        rows = rows if self.against == "step" else cells.final(rows, prefix)
         if self.against not in rows.columns:
             known = [*config_columns(table), "step"]
             raise InputError(f"against is {self.against!r}, which no trial has: {did_you_mean(self.against, known)}")
-        rows = rows[rows["h" if self.against == "depth" else self.against].notna()]
+        rows = rows[rows[self.against].notna()]
         return rows[rows[cells.HEADS].map(lambda text: max(head_list(text)) > 1).astype(bool)]
 
     def _columns(self, table: pd.DataFrame) -> list[Column]:
-        rows = self._rows(table)
         columns: list[Column] = []
-        for title, found in cells.settings(table, rows, apart_from=(self.against,)):
-            # Against depth, models with equally many heads in a layer belong together.
-            labels = found[cells.HEADS].map(heads_label) if self.against == "depth" else found[cells.HEADS]
-            for text in in_order(found[cells.HEADS]):
-                label = heads_label(text) if self.against == "depth" else text
-                if (title, label) not in {(column.setting, column.heads) for column in columns}:
-                    chosen = found[labels == label]
-                    columns.append(Column(title, label, chosen, self._cells(chosen)))
+        for title, found in cells.settings(table, self._rows(table), apart_from=(self.against,)):
+            # Models with equally many heads in a layer have one label at every depth.
+            labels = found[cells.HEADS].map(heads_label)
+            for label in dict.fromkeys(map(heads_label, in_order(found[cells.HEADS]))):
+                rows = found[labels == label]
+                columns.append(Column(title, label, rows, {number: self._cells(rows, number) for number in NUMBERS}))
         return columns
 
-    def _cells(self, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        return {
-            number: cells.over_seeds(rows[rows["metric"].str.endswith(f"/{number}")], [self.against, "layer"])
-            for number in NUMBERS
-        }
+    def _cells(self, rows: pd.DataFrame, number: str) -> pd.DataFrame:
+        return cells.over_seeds(rows[rows["metric"].str.endswith(f"/{number}")], [self.against, "layer"])
 
     def _figure(self, columns: Sequence[Column], setting: str) -> Figure:
-        across = len(columns) if len(columns) <= 4 else 3 if len(columns) <= 6 else 4
+        across = min(ACROSS, len(columns))
         blocks = -(-len(columns) // across)
-        figure = Figure(figsize=(1.6 + 3.0 * across, 0.7 + 4.9 * blocks), layout="constrained")
-        grid = figure.subplots(2 * blocks, across, squeeze=False, sharex=False)
-        last = max(int(found["layer"].max()) for column in columns for found in column.found.values())
-        colours = dict(enumerate(panels.ordered_colours(last), start=1))
-        for i in range(blocks * across):
+        figure = Figure(figsize=(0.6 + 3.2 * across, 0.9 + 4.6 * blocks), layout="constrained")
+        grid = figure.subplots(2 * blocks, across, squeeze=False)
+        colours = style.ordered_colours(max(max(column.n_heads) for column in columns))
+        for i, column in enumerate(columns):
             pair = grid[2 * (i // across) : 2 * (i // across) + 2, i % across]
-            if i >= len(columns):
-                pair[0].remove()
-                pair[1].remove()
-                continue
-            for axes, (number, found) in zip(pair, columns[i].found.items(), strict=True):
-                self._lines(axes, found, colours)
-                _scale(axes, number, columns[i].heads, colours[1])
-                axes.set_ylabel(NUMBERS[number], size=9)
-            panels.set_title(pair[0], columns[i].label, 36)
-            pair[1].set_xlabel(self._axis())
-        panels.legend_beside(figure)
-        figure.suptitle(", ".join(filter(None, [self.title, setting])), size=11)
+            for axes, (number, found) in zip(pair, column.found.items(), strict=True):
+                values = sorted(found[self.against].unique(), key=lambda value: (isinstance(value, str), value))
+                numeric = all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values)
+                at = {value: float(value) if numeric else float(i) for i, value in enumerate(values)}
+                in_use(
+                    axes, number, found, found[self.against].map(at), column.n_heads, colours,
+                    course=self.against == "step", line_width=1.4 if numeric else 0,
+                )  # fmt: skip
+                if self.against == "step" or len(at) > 8:
+                    whole = self.against == "step"
+                    axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole, steps=[1, 2, 2.5, 5, 10]))
+                else:
+                    axes.set_xticks(list(at.values()), [value_text(value) for value in at], size=9)
+                axes.margins(x=0.08)
+            style.panel_title(pair[0], column.label, 36)
+            pair[1].set_xlabel(self._axis(), size=9)
+        for axes in [axes for axes in figure.axes if not axes.has_data()]:
+            axes.remove()
+        style.legend(figure, columns=3)
+        style.title(figure, ", ".join(filter(None, [self.title, setting])))
         return figure
-
-    def _lines(self, axes: Axes, found: pd.DataFrame, colours: dict[int, object]) -> None:
-        values = sorted(found[self.against].unique(), key=lambda value: (isinstance(value, str), value))
-        numeric = all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
-        places = {value: float(value) if numeric else float(i) for i, value in enumerate(values)}
-        layers = sorted(found["layer"].unique())
-        for i, layer in enumerate(layers):
-            line = found[found["layer"] == layer]
-            x = np.array([places[value] for value in line[self.against]])
-            style: dict[str, Any] = {"color": colours[int(layer)], "label": f"layer {layer}"}
-            style["marker"] = panels.MARKERS[(layer - 1) % len(panels.MARKERS)]
-            if self.against == "step":
-                panels.band(axes, x, line, ms=3, lw=1.4, **style)
-            else:
-                panels.over(
-                    axes,
-                    panels.apart(x, i, len(layers), list(places.values())),
-                    line,
-                    ms=4,
-                    lw=1.2 if numeric else 0,
-                    **style,
-                )
-        if self.against == "step" or len(values) > 8:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=self.against == "step", steps=[1, 2, 2.5, 5, 10]))
-        else:
-            axes.set_xticks(list(places.values()), [value_text(value) for value in values])
-        axes.margins(x=0.08)
-
-
-def _scale(axes: Axes, number: str, heads: str, first_colour: object) -> None:
-    """The same ends whatever the numbers, and the bound: of effective heads it is one on layer 1."""
-    most = max(head_list(heads)) if heads.startswith("[") else int(heads.split()[0])
-    bound = BOUNDS[number]
-    if number == "effective":
-        first = head_list(heads)[0] if heads.startswith("[") else most
-        bound *= first
-        axes.set_ylim(0.7, most + 0.3)
-        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    else:
-        axes.set_ylim(0, 1.04)
-    axes.axhline(bound, color=first_colour if number == "effective" else "0.4", lw=1, ls=":")
-    axes.grid(alpha=0.2)

@@ -1,39 +1,26 @@
 """Pruned models beside the full one, their controls, and models trained with as few heads."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_icl.callbacks.figures.style import RISK
-from lightning_icl.callbacks.head_pruning import VARIANTS
-from lightning_icl.studies.figures import cells, panels
+from lightning_icl.figures import style
+from lightning_icl.figures.pruning import TREATMENTS, model_labels, pruned_panel
+from lightning_icl.studies.figures import cells
 from lightning_icl.studies.figures.study_figure import StudyFigure
 from lightning_icl.studies.names import few, heads_label
 from lightning_icl.studies.table import head_list
 
-MODELS = {
-    "full": "full model",
-    "paper": "pruned: all of layer 1,\ntop head of later layers",
-    "prune_layer1_instead": "control: top head of layer 1,\nall of later layers",
-    "random_head": "control: all of layer 1,\nrandom head of later layers",
-    "least_important": "control: all of layer 1,\nleast important of later layers",
-}
-TREATMENT_STYLES = (  # colours of Okabe and Ito
-    {"color": "#0072b2", "marker": "o"},
-    {"color": "#e69f00", "marker": "s"},
-    {"color": "#009e73", "marker": "^"},
-    {"color": "#cc79a7", "marker": "v"},
-)
-TRAINED_MODELS = {
+TRAINED = {
     "one_each": "trained: one head in every layer",
-    "first": "trained: all heads in layer 1,\none in each later layer",
-    "later": "trained: one head in layer 1,\nall in later layers",
+    "first": "trained: all heads in layer 1, one in each later layer",
+    "later": "trained: one head in layer 1, all in later layers",
 }
-TRAINED = {"color": "black", "marker": "*", "ms": 9}
 SELF = "prune/as_is/full/excess_risk"
+BOUNDS = (1.1, 2.0)  # PAPER.md section 8: of the pruned model's ratio and of the layer-1 control's
 
 
 class Case(NamedTuple):
@@ -55,6 +42,8 @@ class Pruning(StudyFigure):
         heads: which model is pruned: the one with so many heads in every layer, unless told the one with most.
     """
 
+    needs = "HeadPruning"
+
     def __init__(self, heads: int | None = None) -> None:
         self.heads = heads
 
@@ -65,11 +54,11 @@ class Pruning(StudyFigure):
     title = "Pruned models, their controls, and fewer heads from the start"
 
     def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        found = self._cases(table, ratio=False), self._cases(table, ratio=True)
-        figures = [
-            _figure(cases, self.title, ratio) for cases, ratio in zip(found, (False, True), strict=True) if cases
-        ]
-        return list(zip(("", "_ratio"), figures, strict=False))
+        rows = self._rows(table, "excess_risk")
+        # Settings differ in how many heads their strategies keep, which a run's notes say last.
+        labels = {model: re.sub(r" \(\d+( heads)?\)$", "", label) for model, label in model_labels(rows).items()}
+        found = {"": self._cases(table, ratio=False), "_ratio": self._cases(table, ratio=True)}
+        return [(suffix, self._figure(cases, labels, suffix == "_ratio")) for suffix, cases in found.items() if cases]
 
     def caption(self, table: pd.DataFrame) -> str:
         cases = self._cases(table, ratio=False)
@@ -78,7 +67,7 @@ class Pruning(StudyFigure):
         return cells.caption(
             f"Excess risk on held-out prompts, in squared label units, of the model with {pruned} in every layer when "
             "only some are kept (which ones is chosen on other prompts), by what is done after pruning; black stars: "
-            "models trained from scratch with these heads.",
+            "models trained from scratch with these heads. Dotted: the full model.",
             "The second figure has ratios to the full model under the same treatment: geometric means, paired by seed; "
             "the lines are the bounds that a reproduction is held to (pruned at most 1.1, prune-layer-1 control at "
             "least 2)." * bool(self._cases(table, ratio=True)),
@@ -88,9 +77,10 @@ class Pruning(StudyFigure):
 
     def _rows(self, table: pd.DataFrame, number: str) -> pd.DataFrame:
         """All models' rows of prune/<treatment>/<model>/<number>, with the columns treatment and model."""
-        rows = cells.final(table, "prune/")
-        parts = rows["metric"].str.extract(rf"^prune/(?P<treatment>\w+)/(?P<model>[^/]+)/{number}$")
-        return rows.assign(**parts)[parts["treatment"].isin(VARIANTS)]
+        treatments = "|".join(TREATMENTS)
+        return style.parts(
+            cells.final(table, "prune/"), rf"prune/(?P<treatment>{treatments})/(?P<model>[^/]+)/{number}"
+        )
 
     def _cases(self, table: pd.DataFrame, ratio: bool) -> list[Case]:
         rows = cells.finite(self._rows(table, "ratio" if ratio else "excess_risk"))
@@ -100,7 +90,7 @@ class Pruning(StudyFigure):
 
     def _whole(self, table: pd.DataFrame) -> pd.DataFrame:
         """Risks of models as they were trained: on the prompts of HeadPruning, or if there are none in validation."""
-        rows = cells.finite(cells.final(table, "excess_risk/transformer"))
+        rows = cells.finite(cells.final(table, "val/excess_risk/transformer"))
         rows = rows[rows["n_points"].isna()]
         pruned = cells.finite(cells.final(table[table["metric"] == SELF], SELF))
         rows = rows[~rows["trial"].isin(pruned["trial"])]
@@ -123,6 +113,23 @@ class Pruning(StudyFigure):
             cells.over_seeds(_rivals(whole, heads), ["model"], log=ratio),
         )
 
+    def _figure(self, cases: Sequence[Case], labels: dict[str, str], ratio: bool) -> Figure:
+        every = pd.concat([cell for case in cases for cell in (case.treated, case.trained)])
+        rows = {model: label for model, label in (labels | TRAINED).items() if model in set(every["model"])}
+        low, high, log = style.risk_limits(every)
+        limits = style.Limits(min(low, 0.9), max(high, 2.2), log) if ratio else style.Limits(low, high, log)
+        figure, axes = style.panels(len(cases), 3.0, 0.8 + 0.5 * len(rows), legend=1.6, sharey=True, sharex=True)
+        for panel, case in zip(axes, cases, strict=True):
+            full = case.treated.query("treatment == 'as_is' and model == 'full'")["mean"].tolist()
+            lines = BOUNDS if ratio else full
+            pruned_panel(panel, case.treated, case.trained, rows, limits, lines, "trained from scratch")
+            panel.set_xlabel("excess risk / that of the full model" if ratio else style.RISK, size=9)
+            panel.xaxis.set_tick_params(labelbottom=True)
+            style.panel_title(panel, case.title, 36)
+        style.legend(figure, columns=3)
+        style.title(figure, "Risk over that of the full model" if ratio else self.title)
+        return figure
+
 
 def _rivals(whole: pd.DataFrame, heads: str) -> pd.DataFrame:
     """The rows of models that have fewer heads from the start, with what they are in "model"."""
@@ -131,54 +138,3 @@ def _rivals(whole: pd.DataFrame, heads: str) -> pd.DataFrame:
     known = {(1, *later): "later", (first, *ones): "first", (1, *ones): "one_each"}
     known.pop((first, *later), None)  # with one layer alone, all heads in layer 1 is the full model
     return whole.assign(model=[known.get(head_list(text)) for text in whole[cells.HEADS]]).dropna(subset="model")
-
-
-def _figure(cases: Sequence[Case], title: str, ratio: bool) -> Figure:
-    known = MODELS | TRAINED_MODELS
-    rows = _models(cases) + [name for name in TRAINED_MODELS if any(name in set(c.trained["model"]) for c in cases)]
-    labels = [known.get(row, f"pruned: {row.replace('_', ' ')}") for row in rows]
-    treatments = [name for name in VARIANTS if any(name in set(case.treated["treatment"]) for case in cases)]
-    figure, axes = panels.panels(len(cases), 3.2, 1.0 + 0.36 * len(rows), legend=1.6, sharey=True)
-    places = {name: 0.15 * (i - (len(treatments) - 1) / 2) for i, name in enumerate(treatments)}
-    for panel, case in zip(axes, cases, strict=True):
-        for (name, place), style in zip(places.items(), TREATMENT_STYLES, strict=False):
-            treated = case.treated[case.treated["treatment"] == name]
-            y = [rows.index(model) + place for model in treated["model"]]
-            _dots(panel, y, treated, label=VARIANTS[name], ms=5, **style)
-        y = [float(rows.index(model)) for model in case.trained["model"]]
-        if y:
-            _dots(panel, y, case.trained, label="trained from scratch", **TRAINED)
-        for row in range(1, len(rows), 2):
-            panel.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0)
-        _axis(panel, case, ratio)
-        panels.set_title(panel, case.title, 36)
-        panel.set_yticks(range(len(rows)), labels, size=8)
-        panel.set_ylim(len(rows) - 0.5, -0.5)
-    panels.legend_below(figure, 3)
-    figure.suptitle("Risk over that of the full model" if ratio else title, size=11)
-    return figure
-
-
-def _models(cases: Sequence[Case]) -> list[str]:
-    """The known models first, in their order, then other strategies."""
-    found = list(dict.fromkeys(model for case in cases for model in case.treated["model"]))
-    return [model for model in MODELS if model in found] + [model for model in found if model not in MODELS]
-
-
-def _dots(axes: Axes, y: Sequence[float], found: pd.DataFrame, **style: object) -> None:
-    lengths = panels.bars(found)
-    axes.errorbar(found["mean"], y, xerr=lengths, ls="", capsize=2, elinewidth=1, **style)  # type: ignore[arg-type]
-
-
-def _axis(axes: Axes, case: Case, ratio: bool) -> None:
-    limits = panels.risk_limits(pd.concat([case.treated, case.trained]))
-    if not ratio:
-        for mean in case.treated.query("treatment == 'as_is' and model == 'full'")["mean"]:
-            axes.axvline(mean, color="#0072b2", lw=1, ls=":")
-        panels.limit_risks(axes, limits, along="x")
-        axes.set_xlabel(RISK, size=9)
-        return
-    for bound in (1.1, 2.0):
-        axes.axvline(bound, color="0.4", lw=1, ls=":")
-    panels.limit_risks(axes, (min(limits[0], 0.9), max(limits[1], 2.2), limits[2]), along="x")
-    axes.set_xlabel("excess risk / that of the full model", size=9)

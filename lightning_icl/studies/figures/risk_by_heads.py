@@ -3,11 +3,11 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lightning_icl.callbacks.figures.style import RISK
-from lightning_icl.studies.figures import cells, panels
-from lightning_icl.studies.figures.risk_by_points import MODEL, PREFIX, final_rows
+from lightning_icl.figures import style
+from lightning_icl.studies.figures import cells
+from lightning_icl.studies.figures.risk_by_points import MODEL, final_rows, references, zero
 from lightning_icl.studies.figures.study_figure import StudyFigure
-from lightning_icl.studies.names import estimator_label, heads_label, in_order
+from lightning_icl.studies.names import heads_label
 
 BESIDE = ("ridge", "lasso", "bayes")
 
@@ -17,33 +17,32 @@ class RiskByHeads(StudyFigure):
 
     name = "excess_risk_by_heads"
     title = "Excess risk by head configuration"
+    needs = "ReferenceRisk"
 
     def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         settings = self._settings(table)
         if not settings:
             return []
-        models = [self._model(rows) for _, rows in settings]
-        beside = [self._references(rows) for _, rows in settings]
-        order = list(dict.fromkeys(heads_label(text) for text in in_order(pd.concat(models)[cells.HEADS])))
-        styles = panels.head_styles(pd.concat(models)[cells.HEADS])
-        limits = panels.risk_limits(pd.concat(models), pd.concat(beside))
-        figure, axes = panels.panels(len(settings), 3.4, 1.1 + 0.3 * len(order), legend=1.0, sharey=True, sharex=True)
-        for panel, (title, _), model, references in zip(axes, settings, models, beside, strict=True):
-            for text, cell in zip(model[cells.HEADS], model.itertuples(), strict=True):
-                label = heads_label(text)
-                lengths = panels.bars(model.loc[[cell.Index]])
-                panel.errorbar(cell.mean, order.index(label), xerr=lengths, capsize=3, ms=6, **styles[label])
-            for cell in references.itertuples():
-                style = panels.reference_style(cell.reference)
-                panels.level(panel, cell, along="y", label=estimator_label(cell.reference), **style)
-            panels.limit_risks(panel, limits, along="x")
-            panels.set_title(panel, title)
+        models, beside = zip(*(self._cells(rows) for _, rows in settings), strict=True)
+        styles = cells.head_styles(pd.concat(models)[cells.HEADS])
+        looks, order = style.estimator_styles(BESIDE), list(styles)
+        limits = style.risk_limits(pd.concat(models), pd.concat(beside), zero(settings))
+        figure, axes = style.panels(len(settings), 3.4, 1.3 + 0.3 * len(order), sharey=True, sharex=True)
+        for panel, (title, _), model, of_panel in zip(axes, settings, models, beside, strict=True):
+            for place, label in enumerate(order):
+                of_label = model[model[cells.HEADS].map(heads_label) == label]
+                style.over(panel, [place] * len(of_label), of_label, along="x", ls="", ms=6, **styles[label])
+            for cell in of_panel.itertuples():
+                name = style.estimator_label(cell.reference)
+                style.level(panel, cell, limits, along="x", label=name, **looks[cell.reference])
+            style.limit(panel, limits, along="x")
+            style.panel_title(panel, title)
             panel.set_yticks(range(len(order)), order)
             panel.set_ylim(len(order) - 0.5, -0.5)
-            panel.set_xlabel(RISK, size=9)
+            panel.set_xlabel(style.RISK, size=9)
             panel.xaxis.set_tick_params(labelbottom=True)
-        panels.legend_below(figure, 3)
-        figure.suptitle(self.title)
+        style.legend(figure, columns=3)
+        style.title(figure, self.title)
         return [("", figure)]
 
     def caption(self, table: pd.DataFrame) -> str:
@@ -51,8 +50,9 @@ class RiskByHeads(StudyFigure):
         rows = pd.concat([rows for _, rows in settings])
         return cells.caption(
             "Excess risk on all validation prompts, in squared label units, by the numbers of heads of the layers "
-            "([8, 1]: eight in layer 1, one in layer 2; black where layers differ), with reference estimators.",
-            cells.seeds_said([n for _, found in settings for n in self._model(found)["n"]], paired=True),
+            "([8, 1]: eight in layer 1, one in layer 2; black where layers differ), with reference estimators (an "
+            "arrow and its number where one lies outside of a panel).",
+            cells.seeds_said([n for _, found in settings for n in self._cells(found)[0]["n"]], paired=True),
             cells.missing_said(rows[rows["metric"] == MODEL], "model"),
         )
 
@@ -61,9 +61,5 @@ class RiskByHeads(StudyFigure):
         settings = cells.settings(table, rows[rows["n_points"].isna()])
         return [s for s in settings if len(cells.finite(s.rows[s.rows["metric"] == MODEL]))]
 
-    def _model(self, rows: pd.DataFrame) -> pd.DataFrame:
-        return cells.over_seeds(rows[rows["metric"] == MODEL], [cells.HEADS])
-
-    def _references(self, rows: pd.DataFrame) -> pd.DataFrame:
-        names = rows["metric"].str.removeprefix(PREFIX)
-        return cells.over_seeds(rows.assign(reference=names)[names.isin(BESIDE)], ["reference"])
+    def _cells(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        return cells.over_seeds(rows[rows["metric"] == MODEL], [cells.HEADS]), references(rows, BESIDE, ["reference"])

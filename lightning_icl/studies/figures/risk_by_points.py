@@ -1,22 +1,20 @@
 """Excess risk against the number of examples."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
 
-from lightning_icl.callbacks.figures.style import RISK, is_wide
-from lightning_icl.studies.figures import cells, panels
+from lightning_icl.figures import style
+from lightning_icl.figures.risks import by_points
+from lightning_icl.figures.style import Limits, Style, estimator_label, estimator_styles
+from lightning_icl.studies.figures import cells
 from lightning_icl.studies.figures.study_figure import StudyFigure
-from lightning_icl.studies.names import estimator_label, heads_label, in_order
+from lightning_icl.studies.names import heads_label, in_order
 
-PREFIX = "excess_risk/"
-MODEL = "excess_risk/transformer"
-FEW = 8  # numbers of examples up to which each has a tick
-Styles = Mapping[str, Mapping[str, Any]]
+PREFIX = "val/excess_risk/"
+MODEL = f"{PREFIX}{style.MODEL}"
 
 
 class RiskByPoints(StudyFigure):
@@ -31,6 +29,7 @@ class RiskByPoints(StudyFigure):
 
     name = "excess_risk_by_examples"
     title = "Excess risk by heads and number of examples"
+    needs = "ReferenceRisk"
 
     def __init__(
         self,
@@ -41,19 +40,21 @@ class RiskByPoints(StudyFigure):
         self.references = list(references)
 
     def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        found = [(title, *self._cells(rows)) for title, rows in self._settings(table)]
-        if not found:
+        settings = self._settings(table)
+        if not settings:
             return []
-        styles = panels.head_styles([text for _, model, _ in found for text in model[cells.HEADS]])
-        figure, axes = panels.panels(len(found), 3.7, 3.3, legend=2.4)
-        for panel, (title, model, references) in zip(axes, found, strict=True):
+        models, beside = zip(*(self._cells(rows) for _, rows in settings), strict=True)
+        styles = cells.head_styles(pd.concat(models)[cells.HEADS])
+        looks = estimator_styles(self.references)
+        limits = style.risk_limits(pd.concat(models), pd.concat(beside), zero(settings))
+        figure, axes = style.panels(len(settings), 3.7, 3.3, legend=2.4, sharey=True)
+        for panel, (title, _), model, of_panel in zip(axes, settings, models, beside, strict=True):
             draw = _lines if model["n_points"].nunique() > 1 else _dots
-            draw(panel, model, references, styles)
-            panels.limit_risks(panel, panels.risk_limits(model, references))
-            panels.set_title(panel, title)
-            panel.set_ylabel(RISK)
-        panels.legend_beside(figure)
-        figure.suptitle(self.title)
+            draw(panel, model, of_panel, styles, looks, limits)
+            style.panel_title(panel, title)
+            panel.set_ylabel(style.RISK)
+        style.legend(figure, "beside", order=[*styles, *map(estimator_label, self.references)])
+        style.title(figure, self.title)
         return [("", figure)]
 
     def caption(self, table: pd.DataFrame) -> str:
@@ -65,7 +66,8 @@ class RiskByPoints(StudyFigure):
             "Excess risk of trained transformers on held-out prompts, in squared label units, and of reference "
             "estimators on the same prompts.",
             cells.seeds_said(counts, paired=True),
-            "The lines are moved apart a little. References far above or below the models lie outside of the panels.",
+            "The lines are moved apart a little. What lies above the zero predictor or far below the models is an "
+            "arrow at the edge of its panel.",
             "Models whose layers differ in their number of heads are not drawn." * bool(mixed),
             cells.missing_said(rows[rows["metric"] == MODEL], "model"),
         )
@@ -81,10 +83,7 @@ class RiskByPoints(StudyFigure):
     def _cells(self, rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Of one setting, the model's means by heads and examples, and the references' by name and examples."""
         model = cells.over_seeds(rows[rows["metric"] == MODEL], [cells.HEADS, "n_points"])
-        names = rows["metric"].str.removeprefix(PREFIX)
-        beside = rows.assign(reference=names)[names.isin(self.references)]
-        found = cells.over_seeds(beside, ["reference", "n_points"])
-        return model, found.sort_values("reference", key=lambda name: name.map(self.references.index), kind="stable")
+        return model, references(rows, self.references, ["reference", "n_points"])
 
 
 def final_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -92,42 +91,45 @@ def final_rows(table: pd.DataFrame) -> pd.DataFrame:
     return cells.final(table, PREFIX)
 
 
-def _lines(axes: Axes, model: pd.DataFrame, references: pd.DataFrame, styles: Styles) -> None:
-    lines: list[tuple[pd.DataFrame, dict[str, Any]]] = []
+def references(rows: pd.DataFrame, names: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """Cells of these estimators, called "reference", in order."""
+    found = rows["metric"].str.removeprefix(PREFIX)
+    means = cells.over_seeds(rows.assign(reference=found)[found.isin(names)], by)
+    return means.sort_values("reference", key=lambda name: name.map(list(names).index), kind="stable")
+
+
+def zero(settings: Sequence[cells.Setting]) -> float:
+    """The zero predictor's risk where it is largest: the axes go no higher for a reference."""
+    means = [references(rows, ["zero"], ["reference"])["mean"] for _, rows in settings]
+    return float(pd.concat(means).max())
+
+
+def _lines(
+    axes: Axes, model: pd.DataFrame, beside: pd.DataFrame, styles: Mapping[str, Style], looks: Mapping[str, Style],
+    limits: Limits,
+) -> None:  # fmt: skip
+    lines: dict[str, tuple[pd.DataFrame, Style]] = {}
     for text in in_order(model[cells.HEADS]):
-        style = {"label": heads_label(text), "ms": 4, "lw": 1.8, "zorder": 3, **styles[heads_label(text)]}
-        lines.append((model[model[cells.HEADS] == text], style))
-    for name in dict.fromkeys(references["reference"]):
-        style = {"label": estimator_label(name), "lw": 1.5, **panels.reference_style(name)}
-        lines.append((references[references["reference"] == name], style))
-    n_points = sorted(int(n) for n in model["n_points"].unique())
-    # Curves over every prefix have too many places for bars, and stay linear.
-    few = len(n_points) <= FEW
-    log = few and is_wide([float(n) for n in n_points])
-    for i, (line, style) in enumerate(lines):
-        if few:
-            panels.over(axes, panels.apart(line["n_points"], i, len(lines), n_points, log), line, **style)
-        else:
-            panels.band(axes, line["n_points"], line, alpha=0.12 if "marker" in style else 0.05, **style)
-    if log:
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_minor_locator(NullLocator())
-    if few:
-        axes.set_xticks(n_points, [str(n) for n in n_points])
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("number of in-context examples n")
+        label = heads_label(text)
+        lines[label] = model[model[cells.HEADS] == text], {"lw": 1.8} | styles[label]
+    for name in dict.fromkeys(beside["reference"]):
+        look = {key: value for key, value in looks[name].items() if key != "marker"}
+        lines[estimator_label(name)] = beside[beside["reference"] == name], {"lw": 1.5} | look
+    by_points(axes, lines, limits)
 
 
-def _dots(axes: Axes, model: pd.DataFrame, references: pd.DataFrame, styles: Styles) -> None:
+def _dots(
+    axes: Axes, model: pd.DataFrame, beside: pd.DataFrame, styles: Mapping[str, Style], looks: Mapping[str, Style],
+    limits: Limits,
+) -> None:  # fmt: skip
     order = in_order(model[cells.HEADS])
     for place, text in enumerate(order):
         label = heads_label(text)
-        panels.over(axes, [place], model[model[cells.HEADS] == text], label=label, ls="", ms=6, **styles[label])
-    for cell in references.itertuples():
-        panels.level(axes, cell, label=estimator_label(cell.reference), **panels.reference_style(cell.reference))
-    axes.set_xticks(
-        range(len(order)), [heads_label(text).removesuffix(" heads").removesuffix(" head") for text in order]
-    )
+        of_heads = model[model[cells.HEADS] == text]
+        style.over(axes, [place], of_heads, label=label, **(styles[label] | {"ls": "", "ms": 6}))
+    for cell in beside.itertuples():
+        style.level(axes, cell, limits, label=estimator_label(cell.reference), **looks[cell.reference])
+    style.limit(axes, limits)
+    axes.set_xticks(range(len(order)), [heads_label(text).partition(" head")[0] for text in order])
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_xlabel(f"heads in every layer (n = {int(model['n_points'].iloc[0])} examples)")

@@ -3,17 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lightning_icl.callbacks.analysis import write_figure
+from lightning_icl.figures.files import write_figure
 from lightning_icl.studies.names import error_text
 
 
 class StudyFigure(ABC):
-    """A figure of a study's table."""
+    """A figure of a study's table.
+
+    Attributes:
+        needs: the analysis whose numbers it shows, for the report to name where there are none.
+    """
+
+    needs: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -35,7 +41,7 @@ class StudyFigure(ABC):
 
 
 class Drawn(NamedTuple):
-    """A figure on disk: the PNG and SVG files of all its parts; none where it failed, as the caption says."""
+    """A figure on disk: the PNG and SVG files of all its parts; none where the caption says why there are none."""
 
     title: str
     caption: str
@@ -43,21 +49,17 @@ class Drawn(NamedTuple):
 
 
 def write_figures(figures: Sequence[StudyFigure], table: pd.DataFrame, folder: Path) -> list[Drawn]:
-    """Draw every figure that the table has numbers for, as PNG and SVG."""
-    found = [_drawn(figure, table, folder) for figure in figures]
-    return [drawn for drawn in found if drawn.files or drawn.caption]
+    """Draw every figure, as PNG and SVG; one that has nothing to draw, or fails, says so in its caption."""
+    return [_drawn(figure, table, folder) for figure in figures]
 
 
 def _drawn(figure: StudyFigure, table: pd.DataFrame, folder: Path) -> Drawn:
     try:
-        return _written(figure, table, folder)
+        files = []
+        for suffix, picture in figure.draw(table):
+            write_figure(folder, figure.name + suffix, picture)
+            files += [folder / f"{figure.name}{suffix}.{ending}" for ending in ("png", "svg")]
+        nothing = f"Nothing to draw: no trial has numbers {f'of {figure.needs}' if figure.needs else 'for it'}."
+        return Drawn(figure.title, figure.caption(table) if files else nothing, files)
     except Exception as error:  # a figure is anyone's code, and the others and the report must stand
         return Drawn(figure.title, f"It could not be drawn: {error_text(error)}", [])
-
-
-def _written(figure: StudyFigure, table: pd.DataFrame, folder: Path) -> Drawn:
-    files = []
-    for suffix, picture in figure.draw(table):
-        write_figure(folder, figure.name + suffix, picture)
-        files += [folder / f"{figure.name}{suffix}.{ending}" for ending in ("png", "svg")]
-    return Drawn(figure.title, figure.caption(table) if files else "", files)

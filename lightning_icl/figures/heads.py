@@ -1,0 +1,191 @@
+"""Which heads matter, by which score, and since when."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lightning_icl.figures import style
+
+SCORES = {"leave_one_out": "leave-one-out", "leave_one_in": "leave-one-in", "gradient": "gradient"}
+NUMBERS = {"effective": "effective number of heads", "top_share": "share of the top head"}
+BOUNDS = {"effective": 0.75, "top_share": 0.6}  # PAPER.md section 8: 0.75 h in layer 1, 0.6 in later layers
+CELL = (0.62, 0.46)  # inches of a head with its number and interval
+
+Shape = tuple[int, int]  # layers and heads
+
+
+def score_label(name: str) -> str:
+    """A score's name with its ablation: "leave-one-out, mean ablation"."""
+    score = next(known for known in SCORES if name.startswith(known))
+    ablation = name.removeprefix(score).removeprefix("_") or "zero"
+    return SCORES[score] + ("" if score == "gradient" else f", {ablation} ablation")
+
+
+def importance_map(rows: pd.DataFrame) -> Figure:
+    """Layer by head map of leave-one-out importance with its intervals; rows heads/leave_one_out/..."""
+    found = _numbers(rows, "leave_one_out")
+    n_layers, n_heads = shape = _shape(found)
+    figure = Figure(figsize=(max(style.WIDTH, 1.5 + CELL[0] * n_heads), 0.9 + CELL[1] * n_layers), layout="constrained")
+    axes = figure.subplots()
+    power, unit = unit_of(found["importance"])
+    importance_panel(axes, found["importance"], shape, power)
+    effective = found["effective"].set_index("layer")["mean"]
+    labels = []
+    for layer in range(1, n_layers + 1):
+        said = "total not above 0" if layer in set(found["importance"]["layer"]) else "no heads"
+        labels.append(f"layer {layer}\n" + (f"{effective[layer]:.1f} effective" if effective.notna()[layer] else said))
+    axes.set_yticks(range(n_layers), labels, size=9)
+    style.title(figure, f"Rise of the excess risk without the head ({unit}, ± 95 %)")
+    return figure
+
+
+def unit_of(found: pd.DataFrame) -> tuple[int, str]:
+    """A power of ten that numbers are said in, and the unit in words: tiny ones in thousandths and so on."""
+    power = 3 * math.ceil(max(0.0, -math.log10(max(map(abs, style.scale(found["mean"])))) - 2) / 3)
+    return power, f"$10^{{-{power}}}$ squared label units" if power else "squared label units"
+
+
+def importance_panel(axes: Axes, found: pd.DataFrame, shape: Shape, power: int = 0) -> None:
+    """A map of cells by layer and head, with each number and half its interval in units of 10^-power."""
+    mean, half = (_table(found["mean"], found, shape), _table(found["high"] - found["mean"], found, shape))
+    decimals = int(np.clip(2 - power - math.floor(math.log10(max(map(abs, style.scale(mean))))), 0, 3))
+    texts = {}
+    for layer, head in np.argwhere(np.isfinite(mean)).tolist():
+        value, bar = (10**power * float(table[layer, head]) for table in (mean, half))
+        texts[layer, head] = f"{value:z.{decimals}f}" + (f"\n±{bar:.{decimals}f}" if math.isfinite(bar) else "")
+    style.heat_map(axes, mean, texts, size=9)
+    _name_heads(axes, shape)
+
+
+def score_maps(rows: pd.DataFrame) -> Figure:
+    """Each head's share of its layer by each score, on one scale, and how far every two scores agree."""
+    scores = rows["metric"].str.extract(r"^heads/(\w+)/importance$")[0].dropna().unique().tolist()
+    by_score = {score: _numbers(rows, score) for score in scores}
+    n_layers, n_heads = shape = _shape(by_score[scores[0]])
+    beside = len(scores) == 3  # the table of agreement has the fourth place, or else a row of its own
+    heights = [0.8 + 0.26 * n_layers] * -(-len(scores) // 2) + [0.6 + 0.42 * len(scores)] * (not beside)
+    figure = Figure(figsize=(max(6.9, 1.4 + 0.56 * n_heads), sum(heights) + 0.5), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    for place, (score, found) in enumerate(by_score.items()):
+        axes = figure.add_subplot(grid[place // 2, place % 2])
+        share = 100 * _table(found["share"]["mean"], found["share"], shape)
+        texts = {(layer, head): f"{share[layer, head]:.0f}" for layer, head in np.argwhere(np.isfinite(share)).tolist()}
+        for cell in found["importance"].query("low <= 0 <= high").itertuples():
+            place_in = (cell.layer - 1, cell.head - 1)
+            texts |= {place_in: f"({texts[place_in]})"} if place_in in texts else {}
+        style.heat_map(axes, share, texts, (0.0, 100.0), size=9)
+        for layer in set(found["importance"]["layer"]) - set(found["share"].dropna(subset="mean")["layer"]):
+            axes.text(n_heads / 2 - 0.5, layer - 1, "total not above 0", ha="center", va="center", size=9)
+        _name_heads(axes, shape)
+        axes.set_yticks(range(n_layers), [str(layer + 1) for layer in range(n_layers)], size=9)
+        axes.set_ylabel("layer", size=9)
+        axes.set_title(score_label(score), size=10)
+    _agreement(figure.add_subplot(grid[-1, int(beside) :]), rows, scores)
+    style.title(
+        figure, "Each head's share of its layer's importance in %\n(in brackets: its importance is within noise of 0)"
+    )
+    return figure
+
+
+def _agreement(axes: Axes, rows: pd.DataFrame, scores: Sequence[str]) -> None:
+    """Rank correlation of every two scores with its interval; the table is symmetric, so half of it is drawn."""
+    whole = rows[rows["layer"].isna() & rows["n_points"].isna()]
+    found = style.cells(whole, r"heads/agreement/(?P<pair>\w+)").set_index("pair")
+    table, texts = np.full((len(scores) - 1, len(scores) - 1), np.nan), {}
+    for row, second in enumerate(scores[1:]):
+        for column, first in enumerate(scores[: row + 1]):
+            mean, low, high = (float(x) for x in found.loc[f"{first}_and_{second}", ["mean", "low", "high"]])
+            table[row, column] = mean
+            said = f"{mean:z.2f}\n[{low:z.2f}, {high:z.2f}]" if math.isfinite(low) else f"{mean:z.2f}"
+            texts[row, column] = said if math.isfinite(mean) else "not defined"
+    style.heat_map(axes, table, texts, (-1.0, 1.0), size=9, missing="white")
+    labels = [score_label(name).replace(", ", ",\n").removesuffix(" ablation") for name in scores]
+    axes.set_xticks(range(len(scores) - 1), labels[:-1], size=9)
+    axes.set_yticks(range(len(scores) - 1), labels[1:], size=9)
+    axes.set_title("rank correlation [95 % interval]", size=10)
+
+
+def specialisation(rows: pd.DataFrame) -> Figure:
+    """Excess risk, and of each layer the effective number of heads and the top share, over training.
+
+    ``rows`` are those of all validations, with the column step.
+    """
+    rows = rows[rows["n_points"].isna()].sort_values("step", kind="stable")
+    found = _numbers(rows, "leave_one_out")
+    n_heads = found["importance"].groupby("layer")["head"].max().to_dict()
+    labels = {layer: f"layer {layer} ({n} head{'s' * (n != 1)})" for layer, n in n_heads.items()}
+    figure = Figure(figsize=(style.WIDTH, 7.0), layout="constrained")
+    risk, *pair = figure.subplots(3, 1, sharex=True)
+    full = style.cells(rows, "heads/(?P<number>risk)")
+    _course(risk, full["step"], full, color=style.BLUE, marker="o", label="full model")
+    style.limit(risk, style.risk_limits(full))
+    risk.set_ylabel(style.RISK.replace(" (", "\n("), size=9)
+    for axes, number in zip(pair, NUMBERS, strict=True):
+        colours = style.ordered_colours(max(n_heads))
+        in_use(axes, number, found[number], found[number]["step"], n_heads, colours, labels, course=True)
+    pair[-1].set_xlabel("training step", size=9)
+    style.legend(figure, columns=3)
+    style.title(figure, "When heads specialise (leave-one-out, 95 %)\ndotted: what the paper's claim is held to")
+    return figure
+
+
+def in_use(
+    axes: Axes, number: str, found: pd.DataFrame, places: pd.Series, n_heads: Mapping[int, int], colours: Sequence[Any],
+    labels: Mapping[int, str] | None = None, course: bool = False, line_width: float = 1.4,
+) -> None:  # fmt: skip
+    """One of NUMBERS at these places, a line a layer: over the ``course`` of training with bands, else with bars.
+
+    The axis has the same ends whatever the numbers, and the bound: of effective heads it is one on layer 1.
+    """
+    layers = sorted(set(found["layer"]) & set(n_heads))  # those that have any
+    for i, layer in enumerate(layers):
+        line, x = found[found["layer"] == layer], places[found["layer"] == layer]
+        look = {"color": colours[layer - 1], "marker": style.MARKERS[(layer - 1) % len(style.MARKERS)]}
+        look["label"] = (labels or {}).get(layer, f"layer {layer}")
+        if course:
+            _course(axes, x, line, **look)
+        else:
+            style.over(axes, style.apart(x, i, len(layers), places), line, ms=4, lw=line_width, **look)
+    bound = BOUNDS[number] * (n_heads.get(1, 0) if number == "effective" else 1)
+    axes.axhline(bound, color=colours[0] if number == "effective" else "0.4", lw=1, ls=":")
+    if number == "effective":
+        axes.set_ylim(0.7, max(n_heads.values()) + 0.3)
+        axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    else:
+        axes.set_ylim(0, 1.04)
+    axes.set_ylabel(NUMBERS[number], size=9)
+    axes.grid(alpha=0.2)
+
+
+def _course(axes: Axes, steps: pd.Series, found: pd.DataFrame, **look: Any) -> None:
+    """A line with a band, and bars for points that have no neighbour; a gap where there is no value."""
+    style.band(axes, steps, found, ms=3, lw=1.4, **look)
+    style.over(axes, steps, found, ls="", capsize=0, color=look["color"], alpha=0.5)
+
+
+def _numbers(rows: pd.DataFrame, score: str) -> dict[str, pd.DataFrame]:
+    """Cells of one score at all examples, by what they are: importance, share, effective, top_share."""
+    found = style.cells(rows[rows["n_points"].isna()], rf"heads/{score}/(?P<number>\w+)")
+    return {str(number): of_number for number, of_number in found.groupby("number")}
+
+
+def _shape(found: Mapping[str, pd.DataFrame]) -> Shape:
+    return int(found["effective"]["layer"].max()), int(found["importance"]["head"].max())
+
+
+def _table(values: pd.Series, found: pd.DataFrame, shape: Shape) -> np.ndarray:
+    """Values as layers by heads; NaN where there is no such head."""
+    table = np.full(shape, np.nan)
+    table[found["layer"].astype(int) - 1, found["head"].astype(int) - 1] = values
+    return table
+
+
+def _name_heads(axes: Axes, shape: Shape) -> None:
+    axes.set_xticks(range(shape[1]), [str(head + 1) for head in range(shape[1])], size=9)
+    axes.set_xlabel("head", size=9)

@@ -1,0 +1,70 @@
+"""What can be optimised on the first layer's output: rows p_probing/<optimiser>/<depth>/<arm>."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightning_icl.figures import style
+from lightning_icl.figures.style import GREY, OTHERS, PURPLE, VERMILLION, WINE, Limits, Style
+
+METRIC = r"p_probing/(?P<optimiser>\w+)/(?P<steps>\d+)/(?P<arm>.+)"
+TITLES = {
+    "attention": ("k trained layers of single-head linear attention", "layers k"),
+    "descent": ("trained linear map, t tuned gradient steps", "steps t"),
+}
+ARMS: dict[str, tuple[str, Style]] = {
+    "raw": ("the examples as they are, x", {"color": VERMILLION, "ls": "--", "marker": "s"}),
+    "r_hat": ("preprocessed exactly, R̂ x", {"color": WINE, "ls": "--", "marker": "^"}),
+    "r_hat_power": ("|r̂|^p x", {"color": PURPLE, "ls": "-.", "marker": "v"}),
+    "gd_plus_plus": ("GD++, (I - \N{GREEK SMALL LETTER GAMMA}C) x", {"color": style.ORANGE, "ls": "-.", "marker": "D"}),
+    "untrained": ("layer 1 of an untrained network", {"color": GREY, "ls": ":", "marker": "x"}),
+}
+
+
+def p_probing_risks(rows: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
+    """One panel an optimiser, one line an arm, called what ``labels`` say."""
+    found = style.cells(rows, METRIC)
+    optimisers = list(dict.fromkeys(found["optimiser"]))
+    styles = arm_styles(found["arm"], labels)
+    figure = Figure(figsize=(max(style.WIDTH, 0.6 + 2.8 * len(optimisers)), 4.4), layout="constrained")
+    limits = style.risk_limits(found)
+    for axes, optimiser in zip(figure.subplots(1, len(optimisers), squeeze=False)[0], optimisers, strict=True):
+        risk_by_depth(axes, optimiser, found[found["optimiser"] == optimiser], styles, limits)
+        style.panel_title(axes, TITLES[optimiser][0], 28)
+    figure.axes[0].set_ylabel(style.RISK_WITH_BARS, size=9)
+    style.legend(figure, order=[label for label, _ in styles.values()])
+    style.title(figure, "What can be optimised on each representation")
+    return figure
+
+
+def arm_styles(arms: Iterable[str], labels: Mapping[str, str] | None = None) -> dict[str, tuple[str, Style]]:
+    """Label and style of each arm, the trained models' first, by their heads; ``labels`` come before the usual ones."""
+    arms = set(arms)
+    heads = sorted(int(arm.removeprefix("heads_")) for arm in arms if arm.startswith("heads_"))
+    styles: dict[str, tuple[str, Style]] = {}
+    for h, colour in zip(heads, style.ordered_colours(len(heads)), strict=True):
+        look = {"color": colour, "ls": "-", "lw": 2, "zorder": 3, "marker": "o"}
+        styles[f"heads_{h}"] = (f"layer 1 with {h} head{'s' * (h != 1)}", look)
+    styles |= {arm: known for arm, known in ARMS.items() if arm in arms}
+    for arm, colour in zip(sorted(arms - set(styles)), OTHERS * len(arms), strict=False):
+        styles[arm] = (arm.replace("_", " "), {"color": colour, "ls": ":", "marker": "P"})
+    return {arm: ((labels or {}).get(arm, label), look) for arm, (label, look) in styles.items()}
+
+
+def risk_by_depth(
+    axes: Axes, optimiser: str, found: pd.DataFrame, styles: Mapping[str, tuple[str, Style]], limits: Limits
+) -> None:
+    """One panel: an optimiser's cells with arm and steps."""
+    found = found.assign(steps=found["steps"].astype(int)).sort_values("steps")
+    for i, (arm, (label, look)) in enumerate(styles.items()):
+        line = found[found["arm"] == arm]
+        if len(line):
+            x = style.apart(line["steps"], i, len(styles), found["steps"])
+            style.over(axes, x, line, label=label, **(Style(ms=4) | look))
+    style.limit(axes, limits)
+    deepest = found["steps"].max()
+    axes.set_xticks(range(1, deepest + 1))
+    axes.set_xlim(0.7, deepest + 0.3)
+    axes.set_xlabel(TITLES[optimiser][1])
