@@ -92,7 +92,7 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: list[str], reading
                 texts[at[algorithm, reading]] += "\n" + textwrap.fill(said, 13)
         for cell in whole[whole["number"] == "excess_over_closest"].query("low <= 0 <= high").itertuples():
             alike[at[cell.algorithm, cell.reading]] = True
-    style.heat_map(axes, table, texts, (0.0, FARTHEST), size=8)
+    style.heat_map(axes, table, texts, (0.0, FARTHEST), size=8.0)
     for column, distances in enumerate(np.nan_to_num(table, nan=np.inf).T):
         closest = int(distances.argmin())
         alike[closest, column] = False
