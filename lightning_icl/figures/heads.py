@@ -35,12 +35,12 @@ def importance_map(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     power, unit = unit_of(found["importance"])
     importance_panel(axes, found["importance"], shape, power)
-    effective = found["effective"].set_index("layer")["mean"]
-    labels = []
-    for layer in range(1, n_layers + 1):
-        said = "total not above 0" if layer in set(found["importance"]["layer"]) else "no heads"
-        labels.append(f"layer {layer}\n" + (f"{effective[layer]:.1f} effective" if effective.notna()[layer] else said))
-    axes.set_yticks(range(n_layers), labels, size=9)
+    labels = dict.fromkeys(range(1, n_layers + 1), "no heads")
+    labels |= dict.fromkeys(found["importance"]["layer"], "total not above 0")
+    labels |= {
+        cell.layer: f"{cell.mean:.1f} effective" for cell in found["effective"].dropna(subset="mean").itertuples()
+    }
+    axes.set_yticks(range(n_layers), [f"layer {layer}\n{said}" for layer, said in labels.items()], size=9)
     style.title(figure, f"Rise of the excess risk without the head ({unit}, ± 95 %)")
     return figure
 
@@ -78,8 +78,8 @@ def score_maps(rows: pd.DataFrame) -> Figure:
         share = 100 * _table(found["share"]["mean"], found["share"], shape)
         texts = {(layer, head): f"{share[layer, head]:.0f}" for layer, head in np.argwhere(np.isfinite(share)).tolist()}
         for cell in found["importance"].query("low <= 0 <= high").itertuples():
-            place_in = (cell.layer - 1, cell.head - 1)
-            texts |= {place_in: f"({texts[place_in]})"} if place_in in texts else {}
+            if (at := (cell.layer - 1, cell.head - 1)) in texts:
+                texts[at] = f"({texts[at]})"
         style.heat_map(axes, share, texts, (0.0, 100.0))
         for layer in set(found["importance"]["layer"]) - set(found["share"].dropna(subset="mean")["layer"]):
             axes.text(n_heads / 2 - 0.5, layer - 1, "total not above 0", ha="center", va="center", size=9)

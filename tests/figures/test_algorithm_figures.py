@@ -23,7 +23,7 @@ def distance(algorithm, layer, n, number):
     return 30.0 if (algorithm, n) == ("least_squares", 8) else value * (2 if number == "relative_ilwd" else 1)
 
 
-def measured(layers=2, sizes=SIZES, excess=True):
+def measured(layers=2, sizes=SIZES, over=True):
     rows = []
     for n in sizes:
         for layer in (*range(1, layers + 1), None):
@@ -36,9 +36,9 @@ def measured(layers=2, sizes=SIZES, excess=True):
                     rows.append(Row(f"{name}/{number}", value, 0.7 * value, 1.25 * value, note=said, **place))
                 rows.append(Row(f"{name}/spd", 99.0, 98.0, 100.0, **place))
                 rows += [Row(f"{name}/setting/{key}", x, **place) for key, x in SETTINGS.get(algorithm, {}).items()]
-                if excess:
+                if over:
                     low = {"ridge": -0.01}.get(algorithm, 0.02)
-                    rows.append(Row(f"{name}/excess_over_closest", 0.03, low, 0.08, **place))
+                    rows.append(Row(f"{name}/over_closest", 0.03, low, 0.08, **place))
     return frame(rows)
 
 
@@ -61,7 +61,7 @@ def test_maps_hold_the_distances_at_the_most_examples():
     assert names == ["GD\nsteps c/λmax", "ridge", "least squares", "Bayes"]
     value = distance("gd", 1, 16, "relative_spd")
     assert texts(axes)[0] == f"{value:.2f} ±{0.25 * value:.1g}\nc=0.9 t=3"  # half of the interval
-    assert sum("α=0.5" in text for text in texts(axes)) == 3
+    assert sum(f"{algorithms.SYMBOLS['alpha']}=0.5" in text for text in texts(axes)) == 3
     assert not any("=" in text for text in texts(by_title(figure, "implied weights, 16 examples")))
     assert_nothing_covers_anything(figure)
 
@@ -82,7 +82,7 @@ def test_the_closest_is_framed_and_what_cannot_be_told_from_it_lightly():
     alike = {(1, column): "dashed" for column in range(3)}
     assert frames(by_title(figure, "predictions, 16 examples")) == closest | alike
     assert frames(by_title(figure, "implied weights, 16 examples")) == closest
-    without = algorithms.algorithm_match(measured(excess=False))
+    without = algorithms.algorithm_match(measured(over=False))
     assert frames(by_title(without, "predictions, 16 examples")) == closest
 
 
@@ -113,7 +113,7 @@ def test_few_and_many_layers_are_drawn(layers):
 
 
 def test_a_model_that_diverged_is_drawn_without_numbers():
-    rows = measured(excess=False)
+    rows = measured(over=False)
     rows[["value", "low", "high"]] = np.nan
     assert texts(by_title(algorithms.algorithm_match(rows), "predictions, 16 examples")) == []
 

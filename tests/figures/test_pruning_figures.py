@@ -1,11 +1,12 @@
-"""What the figures of pruning show: every model under every treatment, and the greedy path with all that stands by it."""
+"""What the figures of pruning show: every model under every treatment, and the greedy path with all beside it."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from artists import arrows, assert_nothing_covers_anything, band, bars, line, texts
+from matplotlib.figure import Figure
 
-from lightning_icl.figures import pruning
+from lightning_icl.figures import pruning, style
 from lightning_icl.record.rows import Row, frame
 
 NOTES = {
@@ -80,8 +81,8 @@ def test_a_model_that_pruning_ruined_has_a_logarithmic_axis_and_stands_on_it():
 
 def test_bounds_of_a_panel_are_where_they_are_told():
     treated = pd.DataFrame({"treatment": "as_is", "model": ["full"], "mean": 1.0, "low": 0.9, "high": 1.2})
-    figure, (axes,) = pruning.style.panels(1, 3.0, 2.0)
-    limits = pruning.style.Limits(0.5, 3.0)
+    axes = Figure().subplots()
+    limits = style.Limits(0.5, 3.0)
     pruning.pruned_panel(axes, treated, treated.iloc[:0], {"full": "full model"}, limits, (1.1, 2.0), "trained")
     assert vertical(axes) == [1.1, 2.0]
     assert axes.get_xlim() == (0.5, 3.0)
