@@ -162,7 +162,7 @@ class ICLCommandLine(LightningCLI):
         if config["enable_checkpointing"] is False or config["fast_dev_run"]:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         callbacks = config["callbacks"] or []
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks])]
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         kwargs["callbacks"] = callbacks
@@ -214,7 +214,7 @@ class ICLCommandLine(LightningCLI):
             return
         lines = journal.read(self.folder / journal.NAME).lines
         if not any("rows" in line or line.get("steps") for line in lines):
-            (self.folder / CONFIG).unlink()  # else there would be a run in it already
+            (self.folder / CONFIG).unlink(missing_ok=True)  # else there would be a run in it already
             if self.folder in self.made:
                 shutil.rmtree(self.folder, ignore_errors=True)
             for path in self.made[1:]:

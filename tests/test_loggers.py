@@ -263,12 +263,13 @@ def test_whether_the_validation_of_its_step_is_behind_a_checkpoint(tmp_path, sta
     assert step_of(tmp_path / "some.ckpt") == (4, whole)
 
 
-def test_two_processes_write_into_one_folder(work):
-    two = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.limit_val_batches", 1]
-    for folder in ([], ["--run_folder", "mine"]):
-        options = ["--config", "config.yaml", "--trainer.logger", "false", *two, *folder]
-        run_command("fit", *options, cwd=work)
-    assert contents(work) == {"config.yaml", "lightning_logs", "mine"}
-    assert contents(work / "lightning_logs") == {"version_0"}
-    for run in (work / "mine", work / "lightning_logs" / "version_0"):
-        assert contents(run) >= {"config.yaml", "checkpoints"}
+@pytest.mark.parametrize(
+    "folder", ["lightning_logs/version_0", pytest.param("mine", marks=pytest.mark.slow)], ids=["new", "named"]
+)
+def test_two_processes_write_into_one_folder(work, folder):
+    options = ["--config", "config.yaml", "--trainer.logger", "false", "--trainer.limit_val_batches", 1]
+    options += ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    run_command("fit", *options, *(["--run_folder", folder] if folder == "mine" else []), cwd=work)
+    assert contents(work) == {"config.yaml", folder.partition("/")[0]}
+    assert contents(work / folder) >= {"config.yaml", "checkpoints", "record.jsonl"}
+    assert contents((work / folder).parent) <= {"version_0", "config.yaml", "mine"}

@@ -72,9 +72,7 @@ def loggers_in(folder: Path | None, configs: Sequence[Namespace], resumed_from: 
     try:
         loggers = parser.instantiate_classes(Namespace(loggers=moved)).loggers
     except ValueError as error:
-        if isinstance(
-            error.__cause__, ModuleNotFoundError
-        ):  # few have the packages of all services that Lightning knows
+        if isinstance(error.__cause__, ModuleNotFoundError):  # of the service's package, which is the user's to install
             raise InputError(f"trainer.logger: {error.__cause__}") from error
         raise
     for logger in loggers:
