@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT, TINY, run_command
 from PIL import Image, ImageChops
 
