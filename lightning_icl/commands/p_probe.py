@@ -1,8 +1,8 @@
 """lightning-icl p_probe: is the first layer's output easier to optimise on than the examples?"""
 
 import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from lightning_icl.callbacks.analysis import check_at_least, plain, write_figure
-from lightning_icl.callbacks.figures import p_probing_risks
+from lightning_icl.callbacks.analysis import check_at_least
 from lightning_icl.commands.run import Run, open_run
+from lightning_icl.figures.files import write_figure
+from lightning_icl.figures.p_probing import p_probing_risks
 from lightning_icl.functional.errors import InputError
 from lightning_icl.instruments.p_probing import (
     CORRELATION,
@@ -28,7 +29,12 @@ from lightning_icl.instruments.p_probing import (
     claim,
     p_probing,
 )
+from lightning_icl.record import journal
+from lightning_icl.record.loading import line_of, read_config
+from lightning_icl.record.rows import Measurement, Row, frame, plain
+from lightning_icl.studies.configs import shared_values
 
+WIDTH = 80  # columns of the report
 HEADINGS: dict[Optimiser, str] = {
     "attention": "k trained layers of single-head linear attention",
     "descent": "a trained linear map, then t tuned gradient steps",
@@ -51,7 +57,7 @@ def p_probe(
 
     The models are best trained alike but for the number of heads in their first layer, such as 1, 2, 4 and 8. The
     claim holds if the risk is lower on the layer with most heads than on that with fewest and than on the raw examples,
-    at every number of layers and steps. Writes p_probing.json, .png and .svg and TensorBoard's files.
+    at every number of layers and steps. Writes record.jsonl, p_probing.png and .svg and TensorBoard's files.
 
     Args:
         ckpt_paths: the checkpoints, such as '[RUN_1/checkpoints/last.ckpt, RUN_2/checkpoints/last.ckpt]'.
@@ -77,57 +83,88 @@ def p_probe(
     training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts, seed=seed)
     found = p_probing(models, data.task.fresh(), data.largest_n, depths, power, training, _bar)
     labels = arm_labels(found)
-    settings = {
+    context = {
+        "command": "p_probe",
+        "seed": seed,
+        "law": [{"stream": None, "task": repr(data.task), "n_points": [data.largest_n, data.largest_n]}],
         "checkpoints": dict(zip(runs, map(str, ckpt_paths), strict=True)),
-        "task": repr(data.task),
-        "n_points": data.largest_n,
-        "training": training,
+        "models": shared_values([read_config(run.config.parent) for run in runs.values()]),
+        "options": {"depths": depths, "power": power, "training": training._asdict()},
     }
-    _write(folder, found, labels, settings)
+    _write(folder, found, labels, context)
     print("\n".join(["", *report(found, labels, data.largest_n), "", f"figure and numbers: {folder}"]))
 
 
 def arm_labels(found: PProbing) -> dict[str, str]:
     """What each arm is called in tables and figures."""
-    layers = {arm: f"layer 1 of {arm.partition('/')[2]}, {n} head{'s' * (n != 1)}" for arm, n in found.heads.items()}
+    layers = {}
+    for h in sorted(set(found.heads.values()), reverse=True):
+        names = [arm.partition("/")[2] for arm, number in found.heads.items() if number == h]
+        layers[f"heads_{h}"] = f"layer 1, {h} head{'s' * (h != 1)} ({names[0]}{', ..' * (len(names) > 1)})"
     return layers | {
-        UNTRAINED: f"untrained layer 1, {max(found.heads.values())} heads",
+        UNTRAINED: f"untrained, {max(found.heads.values())} heads",
         RAW: "x",
         CORRELATION: "R_hat x",
         POWER: f"|r_hat|^{found.power:g} x",
-        GD_PLUS_PLUS: f"GD++: (I - {found.shrinkage:g} C/λmax) x",
+        GD_PLUS_PLUS: f"GD++: (I - {found.shrinkage:.3g} C/λmax) x",
     }
 
 
-def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[str]:
-    """The table of risks, and what became of the claim."""
-    width = max(map(len, labels.values())) + 2
-    lines = [f"Excess risk (95 % interval over seeds and prompts; {n_points} examples) of what was trained on each:"]
+def p_probing_rows(found: PProbing, labels: Mapping[str, str]) -> Iterator[Row]:
+    """The risk of each arm, with its name in words."""
     for optimiser, risks in found.risks().items():
-        depths = range(1, len(next(iter(risks.values()))) + 1)
-        lines += ["", f"{HEADINGS[optimiser]}:", " " * width + "".join(f"{depth:<16}" for depth in depths)]
         for arm, curve in risks.items():
-            cells = "".join(f"{f'{risk.mean:.3f} +- {risk.half_width:.3f}':<16}" for risk in curve)
-            lines.append(f"{labels[arm]:<{width}}{cells}".rstrip())
+            for depth, risk in enumerate(curve, start=1):
+                place = f"p_probing/{optimiser}/{depth}/{arm}"
+                yield Row(place, risk.mean, risk.low, risk.high, note=labels[arm])
+
+
+def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[str]:
+    """The tables of risks and of differences, and what became of the claim."""
     comparisons = found.comparisons()
+    lines = [f"Excess risk of what was trained on each; {n_points} examples.", "± is 95 %, over seeds and prompts."]
+    for optimiser, risks in found.risks().items():
+        cells = [(labels[arm], [f"{r.mean:.3f} ± {r.half_width:.3f}" for r in curve]) for arm, curve in risks.items()]
+        lines += ["", f"{HEADINGS[optimiser]}:", *_table(cells)]
     lines += ["", f"Is layer 1 with most heads ({max(found.heads.values())}) better? Risk minus the other's, paired:"]
-    lines += [_verdict_line(comparison, labels) for comparison in comparisons]
-    return [*lines, "", f"The claim (against fewest heads and x, at every k and t): {_overall(found, comparisons)}"]
+    for optimiser in found.errors:
+        lines += ["", f"{HEADINGS[optimiser]}:", *_table(_differences(comparisons, optimiser, labels))]
+    whole = f"The claim (against fewest heads and x, at every k and t): {claim(comparisons)}"
+    return [*lines, "", whole, _counted(comparisons, found)]
 
 
-def _verdict_line(comparison: Comparison, labels: Mapping[str, str]) -> str:
-    depth = f"{comparison.optimiser}, {comparison.depth}"
-    rival = f"against {labels.get(comparison.rival, comparison.rival)}"
-    difference = f"{comparison.difference.mean:+.3f} +- {comparison.difference.half_width:.3f}"
-    kind = "" if comparison.claimed else " (control)"
-    return f"  {depth:<14}{rival:<40}{difference:<19} {comparison.verdict}{kind}"
+def _differences(
+    comparisons: Sequence[Comparison], optimiser: Optimiser, labels: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """Two lines a rival: the differences, and under each its verdict."""
+    lines: list[tuple[str, list[str]]] = []
+    for rival in dict.fromkeys(c.rival for c in comparisons):
+        of_rival = [c for c in comparisons if (c.optimiser, c.rival) == (optimiser, rival)]
+        differences = [f"{c.difference.mean:+.3f} ± {c.difference.half_width:.3f}" for c in of_rival]
+        kind = "  claimed" if of_rival[0].claimed else "  a control"
+        lines += [(f"against {labels[rival]}", differences), (kind, [str(c.verdict) for c in of_rival])]
+    return lines
 
 
-def _overall(found: PProbing, comparisons: Sequence[Comparison]) -> str:
+def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """A line for each name, with a column for each depth, from 1; continued below where it would be too wide."""
+    first = max(len(name) for name, _ in rows) + 2
+    width = max(len(cell) for _, cells in rows for cell in cells) + 2
+    depths = range(len(rows[0][1]))
+    at_once = max(1, (WIDTH - first + 2) // width)
+    lines = []
+    for start in depths[::at_once]:
+        shown = slice(start, start + at_once)
+        lines.append(" " * first + "".join(f"{depth + 1:<{width}}" for depth in depths[shown]))
+        lines += [f"{name:<{first}}" + "".join(f"{cell:<{width}}" for cell in cells[shown]) for name, cells in rows]
+    return [line.rstrip() for line in lines]
+
+
+def _counted(comparisons: Sequence[Comparison], found: PProbing) -> str:
     parts = [comparison.verdict for comparison in comparisons if comparison.claimed]
     counts = ", ".join(f"{parts.count(verdict)} {verdict}" for verdict in ("HOLDS", "FAILS", "UNDECIDED"))
     alone = "" if len(set(found.heads.values())) > 1 else "; against x alone, as no model has fewer heads"
-    return f"{claim(comparisons)} (of {len(parts)} comparisons {counts}{alone})"
+    return f"Of {len(parts)} comparisons {counts}{alone}."
 
 
 def _opened(ckpt_paths: Sequence[str], names: Sequence[str] | None) -> dict[str, Run]:
@@ -176,38 +213,28 @@ def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
     return tqdm(items, desc=description, leave=False)
 
 
-def _write(folder: Path, found: PProbing, labels: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    risks = found.risks()
-    pixels = write_figure(folder, "p_probing", p_probing_risks(risks, labels, found.heads))
+def _write(folder: Path, found: PProbing, labels: Mapping[str, str], context: Mapping[str, Any]) -> None:
+    rows = list(p_probing_rows(found, labels))
+    pixels = write_figure(folder, "p_probing", p_probing_risks(frame(rows), labels))
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("p_probing", pixels, dataformats="HWC")
-        for optimiser, by_arm in risks.items():
-            for arm, curve in by_arm.items():
-                for depth, risk in enumerate(curve, start=1):
-                    writer.add_scalar(f"p_probe/{optimiser}/{arm}", risk.mean, depth)
-    # Last, and whole or not at all: where it is there, all is.
-    partial = folder / "p_probing.json.partial"
-    partial.write_text(json.dumps(_record(found, settings), indent=1, allow_nan=False) + "\n")
-    partial.replace(folder / "p_probing.json")
-
-
-def _record(found: PProbing, settings: Mapping[str, Any]) -> Any:
-    """Everything that was measured, as JSON knows it."""
+        for row in rows:
+            _, optimiser, depth, arm = row.metric.split("/")
+            writer.add_scalar(f"p_probing/{optimiser}/{arm}", row.value, int(depth))
     comparisons = found.comparisons()
-    by_seed = {
-        optimiser: {arm: errors.mean(dim=-1) for arm, errors in by_arm.items()}
-        for optimiser, by_arm in found.errors.items()
+    arrays = {
+        "heads": found.heads,
+        "shrinkage": found.shrinkage,
+        "comparisons": [c._asdict() for c in comparisons],
+        "claim": claim(comparisons),
+        "risk_by_seed": {  # of each model apart, one list of seeds for each depth
+            optimiser: {arm: errors.mean(dim=-1) for arm, errors in by_arm.items()}
+            for optimiser, by_arm in found.errors.items()
+        },
     }
-    return plain(
-        {
-            "lightning_icl": version("lightning-icl"),
-            **settings,
-            "heads": found.heads,
-            "power": found.power,
-            "shrinkage": found.shrinkage,
-            "risk": found.risks(),
-            "risk_by_seed": by_seed,  # one list of seeds for each depth
-            "comparisons": [c._asdict() | {"verdict": c.verdict} for c in comparisons],
-            "claim": claim(comparisons),
-        }
-    )
+    steps = context["options"]["training"]["n_steps"]
+    record = folder / journal.NAME
+    started = {"event": "started", "lightning_icl": version("lightning-icl"), "command": "p_probe"}
+    journal.append(record, started | {"argv": sys.argv[1:]})
+    journal.append(record, plain(line_of(Measurement("PProbing", steps, context, rows, arrays))))
+    journal.append(record, {"event": "finished", "steps": steps, "by": "max_steps"})  # last: where it is, all is

@@ -5,9 +5,9 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -20,14 +20,14 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.shipped_configs import SHIPPED, config_file
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
-from lightning_icl.studies.gather import gather, joined, p_probing_rows, read_table, write_table
+from lightning_icl.studies.gather import damage, joined, read_table, read_trial, table_of, write_table
 from lightning_icl.studies.names import error_text
 from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, flag_value, keeping_configs, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
 from lightning_icl.studies.worker import USAGE_ERROR, failure, known, write_whole
 
-VERSIONS = ("lightning-icl", "torch", "lightning", "ray")
+VERSIONS = ("torch", "lightning", "ray")
 
 
 def study(
@@ -75,7 +75,7 @@ def study(
     if dry_run:
         _list(planned, size)
         return
-    refused = {} if figures_only else _refused(planned.trials)
+    refused = {} if figures_only else _refused(planned.trials) | _of_older_versions(planned.trials)
     planned = plan(keeping_configs(size, folder), folder)
     if not figures_only:
         _tell_refused(refused, folder / "logs")
@@ -84,8 +84,8 @@ def study(
             _write_slurm(name, ready, size, folder)
             return
         _run(ready, size, folder, Cluster(address, retries))
-    table = _table(planned, folder)
-    trials = _trials(planned, folder)
+    table, damaged = _table(planned, folder)
+    trials = _trials(planned, folder, damaged)
     judged = judge(claims or [], table)
     page = StudyPage(
         name=name,
@@ -95,15 +95,18 @@ def study(
         figures=write_figures(figures or [], table, folder / "figures"),
         table=table,
         settings={"scale": chosen, **size},
-        versions={package: _version(package) for package in VERSIONS} | {"python": platform.python_version()},
+        versions={"lightning-icl": code_version()}
+        | {package: _version(package) for package in VERSIONS}
+        | {"python": platform.python_version()},
         command=_typed(),
     )
     report = write_report(page, folder)
     for finding in (f for f in judged if f.setting is None):
         print(f"{finding.verdict:<9}  {finding.statement.rstrip('.')}: {finding.number()}")
-    failed = trials[trials["status"] == "failed"]
-    for trial, error in zip(failed["trial"], failed["error"], strict=True):
-        print(f"FAILED     {trial}: {error}")
+    failed, hurt = trials[trials["status"] == "failed"], trials[trials["damage"].notna()]
+    for word, told, column in (("FAILED", failed, "error"), ("DAMAGED", hurt, "damage")):
+        for trial, said in zip(told["trial"], told[column], strict=True):
+            print(f"{word:<9}  {trial}: {said}")
     if left := int(trials["status"].isin(["not run", "not finished"]).sum()):
         print(f"{left} of {len(trials)} are not finished; the same command goes on with them.")
     print(f"\nreport: {report}\ntable: {folder / 'results.parquet'} and results.csv, {len(table)} rows")
@@ -192,23 +195,34 @@ def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
     run_jobs(ready, folder, {"cpu": 1}, cluster, "P-probing")
 
 
-def _table(planned: Plan, folder: Path) -> pd.DataFrame:
-    """The results of all finished trials; of those whose folders are gone, what the last table had of them."""
-    parts = {}
-    for job in filter(Job.is_finished, planned.trials):
-        parts[job.name] = gather([job.folder])
-    for job in filter(Job.is_finished, planned.p_probings):
-        with suppress(InputError):  # it needs the runs of its models, too, which may be gone
-            parts[job.name] = p_probing_rows([job.folder])
-    tables = list(parts.values())
+def _of_older_versions(trials: Sequence[Job]) -> dict[str, str]:
+    """The trials whose folders hold another form of results, which a fit that goes on there would leave behind."""
+    return {job.name: str(damage(job.folder)) for job in trials if (job.folder / "results.json").is_file()}
+
+
+def _table(planned: Plan, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The results of all finished trials, with what is wrong with the records of some.
+
+    Of those whose folders are gone or cannot be read it is what the last table had of them.
+    """
+    trials, damaged = [], {job.name: said for job in planned.jobs if (said := damage(job.folder))}
+    for job in filter(Job.is_finished, planned.jobs):
+        try:
+            trials.append(read_trial(job.folder))
+        except Exception as error:  # whatever is wrong with one run, the others stand
+            damaged[job.name] = error_text(error)
+    tables = [table_of(trials)] if trials else []
     if (folder / "results.parquet").exists():
         known_before = read_table(folder)
-        elsewhere = {job.name for job in planned.jobs} - set(parts)
+        elsewhere = {job.name for job in planned.jobs} - {trial.name for trial in trials}
         tables.append(known_before[known_before["trial"].isin(elsewhere)])
     tables = [table for table in tables if len(table)]
     if not tables:
-        raise InputError(f"no trial of {folder} has finished, so there is nothing to show; see {folder / 'logs'}.")
-    return write_table(_with_overrides(joined(tables), planned), folder)
+        raise InputError(
+            f"no trial of {folder} has finished, so there is nothing to show; see {folder / 'logs'}."
+            + "".join(f" {name}: {said}." for name, said in damaged.items())
+        )
+    return write_table(_with_overrides(joined(tables), planned), folder), damaged
 
 
 def _with_overrides(table: pd.DataFrame, planned: Plan) -> pd.DataFrame:
@@ -219,14 +233,15 @@ def _with_overrides(table: pd.DataFrame, planned: Plan) -> pd.DataFrame:
     return table
 
 
-def _trials(planned: Plan, folder: Path) -> pd.DataFrame:
-    """What became of each job: its status, how it failed, how long it took and its command."""
+def _trials(planned: Plan, folder: Path, damaged: Mapping[str, str]) -> pd.DataFrame:
+    """What became of each job: its status, how it failed, what is damaged, how long it took, its folder and command."""
     rows = []
     for job in planned.jobs:
         status, error, seconds = _became(job, folder / "logs" / f"{job.name}.txt")
         command = shlex.join(["lightning-icl", *job.command])
-        rows.append({"trial": job.name, "status": status, "error": error, "seconds": seconds, "command": command})
-    trials = pd.DataFrame(rows)
+        rows.append((job.name, status, error, damaged.get(job.name), seconds, str(job.folder), command))
+    columns = ["trial", "status", "error", "damage", "seconds", "folder", "command"]
+    trials = pd.DataFrame(rows, columns=columns)
     trials.to_csv(folder / "trials.csv", index=False)
     return trials
 
@@ -248,6 +263,19 @@ def _typed() -> str:
     """The command that makes the report again, as a person would type it."""
     args = [arg.replace(f"{SHIPPED}{os.sep}", f"configs{os.sep}") for arg in sys.argv[1:] if arg != "--figures_only"]
     return shlex.join(["lightning-icl", *args])
+
+
+def code_version() -> str:
+    """The version of this code and, of a checkout, its commit."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # Not the commit of a user's own repository that an environment lies in.
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
+        named = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        commit = subprocess.run(named, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return _version("lightning-icl")
+    return f"{_version('lightning-icl')}, git {commit}".replace("-dirty", " with changes that are not committed")
 
 
 def _version(package: str) -> str:

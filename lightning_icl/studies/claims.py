@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from lightning_icl.callbacks.head_pruning import VARIANTS
+from lightning_icl.figures.pruning import TREATMENTS
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.names import error_text, estimator_label, setting_text
 from lightning_icl.studies.selection import (
@@ -29,7 +29,7 @@ from lightning_icl.studies.verdicts import Finding, Judged, Part, Side, Verdict,
 __all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "comparison", "judge"]
 
 Treatment = Literal["as_is", "read_out", "rescaled", "fine_tuned"]
-MODEL = "excess_risk/transformer"
+MODEL = "val/excess_risk/transformer"
 ZERO = 1e-12  # risks below it are rounding errors of 0, and a ratio needs more than 0
 
 
@@ -143,18 +143,19 @@ class FirstLayerUsesAllHeads(Claim):
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
         heads = most_heads(table)
-        effective = by_seed(table, "heads/leave_one_out/effective", heads, layer=1)
+        metric = "heads/leave_one_out/effective"
+        effective = by_seed(table, metric, heads, layer=1)
         if not len(effective) or heads[0] == 1:
             return []
-        h = heads[0]
-        return [comparison(f"effective heads of layer 1, of {h}", effective, "above", self.fraction * h)]
+        h, errors = heads[0], by_seed(table, metric, heads, layer=1, column="error")
+        return [comparison(f"effective heads of layer 1, of {h}", effective, "above", self.fraction * h, errors=errors)]
 
 
 class LaterLayersUseOneHead(Claim):
     """One head dominates each later layer: the median share of the top head is at least a bound.
 
-    Of the uniform model with most heads, by leave-one-out. A seed's number is the median over its later layers, but
-    for those whose heads matter too little together for shares.
+    Of the uniform model with most heads, by leave-one-out. A seed's number is the median over its later layers; it has
+    none where the heads of one of them matter too little together for shares.
 
     Args:
         share: of the top head, above 0 and at most 1.
@@ -172,41 +173,59 @@ class LaterLayersUseOneHead(Claim):
         shares = shares[shares["layer"] > 1]
         if not len(shares) or heads[0] == 1:
             return []
-        n_found, n = int(shares["value"].notna().sum()), len(shares)
-        some = "" if n_found == n else f", in {n_found} of {n} layers"
-        median = shares.groupby("seed")["value"].median()
-        return [comparison(f"top share of later layers, of {heads[0]} heads{some}", median, "above", self.share)]
+        median = shares.groupby("seed")["value"].median(skipna=False).reindex(sorted(table["seed"].unique()))
+        return [comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)]
 
 
-class PrunedKeepsRisk(Claim):
-    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
+class OfPruning(Claim):
+    """What the claims about pruned models share: the treatment, of which their name and statement tell.
 
     Of the uniform model with most heads.
+    """
+
+    needs = "head pruning of a uniform model with several heads and layers"
+
+    def __init__(self, treatment: Treatment, statement: str) -> None:
+        if treatment not in get_args(Treatment):
+            raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
+        self.treatment = treatment
+        self.statement = statement.format(treated=TREATMENTS[treatment][0])
+
+    @property
+    def name(self) -> str:
+        return super().name if self.treatment == "as_is" else f"{super().name} ({self.treatment})"
+
+    def ratios(self, table: pd.DataFrame, model: str, column: str = "value") -> pd.Series:
+        """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
+        heads = most_heads(table)
+        found = by_seed(table, f"prune/{self.treatment}/{model}/ratio", heads, column=column)
+        return found if len(heads) > 1 and heads[0] > 1 else found.iloc[:0]
+
+    def against(self, bound: float, wanted: Side, table: pd.DataFrame, model: str, label: str) -> list[Part]:
+        """The comparison of a pruned model's ratio with a bound, if there is one."""
+        ratios = self.ratios(table, model)
+        errors = self.ratios(table, model, "error") / ratios
+        return [comparison(label, ratios, wanted, bound, log=True, errors=errors)] if len(ratios) else []
+
+
+class PrunedKeepsRisk(OfPruning):
+    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
 
     Args:
         ratio: of the pruned model's excess risk to the full one's.
         treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    needs = "head pruning of a uniform model with several heads and layers"
-
     def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
-        self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
-        self.statement = (
-            f"Pruned to one head in each later layer, {VARIANTS[treatment]}, the excess risk is at most {ratio:g} "
-            "times the full."
-        )
-
-    @property
-    def name(self) -> str:
-        return _named(super().name, self.treatment, "as_is")
+        self.ratio = checked_positive("ratio", ratio)
+        statement = f"Pruned to one head in each later layer, {{treated}}, the excess risk is at most {ratio:g} times"
+        super().__init__(treatment, f"{statement} the full.")
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        ratios = pruned(table, self.treatment, "paper")
-        return [comparison("pruned over full", ratios, "below", self.ratio, log=True)] if len(ratios) else []
+        return self.against(self.ratio, "below", table, "paper", "pruned over full")
 
 
-class FirstLayerCannotBePruned(Claim):
+class FirstLayerCannotBePruned(OfPruning):
     """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads.
 
     Args:
@@ -214,45 +233,28 @@ class FirstLayerCannotBePruned(Claim):
         treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    needs = PrunedKeepsRisk.needs
-
     def __init__(self, ratio: float = 2.0, treatment: Treatment = "as_is") -> None:
-        self.ratio, self.treatment = checked_positive("ratio", ratio), checked_treatment(treatment)
-        self.statement = (
-            f"With layer 1 pruned instead, {VARIANTS[treatment]}, the excess risk is at least {ratio:g} times the full."
-        )
-
-    @property
-    def name(self) -> str:
-        return _named(super().name, self.treatment, "as_is")
+        self.ratio = checked_positive("ratio", ratio)
+        statement = f"With layer 1 pruned instead, {{treated}}, the excess risk is at least {ratio:g} times the full."
+        super().__init__(treatment, statement)
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        ratios = pruned(table, self.treatment, "prune_layer1_instead")
-        return [comparison("layer 1 pruned over full", ratios, "above", self.ratio, log=True)] if len(ratios) else []
+        return self.against(self.ratio, "above", table, "prune_layer1_instead", "layer 1 pruned over full")
 
 
-class PaperHeadsBeatRandom(Claim):
+class PaperHeadsBeatRandom(OfPruning):
     """The control of which heads are kept: the top head of each later layer does better than a random one.
 
     Args:
         treatment: what was done to the pruned models: as_is, read_out (refitted), rescaled or fine_tuned.
     """
 
-    needs = PrunedKeepsRisk.needs
-
     def __init__(self, treatment: Treatment = "as_is") -> None:
-        self.treatment = checked_treatment(treatment)
-        self.statement = (
-            f"Pruned to the top head of each later layer, {VARIANTS[treatment]}, the excess risk is lower than with "
-            "random heads instead."
-        )
-
-    @property
-    def name(self) -> str:
-        return _named(super().name, self.treatment, "as_is")
+        statement = "Pruned to the top head of each later layer, {treated}, the excess risk is lower than with random"
+        super().__init__(treatment, f"{statement} heads instead.")
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
-        paper, random = (pruned(table, self.treatment, model) for model in ("paper", "random_head"))
+        paper, random = self.ratios(table, "paper"), self.ratios(table, "random_head")
         return [lower_risk("top heads over random ones", paper, random)] if len(paper) and len(random) else []
 
 
@@ -268,18 +270,22 @@ class BeatsReference(Claim):
     def __init__(self, reference: str = "ridge") -> None:
         self.reference = reference
         self.statement = f"The model's excess risk is below that of {estimator_label(reference)}."
-        self.needs = f"a uniform model and excess_risk/{reference}"
+        self.needs = f"a uniform model and val/excess_risk/{reference}"
 
     @property
     def name(self) -> str:
-        return _named(super().name, self.reference)
+        return f"{super().name} ({self.reference})"
 
     def parts(self, table: pd.DataFrame) -> list[Part]:
         heads = most_heads(table)
-        model, reference = (by_seed(table, f"excess_risk/{name}", heads) for name in ("transformer", self.reference))
+        model, reference = (
+            by_seed(table, f"val/excess_risk/{name}", heads) for name in ("transformer", self.reference)
+        )
         if not len(model) or not len(reference):
             return []
-        return [lower_risk(f"{heads[0]} heads over {estimator_label(self.reference)}", model, reference)]
+        paired = f"against/{self.reference}/ratio"
+        errors = by_seed(table, paired, heads, column="error") / by_seed(table, paired, heads)
+        return [lower_risk(f"{heads[0]} heads over {estimator_label(self.reference)}", model, reference, errors)]
 
 
 class HeadsBelongInFirstLayer(Claim):
@@ -335,23 +341,24 @@ class FirstLayerPreprocesses(Claim):
         return parts
 
 
-def pruned(table: pd.DataFrame, treatment: Treatment, model: str) -> pd.Series:
-    """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
-    heads = most_heads(table)
-    ratios = by_seed(table, f"prune/{treatment}/{model}/ratio", heads)
-    return ratios if len(heads) > 1 and heads[0] > 1 else ratios.iloc[:0]
+def comparison(
+    label: str, values: pd.Series, wanted: Side, bound: float, log: bool = False, errors: pd.Series | None = None
+) -> Part:
+    """A comparison by one number a seed, of which those that are missing (NaN) are counted.
 
-
-def comparison(label: str, values: pd.Series, wanted: Side, bound: float, log: bool = False) -> Part:
-    """A comparison by one number a seed, which says so where some seed has none."""
+    ``errors``: the standard errors of the numbers over prompts, with ``log`` those of their logarithms, where known.
+    """
     found = values.dropna()
-    some = "" if len(found) == len(values) else f" ({len(found)} of {len(values)} seeds have a number)"
-    return Part(label + some, tuple(found.clip(lower=ZERO) if log else found), wanted, bound, log)
+    known = np.array([] if errors is None else errors, dtype=float)
+    known = known[np.isfinite(known)]
+    error = float(np.sqrt(np.mean(known**2))) if len(known) else 0.0
+    numbers = tuple(found.clip(lower=ZERO) if log else found)
+    return Part(label, numbers, wanted, bound, log, len(values) - len(found), error)
 
 
-def lower_risk(label: str, risk: pd.Series, other: pd.Series) -> Part:
+def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> Part:
     """Whether a risk is below another, by their ratio in each seed."""
-    return comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True)
+    return comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True, errors=errors)
 
 
 def checked_fraction(name: str, value: float) -> float:
@@ -364,16 +371,6 @@ def checked_positive(name: str, value: float) -> float:
     if not 0 < value < np.inf:
         raise InputError(f"{name} is {value}, but it must be a finite number above 0.")
     return value
-
-
-def checked_treatment(treatment: Treatment) -> Treatment:
-    if treatment not in get_args(Treatment):
-        raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
-    return treatment
-
-
-def _named(name: str, option: str, default: str = "") -> str:
-    return name if option == default else f"{name} ({option})"
 
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,37 +6,24 @@ write_table(table, Path("study"))
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import torch
-import yaml  # type: ignore[import-untyped]
 from pyarrow import csv
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.studies.rows import ROWS, Row, is_there, other_rows, p_probe_rows
+from lightning_icl.record import journal
+from lightning_icl.record.loading import read_config, read_record
+from lightning_icl.record.rows import COLUMNS, TYPES, Measurement, Row
+from lightning_icl.studies.configs import config_values, n_parameters
+from lightning_icl.studies.names import few
 from lightning_icl.studies.table import KEYS, config_columns
-from lightning_icl.transformer import Transformer
 
-HEADS = "model.heads"
-MODEL_OPTIONS = frozenset(signature(Transformer).parameters)
-# Of the trainer what its weights and measurements depend on, and not where it runs (devices, strategy), what it writes
-# (loggers, checkpoints, default_root_dir) or what it shows. Callbacks are its analyses, long lists of options.
-TRAINER_KEYS = (
-    *("max_steps", "max_epochs", "max_time", "limit_train_batches", "overfit_batches"),
-    *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision", "deterministic"),
-    *("val_check_interval", "check_val_every_n_epoch", "limit_val_batches"),
-)
-ORDER = ["trial", "step", "metric", "layer", "head", "n_points"]
-TYPES = dict.fromkeys(("trial", "metric"), "str") | dict.fromkeys(("value", "error"), "float64")
-TYPES |= dict.fromkeys(("seed", "step", "layer", "head", "n_points"), "Int64")
-# PyYAML's parser in C, where it was built with it: reading configs is most of the work.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+ORDER = ["trial", "step", "metric", "stream", "layer", "head", "n_points"]
+KINDS = TYPES | {"trial": "str", "seed": "Int64", "step": "Int64"}
 
 
 class Trial(NamedTuple):
@@ -49,25 +36,49 @@ class Trial(NamedTuple):
 
 
 def gather(runs: Sequence[Path]) -> pd.DataFrame:
-    """The table of finished runs, in an order that is always the same.
+    """The table of finished runs and P-probings, in an order that is always the same.
 
-    A run's folder has config.yaml and results.json; all its steps are kept. The config columns are all keys under
-    model and data and the trainer's TRAINER_KEYS, but for keys that no run gives a value; numbers stay numbers in a
-    column of numbers alone. Besides the metrics of lightning_icl.studies.rows a run has run/parameters, the size of
-    its model (missing where the config does not say n_dims), and run/steps. Raises InputError for a folder that is no
-    such run.
+    A run's folder has config.yaml and record.jsonl; what it measured while training is kept, at all its steps. The
+    config columns are all keys under model and data and the trainer's TRAINER_KEYS, but for keys that no run gives a
+    value; numbers stay numbers in a column of numbers alone. Besides what was measured a run has run/parameters, the
+    size of its model (missing where the config does not say n_dims), and run/steps. Raises InputError for a folder that
+    is no such run.
     """
-    return _table([run_trial(folder) for folder in runs])
+    return table_of([read_trial(folder) for folder in runs])
 
 
-def p_probing_rows(folders: Sequence[Path]) -> pd.DataFrame:
-    """The table of folders that ``lightning-icl p_probe`` wrote, one trial each.
+def read_trial(folder: Path) -> Trial:
+    """A run's rows, or those of a folder that ``lightning-icl p_probe`` wrote."""
+    measurements, events, _ = read_record(folder)
+    name = folder.absolute().name
+    probed = [found for found in measurements if found.context["command"] == "p_probe"]
+    if probed:  # which has no config of its own, but what its models' runs share
+        config = dict(probed[-1].context["models"])
+        return Trial(name, config.pop("seed", None), config, [(probed[-1].step, row) for row in probed[-1].rows])
+    config = read_config(folder)
+    rows = [(found.step, row) for found in measurements if found.context["command"] == "fit" for row in _rows(found)]
+    steps = max([0, *(event["steps"] for event in events if "steps" in event), *(step for step, _ in rows)])
+    rows += [(steps, Row("run/parameters", n_parameters(config))), (steps, Row("run/steps", steps))]
+    return Trial(name, config.get("seed_everything"), config_values(config), rows)
 
-    Its config and seed are what its models' runs share, without model.heads; its step is the training steps of the
-    optimisers. The runs are found from the checkpoints, RUN/checkpoints/NAME.ckpt, and in a study that has been moved
-    as STUDY/trials/RUN beside STUDY/p_probing. Raises InputError where one is gone.
-    """
-    return _table([p_probing_trial(folder) for folder in folders])
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the record of a folder, in words; None where nothing is, or where there is none yet."""
+    path = folder / journal.NAME
+    if not path.is_file():
+        old = (folder / "results.json").is_file()
+        return "it is a run of an older version; delete its folder, and the study runs it again" if old else None
+    lines, damaged = journal.read(path)
+    if not lines:
+        return f"its {path.name} is {'unreadable' if damaged else 'empty'}"
+    which = f"line{'s' * (len(damaged) > 1)} {few(map(str, damaged))}"
+    return f"{which} of its {path.name} cannot be read; the others stand" if damaged else None
+
+
+def _rows(found: Measurement) -> list[Row]:
+    """The rows of a measurement; those on its first stream without the stream's name."""
+    first = next((law["stream"] for law in found.context.get("law", ())), None)
+    return [row._replace(stream=None) if row.stream == first else row for row in found.rows]
 
 
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -92,118 +103,24 @@ def write_table(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 def read_table(folder: Path) -> pd.DataFrame:
     """The table that ``write_table`` wrote; raises InputError where there is none or it is damaged."""
-    path = _existing(folder / "results.parquet")
+    path = folder / "results.parquet"
+    if not path.is_file():
+        raise InputError(f"{folder} has no {path.name}.")
     try:
-        return pd.read_parquet(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pd.read_parquet(path)
+        return table[[*KEYS, *config_columns(table)]]
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"{path} is no table; delete it, and it is made anew from the runs that are there.") from error
 
 
-def run_trial(folder: Path) -> Trial:
-    """A run's rows, from its config.yaml and results.json."""
-    config, path = read_config(folder), folder / "results.json"
-    results = _read_json(path)
-    try:
-        rows = list(_measured(results, config["model"]["heads"]))
-        steps = max([results.get("finished", {}).get("steps", 0), *(step for step, _ in rows)])
-    except KeyError as error:
-        raise InputError(f"{path} has a record without {error}; measure the run anew with this version.") from error
-    rows += [(steps, Row("run/parameters", n_parameters(config))), (steps, Row("run/steps", steps))]
-    return Trial(folder.absolute().name, config.get("seed_everything"), config_values(config), rows)
-
-
-def p_probing_trial(folder: Path) -> Trial:
-    """The rows of a p_probing.json, and what the runs behind its models have in common."""
-    found = _read_json(folder / "p_probing.json")
-    configs = [read_config(_run_of(Path(path), folder)) for path in found["checkpoints"].values()]
-    first, *others = [{"seed": config.get("seed_everything"), **config_values(config)} for config in configs]
-    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
-    rows = [(found["training"]["n_steps"], row) for row in p_probe_rows(found)]
-    seed = shared.pop("seed", None)
-    return Trial(folder.absolute().name, seed, {k: v for k, v in shared.items() if k != HEADS}, rows)
-
-
-def _run_of(checkpoint: Path, folder: Path) -> Path:
-    """RUN of RUN/checkpoints/NAME.ckpt or, where that is not there, the trial of its name beside STUDY/p_probing.
-
-    Checkpoints are named from where the study was run, and it may have been moved since.
-    """
-    run = checkpoint.parent.parent
-    here = folder.absolute().parent.parent / "trials" / run.name
-    return here if here.is_dir() and not (run / "config.yaml").is_file() else run
-
-
-def _measured(results: Mapping[str, Any], heads: Sequence[int]) -> Iterator[tuple[int, Row]]:
-    """(step, row) of every number of every analysis; beside those lists there are the version and how a fit ended."""
-    for name, records in results.items():
-        rows_of = ROWS.get(name, partial(other_rows, name))
-        for record in records if isinstance(records, list) else ():
-            yield from ((record["step"], row) for row in rows_of(record) if is_there(row, heads))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.yaml of a run's folder, as Lightning saves it."""
-    path = _existing(folder / "config.yaml")
-    try:
-        config = yaml.load(path.read_text(), Loader=LOADER)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}.") from error
-    match config:
-        case {"model": {"heads": list()}, "data": {"task": _}}:
-            return config
-    raise InputError(f"{path} is not the config of a run: it needs model.heads and data.task.")
-
-
-def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a config, as one would type them: data.task is the class's name, data.task.noise_std a value.
-
-    Lists and mappings are JSON text. Besides there is depth, the number of layers, which only model.heads tells.
-    """
-    trainer = config.get("trainer") or {}
-    kept = {f"trainer.{key}": trainer[key] for key in TRAINER_KEYS if key in trainer}
-    kept |= {f"{part}.{key}": value for part in ("model", "data") for key, value in config[part].items()}
-    flat = {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
-    return flat | {"depth": len(config["model"]["heads"])}
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    match value:
-        case {"class_path": str(path)}:
-            yield prefix, path.rpartition(".")[2]
-            for key, nested in {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}.items():
-                yield from _flat(f"{prefix}.{key}", nested)
-        case dict() | list():
-            yield prefix, json.dumps(value)
-        case _:
-            yield prefix, value
-
-
-def n_parameters(config: Mapping[str, Any]) -> int | None:
-    """Parameters of the model of a config; None where its task does not say n_dims."""
-    n_dims = _n_dims(config["data"]["task"])
-    if n_dims is None:
-        return None
-    options = {key: value for key, value in config["model"].items() if key in MODEL_OPTIONS}
-    with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        transformer = Transformer(**{**options, "n_dims": n_dims})
-    return sum(parameter.numel() for parameter in transformer.parameters())
-
-
-def _n_dims(task: Any) -> int | None:
-    """The first n_dims in a task's config; that of a pool or of a mixture is its tasks'."""
-    if isinstance(task, dict) and isinstance(task.get("n_dims"), int):
-        return task["n_dims"]
-    nested = task.values() if isinstance(task, dict) else task if isinstance(task, list) else ()
-    return next((found for found in map(_n_dims, nested) if found is not None), None)
-
-
-def _table(trials: Sequence[Trial]) -> pd.DataFrame:
+def table_of(trials: Sequence[Trial]) -> pd.DataFrame:
+    """The table of trials that were read."""
     if not trials:
         raise InputError("there are no folders, but a table needs at least one.")
     numbers = [(trial.name, trial.seed, step, row) for trial in trials for step, row in trial.rows]
     columns = dict(zip(("trial", "seed", "step"), zip(*(number[:3] for number in numbers), strict=True), strict=True))
-    columns |= zip(Row._fields, zip(*(row for *_, row in numbers), strict=True), strict=True)
-    rows = pd.DataFrame({key: pd.array(columns[key], TYPES[key]) for key in KEYS})
+    columns |= zip(COLUMNS, zip(*(row for *_, row in numbers), strict=True), strict=True)
+    rows = pd.DataFrame({key: pd.array(columns[key], KINDS[key]) for key in KEYS})
     return _assembled(rows, [(trial.name, trial.config) for trial in trials])
 
 
@@ -243,16 +160,3 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     write(partial)
     partial.replace(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(_existing(path).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"{path.parent} has no {path.name}.")
-    return path

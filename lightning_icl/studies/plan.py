@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, NotRequired, Required, TypedDict
 import yaml  # type: ignore[import-untyped]
 
 from lightning_icl.functional.errors import InputError, did_you_mean
+from lightning_icl.record.journal import is_finished
 from lightning_icl.shipped_configs import config_file, shipped_names
-from lightning_icl.studies.worker import is_finished
 
 NAME_LENGTH = 120  # of a folder; most file systems allow 255
 
@@ -78,8 +78,8 @@ class Job(NamedTuple):
     seed: int
 
     def is_finished(self) -> bool:
-        """Whether it came to its end, as its own files tell."""
-        return is_finished(self.kind, self.folder)
+        """Whether it came to its end, as its own record tells."""
+        return is_finished(self.folder)
 
 
 class Plan(NamedTuple):

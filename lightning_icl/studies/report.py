@@ -13,7 +13,8 @@ import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_icl.studies.figures import Drawn
-from lightning_icl.studies.names import heads_label, in_order, is_missing, setting_text, value_text
+from lightning_icl.studies.names import estimator_label, heads_label, in_order, is_missing, setting_text, value_text
+from lightning_icl.studies.risks import COMPARED, model_risks
 from lightning_icl.studies.table import config_columns, varied
 from lightning_icl.studies.verdicts import Finding
 
@@ -29,9 +30,9 @@ class StudyPage:
         name: the study's.
         about: what it asks, in a paragraph.
         findings: the verdicts.
-        trials: one row a trial: trial, status (done, failed, not finished, not run), error (one sentence, or none),
-            seconds, command.
-        figures: the figures on disk, and those that could not be drawn.
+        trials: one row a trial: trial, status (done, failed, not finished, not run), error and damage (one sentence, or
+            none), seconds, folder, command.
+        figures: the figures on disk, and those that could not be drawn or have nothing to draw.
         table: the tidy table behind them.
         settings: what the study file said, by key.
         versions: of packages, by name.
@@ -80,6 +81,9 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
         "by_verdict": _by_verdict,
         "trials": trials,
         "failed": [trial for trial in trials if trial["status"] == "failed"],
+        "damaged": [trial for trial in trials if trial["damage"]],
+        "risks": model_risks(page.table),
+        "compared": [estimator_label(name) for name in COMPARED],
         "jobs": _jobs(trials),
         "statuses": Counter(sorted((trial["status"] for trial in trials), key=_order)),
         "compute": duration(sum(trial["seconds"] or 0 for trial in trials)),

@@ -8,6 +8,7 @@ from lightning_icl.studies.table import head_list
 
 Heads = tuple[int, ...]
 PLACE = ["seed", "layer", "head", "n_points"]
+ERRORS_WIDE = 2 * 1.96  # a 95 % interval over many prompts, in standard errors
 
 
 def models(table: pd.DataFrame) -> list[Heads]:
@@ -26,11 +27,12 @@ def most_heads(table: pd.DataFrame) -> Heads:
 
 
 def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None, n_points: int | None = None) -> pd.DataFrame:
-    """A metric's rows, of one model if told, at one number of examples or over all (None).
+    """A metric's rows, of one model if told, at one number of examples or over all (None), on the first stream.
 
-    What is not finite, as of a run that diverged, is no number.
+    What is not finite, as of a run that diverged, is no number. ``error`` is the standard error over prompts.
     """
-    found = _at(table.loc[table["metric"] == metric, ["trial", *PLACE, "model.heads", "value"]], "n_points", n_points)
+    found = table.loc[table["metric"] == metric, ["trial", *PLACE, "stream", "model.heads", "value", "low", "high"]]
+    found = _at(_at(found, "n_points", n_points), "stream", None)
     if heads is not None:
         texts = found["model.heads"].dropna().unique()
         found = found[found["model.heads"].isin([text for text in texts if head_list(text) == heads])]
@@ -42,14 +44,24 @@ def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None, n_poi
             f"{' and '.join(trials)} have {metric} of seed {seed} more than once in one setting, but seeds are the "
             "replications: each needs one trial."
         )
-    return found.assign(value=found["value"].where(np.isfinite(found["value"])))
+    value = found["value"].where(np.isfinite(found["value"]))
+    return found.assign(value=value, error=(found["high"] - found["low"]) / ERRORS_WIDE)
 
 
 def by_seed(
-    table: pd.DataFrame, metric: str, heads: Heads | None = None, layer: int | None = None, n_points: int | None = None
+    table: pd.DataFrame,
+    metric: str,
+    heads: Heads | None = None,
+    layer: int | None = None,
+    n_points: int | None = None,
+    column: str = "value",
 ) -> pd.Series:
-    """A metric in one place, by seed; NaN for a seed that was measured but has no number."""
-    return _at(measured(table, metric, heads, n_points), "layer", layer).set_index("seed")["value"]
+    """A metric in one place, by seed: NaN for one of the table's seeds that has no number; empty where none has any.
+
+    ``column`` "error" gives its standard errors over prompts instead.
+    """
+    found = _at(measured(table, metric, heads, n_points), "layer", layer).set_index("seed")[column]
+    return found.reindex(sorted(table["seed"].dropna().unique())) if len(found) else found
 
 
 def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:
@@ -58,5 +70,5 @@ def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:
 
 
 def _at(rows: pd.DataFrame, column: str, value: int | None) -> pd.DataFrame:
-    """The rows of one layer or number of examples; None for those that are not about one."""
+    """The rows of one layer, number of examples or stream; None for those that are not about one."""
     return rows[rows[column].isna() if value is None else rows[column].eq(value).fillna(False)]

@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_icl.record import journal
 from lightning_icl.studies.plan import Job, Plan, Resources
 
+FINISHED = '^{"event": "finished"'  # a line of a record
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
@@ -52,5 +54,6 @@ def _line(job: Job, logs: Path) -> str:
     command = f"{shlex.join(['lightning-icl', *job.command])} >> {log} 2>&1"
     if job.kind == "fit":
         return command
-    folder, record = shlex.quote(str(job.folder)), shlex.quote(str(job.folder / "p_probing.json"))
-    return f"test -e {record} || {{ rm -rf {folder}; {command}; }}"  # a P-probing cannot be gone on with
+    folder, record = shlex.quote(str(job.folder)), shlex.quote(str(job.folder / journal.NAME))
+    finished = f"grep -qs {shlex.quote(FINISHED)} {record}"
+    return f"{finished} || {{ rm -rf {folder}; {command}; }}"  # a P-probing cannot be gone on with

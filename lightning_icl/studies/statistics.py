@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.risk import t_quantile
 
 
 class SeedInterval(NamedTuple):
@@ -20,19 +19,20 @@ class SeedInterval(NamedTuple):
     n: int
 
 
-def seed_interval(values: Sequence[float], level: float = 0.95, log: bool = False) -> SeedInterval:
+def seed_interval(
+    values: Sequence[float], level: float = 0.95, log: bool = False, least_spread: float = 0.0
+) -> SeedInterval:
     """Student's interval of a mean over independent seeds, one value each.
 
         mean +- t s / sqrt(n),  t the (1 + level)/2 quantile of Student's law with n - 1 degrees of freedom,
 
-    where s is the standard deviation of the n values with n - 1 in its denominator. With ``log`` the same of their
-    logarithms, taken back: the interval of the geometric mean, for ratios and risks. One value alone has no spread, so
-    its interval is without end (from 0 on with ``log``).
+    where s is the standard deviation of the n values with n - 1 in its denominator, or ``least_spread`` if that is
+    larger. With ``log`` the same of their logarithms, taken back: the interval of the geometric mean, for ratios and
+    risks. One value alone has no spread, so its interval is without end (from 0 on with ``log``).
     """
     x = _checked(values, level, log)
     n, mean = len(x), x.mean()
-    # Without a spread the half-width is 0, also where t has no end.
-    half = _student_quantile((1 + level) / 2, n - 1) * x.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
+    half = t_quantile(n, level) * max(x.std(ddof=1), least_spread) / math.sqrt(n) if n > 1 else math.inf
     numbers = np.array([mean, mean - half, mean + half])
     with np.errstate(over="ignore"):  # two values at a high level: an interval up to infinity
         mean, low, high = (np.exp(numbers) if log else numbers).tolist()
@@ -42,11 +42,6 @@ def seed_interval(values: Sequence[float], level: float = 0.95, log: bool = Fals
 def bonferroni_level(level: float, n: int) -> float:
     """The level of each of n intervals of which, in at least ``level`` of all studies, none misses."""
     return 1 - (1 - level) / n
-
-
-@cache
-def _student_quantile(probability: float, degrees: int) -> float:
-    return float(stats.t.ppf(probability, degrees))
 
 
 def _checked(values: Sequence[float], level: float, log: bool) -> np.ndarray:

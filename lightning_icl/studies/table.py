@@ -1,14 +1,14 @@
 """The tidy table of a study: what its columns mean, and how rows are chosen.
 
-One row per trial x step x metric x layer x head x number of examples:
+One row per trial x step x metric x stream x layer x head x number of examples, as measured while training:
 
 - trial: the name of the run's folder; seed: its ``seed_everything``;
 - one column for each config key (``model.heads``, ``data.task.noise_std``, ... as on the command line; lists and
   mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name), and ``depth``, the number of layers;
 - step: optimizer steps behind the numbers;
-- metric: a name grouped by slashes (lightning_icl.studies.rows lists them);
-- layer, head, n_points: counted from 1; missing where the number is not about one layer, head or number of examples;
-- value, error: the number and its standard error over prompts; missing where there is none.
+- metric, layer, head, n_points, note: as in ``lightning_icl.record.rows``, which lists the metrics;
+- stream: the validation stream; missing for the first, and for what is about none;
+- value, low, high: the number and the ends of its 95 % interval; missing where there is none.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-KEYS = ("trial", "seed", "step", "metric", "layer", "head", "n_points", "value", "error")
+KEYS = ("trial", "seed", "step", "metric", "stream", "layer", "head", "n_points", "value", "low", "high", "note")
 
 
 def config_columns(table: pd.DataFrame) -> list[str]:

@@ -7,6 +7,13 @@ The tests behind the verdicts, both of size at most (1 - level)/2 = 2.5 % for in
   no correction;
 - FAIL: the interval of some comparison lies wholly on the other side, at the level corrected for their number
   (Bonferroni): where all are as wanted, any of them could err.
+
+Both need three seeds with a number. A seed without one, as of a layer whose heads matter no more than noise or of a
+trial that failed, may speak against the claim, so with any such seed there is no PASS; the others may still FAIL it.
+
+A few seeds may agree by chance, so no spread between seeds is taken to be smaller than can be known: than the error
+that each seed's number has over its own prompts (root mean square), which is a part of the spread; nor than .5 % of
+the number, by which three seeds that agree to all digits leave 1.2 % open, five .6 %. That only widens intervals.
 """
 
 import math
@@ -16,6 +23,8 @@ from typing import Any, Literal, NamedTuple
 from lightning_icl.studies.statistics import SeedInterval, bonferroni_level, seed_interval
 
 LEVEL = 0.95
+LEAST_SEEDS = 3
+LEAST_SPREAD = 0.005  # between seeds, of the number
 Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
 Side = Literal["above", "below"]
 WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "UNDECIDED", "PASS")
@@ -29,6 +38,8 @@ class Part(NamedTuple):
         values: one number for each seed that has one.
         wanted: the side of the bound on which the mean must lie.
         log: whether the mean is the geometric one, as for ratios.
+        missing: how many seeds have no number.
+        error: the standard error of one seed's number over its prompts, with ``log`` of its logarithm; 0 if unknown.
     """
 
     label: str
@@ -36,6 +47,15 @@ class Part(NamedTuple):
     wanted: Side
     bound: float
     log: bool = False
+    missing: int = 0
+    error: float = 0.0
+
+    def interval(self, level: float) -> SeedInterval:
+        """Over seeds; without end, and without a mean, where no seed has a number."""
+        if not self.values:
+            return SeedInterval(math.nan, 0.0 if self.log else -math.inf, math.inf, 0)
+        size = 1.0 if self.log else max(abs(self.bound), abs(sum(self.values) / len(self.values)))
+        return seed_interval(self.values, level, self.log, max(self.error, LEAST_SPREAD * size))
 
 
 class Judged(NamedTuple):
@@ -52,19 +72,17 @@ class Judged(NamedTuple):
         ends = (self.interval.mean, self.interval.high, self.part.bound)
         mean, high, bound = map(math.log if self.part.log else float, ends)
         wanted = mean - bound if self.part.wanted == "above" else bound - mean
-        if high > mean:
-            return wanted / (high - mean)
-        return math.copysign(math.inf, wanted) if wanted else 0.0
+        return wanted / (high - mean) if wanted else 0.0
 
     def number(self) -> str:
-        """The mean with its interval and what was wanted, or why there is none."""
-        wanted = f"wanted {'>=' if self.part.wanted == 'above' else '<='} {self.part.bound:.3g}"
-        mean, low, high, n = self.interval
-        if n == 0:
-            return f"no seed has a number, {wanted}"
-        if n == 1:
-            return f"{_three_digits(mean)} of one seed, which has no interval, {wanted}"
-        return f"{_three_digits(mean)} [{_three_digits(low)}, {_three_digits(high)}], {wanted}"
+        """The mean with its interval, what was wanted, and what keeps that from being a verdict."""
+        n, wanted = self.interval.n, ">=" if self.part.wanted == "above" else "<="
+        mean, low, high = map(three_digits, self.interval[:3])
+        few = {0: "no seed has a number", 1: f"{mean} of one seed, which has no interval"}
+        said = f"{few.get(n, f'{mean} [{low}, {high}]')}, wanted {wanted} {self.part.bound:.3g}"
+        if n and self.part.missing:
+            said += f", {self.part.missing} of {n + self.part.missing} seeds without a number"
+        return said + f", {LEAST_SEEDS} seeds are needed" * (0 < n < LEAST_SEEDS)
 
 
 class Finding(NamedTuple):
@@ -92,26 +110,22 @@ class Finding(NamedTuple):
         """The decisive comparison's number as text."""
         worst = self.decisive
         number = "nothing to compare" if worst is None else worst.number()
-        if worst is not None and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
+        enough = worst is not None and worst.interval.n >= LEAST_SEEDS
+        if worst is not None and enough and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
             number += f", beyond chance if it were alone, but it is one of {len(self.parts)} comparisons"
         return f"{number} ({self.note})" if self.note else number
 
 
 def judged(part: Part, n_parts: int = 1) -> Judged:
     """The verdict on one of ``n_parts`` comparisons."""
-    interval = part_interval(part, LEVEL)
+    interval = part.interval(LEVEL)
+    if interval.n < LEAST_SEEDS:
+        return Judged(part, interval, "UNDECIDED")
     if _beyond(interval, part.wanted, part.bound):
-        return Judged(part, interval, "PASS")
+        return Judged(part, interval, "UNDECIDED" if part.missing else "PASS")
     other: Side = "below" if part.wanted == "above" else "above"
-    corrected = part_interval(part, bonferroni_level(LEVEL, n_parts))
+    corrected = part.interval(bonferroni_level(LEVEL, n_parts))
     return Judged(part, interval, "FAIL" if _beyond(corrected, other, part.bound) else "UNDECIDED")
-
-
-def part_interval(part: Part, level: float) -> SeedInterval:
-    """The interval of a comparison; without end, and without a mean, where no seed has a number."""
-    if not part.values:
-        return SeedInterval(math.nan, 0.0 if part.log else -math.inf, math.inf, 0)
-    return seed_interval(part.values, level, part.log)
 
 
 def finding(
@@ -129,5 +143,6 @@ def _beyond(interval: SeedInterval, side: Side, bound: float) -> bool:
     return interval.low > bound if side == "above" else interval.high < bound
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """The value as people read it: 1.5 -> "1.50"."""
     return f"{value:#.3g}".rstrip(".")

@@ -1,12 +1,14 @@
 """What runs one job, in a process of Ray: the same command that a person would type, in a process of its own.
 
-Only the standard library, and loaded by its path (engine.py), so that a process that waits need not import torch.
+Only the standard library, and loaded by its path (engine.py), so that a process that waits need not import torch; and
+so it loads record/journal.py, which knows whether a run is finished.
 """
 
 import contextlib
 import ctypes
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ PROGRAM = ("-m", "lightning_icl")
 USAGE_ERROR = 2  # the exit status for one sentence about what is wrong: trying again would not help
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before any fork, after which loading can deadlock
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+JOURNAL = runpy.run_path(str(Path(__file__).resolve().parents[1] / "record" / "journal.py"))
 
 
 class JobError(RuntimeError):
@@ -34,7 +37,7 @@ def run_job(job: dict[str, Any]) -> str | None:
     folder, log = Path(job["cwd"], job["folder"]), Path(job["log"])
     with log.open("ab") as output:
         _lock(output)
-        if is_finished(job["kind"], folder):
+        if JOURNAL["is_finished"](folder):
             write_whole(log.with_suffix(".json"), json.dumps(known(log) | {"ended": True, "error": None}))
             return None
         if job["kind"] == "p_probe":  # which cannot be gone on with
@@ -52,7 +55,7 @@ def run_job(job: dict[str, Any]) -> str | None:
             preexec_fn=_die_with_parent,
         )
     error = None if done.returncode == 0 else failure(log.read_text(errors="replace"), done.returncode)
-    if error is None and not is_finished(job["kind"], folder):
+    if error is None and not JOURNAL["is_finished"](folder):
         error = f"it ended without a word in {folder.name} that it finished"
     status["seconds"] = round(status["seconds"] + time.monotonic() - started, 1)
     write_whole(log.with_suffix(".json"), json.dumps(status | {"ended": True, "error": error}))
@@ -61,18 +64,11 @@ def run_job(job: dict[str, Any]) -> str | None:
     return error
 
 
-def is_finished(kind: str, folder: Path) -> bool:
-    """Whether a "fit" or "p_probe" came to its end, as its own files tell."""
-    if kind == "p_probe":
-        return (folder / "p_probing.json").exists()
-    results = folder / "results.json"
-    return results.exists() and "finished" in json.loads(results.read_text())
-
-
 def known(log: Path) -> dict[str, Any]:
-    """What NAME.json beside a log says of its job; nothing where there is none."""
-    path = log.with_suffix(".json")
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What NAME.json beside a log says of its job; nothing where there is none, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(log.with_suffix(".json").read_text()))
+    return {}
 
 
 def failure(log: str, status: int) -> str:

@@ -14,6 +14,9 @@ from lightning_icl.cli import main
 from lightning_icl.commands.run import open_run
 from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.p_probing import Training, p_probing
+from lightning_icl.record import journal
+from lightning_icl.record.loading import load_run, read_record
+from lightning_icl.studies.gather import gather
 
 SHORT = """
 data: {n_queries: 2, batch_size: 4, eval_prompts: 16, eval_batch_size: 8}
@@ -47,7 +50,9 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
     threads = torch.get_num_threads()
     main(["p_probe", "--ckpt_paths", listed(two, one), *TINY, *options, "--output", str(tmp_path / "out")])
     torch.set_num_threads(threads)
-    said, record = capsys.readouterr().out, json.loads((tmp_path / "out" / "p_probing.json").read_text())
+    said, ((found,), (started, finished), damaged) = capsys.readouterr().out, read_record(tmp_path / "out")
+    assert (started["command"], finished["steps"], damaged) == ("p_probe", 2, [])
+    assert journal.is_finished(tmp_path / "out")
 
     opened = {name: open_run(path) for name, path in (("2-2", two), ("1-2", one))}
     models = {name: run.module.transformer for name, run in opened.items()}
@@ -55,26 +60,40 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
     training = Training(n_steps=2, n_seeds=2, n_score=8, seed=seed)
     expected = p_probing(models, task, 6, 2, training=training)
 
-    assert record["heads"] == {"layer_1/2-2": 2, "layer_1/1-2": 1}
-    assert record["checkpoints"] == {"2-2": two, "1-2": one}
-    assert record["n_points"] == 6
+    assert found.arrays["heads"] == {"layer_1/2-2": 2, "layer_1/1-2": 1}
+    assert found.context["checkpoints"] == {"2-2": two, "1-2": one}
+    assert (found.context["command"], found.context["seed"], found.step) == ("p_probe", seed, 2)
+    assert found.context["law"][0]["n_points"] == [6, 6]
+    (trial,) = (
+        gather([tmp_path / "out"])[["trial", "seed", "step", "depth", "data.task.n_dims"]].drop_duplicates().values
+    )
+    config = load_run(Path(two).parents[1]).config
+    assert trial.tolist() == ["out", config["seed_everything"], 2, 2, 4]
+    rows = {row.metric: row for row in found.rows}
     for optimiser, by_arm in expected.errors.items():
+        by_seed = torch.tensor(found.arrays["risk_by_seed"][optimiser]["raw"], dtype=torch.float64)
+        torch.testing.assert_close(by_seed, by_arm["raw"].mean(dim=-1))
         for arm, errors in by_arm.items():
+            merged = {"layer_1/2-2": "heads_2", "layer_1/1-2": "heads_1"}.get(arm, arm)
             for depth in range(2):
                 risk = over_seeds_and_prompts(errors[depth])
-                assert record["risk"][optimiser][arm][depth]["mean"] == pytest.approx(risk.mean, rel=1e-6)
-                assert f"{risk.mean:.3f} +- {risk.half_width:.3f}" in said
+                row = rows.pop(f"p_probing/{optimiser}/{depth + 1}/{merged}")
+                assert row[1:4] == pytest.approx((risk.mean, risk.low, risk.high), rel=1e-6)
+                assert f"{risk.mean:.3f} ± {risk.half_width:.3f}" in said
+    assert not rows
     comparisons = expected.comparisons()
-    assert [c["verdict"] for c in record["comparisons"]] == [c.verdict for c in comparisons]
-    assert said.count("against fewest heads  ") == 4
-    assert f"The claim (against fewest heads and x, at every k and t): {record['claim']}" in said
+    assert [c["verdict"] for c in found.arrays["comparisons"]] == [c.verdict for c in comparisons]
+    assert said.count("against layer 1, 1 head (1-2)") == 2
+    assert f"The claim (against fewest heads and x, at every k and t): {found.arrays['claim']}" in said
+    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
+    assert (said.count("95 %"), said.count("+-")) == (1, 0)
 
     events = EventAccumulator(str(tmp_path / "out"), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == ["p_probing"]
-    curve = events.Scalars("p_probe/descent/layer_1/2-2")
+    curve = events.Scalars("p_probing/descent/heads_2")
     assert [event.step for event in curve] == [1, 2]
-    found = [risk["mean"] for risk in record["risk"]["descent"]["layer_1/2-2"]]
-    assert [event.value for event in curve] == pytest.approx(found, rel=1e-5)
+    risks = [row.value for row in found.rows if row.metric.startswith("p_probing/descent/") and "heads_2" in row.metric]
+    assert [event.value for event in curve] == pytest.approx(risks, rel=1e-5)
     for suffix in ("png", "svg"):
         assert (tmp_path / "out" / f"p_probing.{suffix}").stat().st_size > 1000
 
@@ -84,23 +103,27 @@ def test_models_of_equally_many_heads_are_told_apart_and_folders_are_new(runs, t
     copy = shutil.copytree(Path(runs[0]).parents[1], tmp_path / "copy") / "checkpoints" / "last.ckpt"
     (tmp_path / "p_probing").mkdir()
     main(["p_probe", "--ckpt_paths", listed(runs[0], copy), *TINY, "--depths", "1"])
-    record = json.loads((tmp_path / "p_probing_2" / "p_probing.json").read_text())
-    assert list(record["checkpoints"]) == ["2-2", "2-2_2"]
+    ((found,), _, _) = read_record(tmp_path / "p_probing_2")
+    assert list(found.context["checkpoints"]) == ["2-2", "2-2_2"]
+    assert list(found.arrays["risk_by_seed"]["descent"])[:2] == ["layer_1/2-2", "layer_1/2-2_2"]
     assert "against x alone, as no model has fewer heads" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", ["torch.utils.tensorboard.SummaryWriter.close", "pathlib.Path.replace"])
-def test_one_that_is_stopped_while_it_writes_has_no_record(runs, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("last", ["torch.utils.tensorboard.SummaryWriter.close", "journal.append"])
+def test_one_that_is_stopped_while_it_writes_is_not_finished(runs, tmp_path, monkeypatch, last):
     class StopHereError(Exception): ...
 
     def stop(*_):
         raise StopHereError
 
-    monkeypatch.setattr(step, stop)
+    def append(path, line, write=journal.append):
+        write(path, line) if line.get("event") != "finished" else stop()
+
+    monkeypatch.setattr(*((journal, "append", append) if last == "journal.append" else (last, stop)))
     with pytest.raises(StopHereError):
         main(["p_probe", "--ckpt_paths", listed(runs[0]), *TINY, "--output", str(tmp_path / "out")])
     assert (tmp_path / "out" / "p_probing.png").exists()
-    assert not (tmp_path / "out" / "p_probing.json").exists()
+    assert not journal.is_finished(tmp_path / "out")
 
 
 BAD = {

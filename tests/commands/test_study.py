@@ -5,12 +5,18 @@ import os
 import shlex
 import subprocess
 from contextlib import nullcontext
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT
 
 from lightning_icl.cli import main
+from lightning_icl.commands.study import code_version
+from lightning_icl.record import journal
+from lightning_icl.record.loading import line_of
+from lightning_icl.record.rows import Measurement, Row
 
 SCALE = {
     "base": ["base.yaml"],
@@ -22,6 +28,7 @@ SCALE = {
 SCALE_ALONE = {key: value for key, value in SCALE.items() if key != "p_probing"}
 STUDY = {"name": "small", "about": "Do heads help?", "claims": ["RiskFallsWithHeads"], "figures": ["RiskByHeads"]}
 TASK = {"class_path": "lightning_icl.SparseLinearRegression", "init_args": {"n_dims": 4, "sparsity": 2}}
+FINISHED = {"event": "finished", "steps": 7, "by": "max_steps"}
 # Of 4 heads over one head, on the prompts of one seed: .5, .6, .5.
 RISKS = {(1, 1): (1.0, 2.0, 3.0), (4, 4): (0.5, 1.2, 1.5)}
 
@@ -61,9 +68,16 @@ def write_run(folder, heads, seed, risk):
     (folder / "checkpoints").mkdir(parents=True)
     config = {"seed_everything": seed, "data": {"task": TASK}, "model": {"d_model": 16, "heads": heads}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    stream = {"name": None, "overall": {"transformer": [risk, 0.01]}, "by_points": {}}
-    results = {"ReferenceRisk": [{"step": 7, "streams": [stream]}], "finished": {"steps": 7}}
-    (folder / "results.json").write_text(json.dumps(results))
+    row = Row("val/excess_risk/transformer", risk, risk - 0.01, risk + 0.01)
+    measured = Measurement("ReferenceRisk", 7, {"command": "fit", "seed": seed}, [row])
+    journal.append(folder / journal.NAME, line_of(measured))
+    journal.append(folder / journal.NAME, FINISHED)
+
+
+def cut_off(folder):
+    """The record without its last line, that the run is finished."""
+    path = folder / journal.NAME
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
 
 
 def test_a_dry_run_lists_commands_and_makes_nothing(study, tmp_path):
@@ -109,21 +123,39 @@ def test_table_verdict_figure_and_report_of_the_trials_that_are_there(study, fin
     folder = tmp_path / "studies" / "small-quick"
     assert said.startswith("PASS       The excess risk falls from each number of heads to the next larger one: 0.531 [")
     table = pd.read_parquet(folder / "results.parquet")
-    risks = table[table["metric"] == "excess_risk/transformer"].set_index(["model.heads", "seed"])["value"].to_dict()
+    risks = (
+        table[table["metric"] == "val/excess_risk/transformer"].set_index(["model.heads", "seed"])["value"].to_dict()
+    )
     assert risks == {(str(list(h)), i + 1): risk for h, by_seed in RISKS.items() for i, risk in enumerate(by_seed)}
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv")[["trial", "value"]], table[["trial", "value"]])
     assert {p.suffix for p in (folder / "figures").iterdir()} == {".png", ".svg"}
     report = (folder / "report.html").read_text()
+    assert all(str(run.relative_to(tmp_path)) in report for run in finished)
     assert "Do heads help?" in report
     assert "PASS" in report
+
+
+def test_the_report_names_the_commit_of_a_checkout_and_else_the_version(monkeypatch):
+    def git(*args):
+        run = subprocess.run(["git", "-C", ROOT, *args], capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else None
+
+    release = version("lightning-icl")
+    commit = git("rev-parse", "--short=12", "HEAD")
+    assert code_version().startswith(f"{release}, git {commit}" if commit else release)
+    assert ("not committed" in code_version()) == bool(git("diff", "HEAD", "--name-only"))
+
+    def no_git(*args, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert code_version() == release
 
 
 def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finished, tmp_path, undrawn):
     unfinished, diverged, crashed = finished[0], finished[2], finished[4]
     for folder in (unfinished, diverged, crashed):
-        results = json.loads((folder / "results.json").read_text())
-        del results["finished"]
-        (folder / "results.json").write_text(json.dumps(results))
+        cut_off(folder)
     logs = tmp_path / "studies" / "small-quick" / "logs"
     logs.mkdir()
     (logs / f"{unfinished.name}.json").write_text('{"attempts": 1, "seconds": 0.0, "ended": false, "error": null}')
@@ -141,6 +173,74 @@ def test_unfinished_and_failed_trials_are_told_and_the_others_stand(study, finis
     assert set(pd.read_parquet(logs.parent / "results.parquet")["trial"]) == {finished[i].name for i in (1, 3, 5)}
     report = (logs.parent / "report.html").read_text()
     assert all(word in report for word in (diverged.name, "training has diverged.", "ValueError: boom"))
+
+
+DAMAGES = {
+    "empty": (journal.NAME, b"", "its record.jsonl is empty", "not finished"),
+    "lost bytes": (journal.NAME, b"\0" * 200, "its record.jsonl is unreadable", "not finished"),
+    "no config": ("config.yaml", b"model: {", "config.yaml is not YAML", "done"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_damaged_run_is_named_and_the_rest_stands(study, finished, tmp_path, undrawn, case):
+    name, content, sentence, status = DAMAGES[case]
+    folder, hurt = tmp_path / "studies" / "small-quick", finished[2]
+    (hurt / name).write_bytes(content)
+    said = study("--figures_only").out
+    assert f"DAMAGED    {hurt.name}: " in said
+    assert sentence in said.replace(str(tmp_path), "")
+    assert set(pd.read_parquet(folder / "results.parquet")["trial"]) == {f.name for f in finished if f != hurt}
+    trials = pd.read_csv(folder / "trials.csv").set_index("trial")
+    assert trials.loc[hurt.name, "status"].replace("run", "finished") in status.replace("run", "finished")
+    assert sentence in trials.loc[hurt.name, "damage"]
+    assert "1 damaged" in (folder / "report.html").read_text()
+    study("--format", "slurm")
+    assert (hurt.name in (folder / "slurm_trials.sh").read_text()) if name == journal.NAME else True
+
+
+def test_a_damaged_line_of_a_finished_run_is_named_and_its_others_count(study, finished, tmp_path, undrawn):
+    path = finished[2] / journal.NAME
+    path.write_bytes(b"damaged\n" + path.read_bytes())
+    said = study("--figures_only").out
+    assert f"DAMAGED    {finished[2].name}: line 1 of its record.jsonl cannot be read; the others stand" in said
+    table = pd.read_parquet(tmp_path / "studies" / "small-quick" / "results.parquet")
+    assert set(table["trial"]) == {folder.name for folder in finished}
+
+
+def test_a_run_of_an_older_version_is_not_gone_on_with(study, finished, tmp_path, undrawn):
+    old = finished[2]
+    (old / journal.NAME).unlink()
+    (old / "results.json").write_text("")
+    said = study("--figures_only").out
+    assert f"DAMAGED    {old.name}: it is a run of an older version; delete its folder" in said
+    for folder in finished[:2]:
+        cut_off(folder)
+    said = study("--format", "slurm").err
+    assert f"will not run {old.name}: it is a run of an older version" in said
+    script = (tmp_path / "studies" / "small-quick" / "slurm_trials.sh").read_text()
+    assert [folder.name in script for folder in finished] == [True, True, False, False, False, False]
+
+
+def test_a_p_probing_that_slurm_finds_finished_is_not_run_again(study, tmp_path):
+    study("--format", "slurm")
+    script = tmp_path / "studies" / "small-quick" / "slurm_p_probing.sh"
+    fake = tmp_path / "bin" / "lightning-icl"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho ran\n")
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    (line,) = [line for line in study("--dry_run").out.splitlines() if " p_probe " in line and "seed=1" in line]
+    folder = tmp_path / shlex.split(line)[-1]
+    ran = []
+    for events in ([], [{"event": "started"}], [FINISHED]):  # not begun, killed, finished
+        for event in events:
+            folder.mkdir(parents=True, exist_ok=True)
+            journal.append(folder / journal.NAME, event)
+        (log := tmp_path / "studies" / "small-quick" / "logs" / f"{folder.name}.txt").write_text("")
+        subprocess.run(["bash", script], env=environment | {"SLURM_ARRAY_TASK_ID": "0"}, cwd="/")
+        ran.append("ran" in log.read_text())
+    assert ran == [True, True, False]
 
 
 def test_every_override_is_a_column(study, finished, tmp_path, undrawn):

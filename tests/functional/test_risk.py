@@ -89,10 +89,11 @@ def test_jackknife_equals_the_loop_and_for_a_mean_the_standard_error(n):
     np.testing.assert_allclose(mean, array.std(0, ddof=1) / n**0.5, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("n", "tolerance"), [(3, 1e-2), (4, 3e-3), (6, 1e-3), (16, 1e-5), (512, 1e-6)])
-def test_the_t_quantile_is_scipy_s(n, tolerance):
-    assert t_quantile(n) == pytest.approx(t.ppf(0.975, n - 1), rel=tolerance)
-    assert t_quantile(1) == math.inf
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 16, 512, 100_000])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.9997])
+def test_the_t_quantile_is_scipy_s(n, level):
+    assert t_quantile(n, level) == pytest.approx(t.ppf((1 + level) / 2, n - 1), rel=1e-8 if n < 10_000 else 1e-3)
+    assert t_quantile(1, level) == math.inf
 
 
 def test_an_interval_of_a_mean_is_scipy_s():

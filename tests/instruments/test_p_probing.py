@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from lightning_icl import SparseLinearRegression, Transformer
 from lightning_icl.functional.errors import InputError
@@ -14,12 +16,14 @@ from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.fleet import Fleet
 from lightning_icl.instruments.p_probing import (
     OPTIMISERS,
+    Comparison,
     PProbing,
     Training,
     centred,
     claim,
     errors_of_arms,
     first_layer,
+    judged,
     p_probing,
 )
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
@@ -237,7 +241,7 @@ def test_a_planted_preprocessing_layer_is_found_and_an_idle_one_is_no_better_tha
     training = Training(n_steps=100, batch_size=32, n_queries=4, n_seeds=3, n_score=512)
     found = p_probing(models, TASK, 5, 1, training=training)
     verdicts = {(c.optimiser, c.rival): c.verdict for c in found.comparisons()}
-    assert verdicts["attention", "fewest heads"] == verdicts["attention", "raw"] == "HOLDS"
+    assert verdicts["attention", "heads_1"] == verdicts["attention", "raw"] == "HOLDS"
     for errors in found.errors.values():
         # Apart from the labels, which no query's state has, an idle layer's states are x.
         gain = over_seeds_and_prompts((errors["raw"] - errors["layer_1/idle"])[0])
@@ -269,15 +273,56 @@ def made_up(heads, **risks):
 def test_a_verdict_needs_the_whole_interval_on_one_side(risks, verdicts, whole):
     comparisons = made_up({"many": 8, "one": 1}, **risks).comparisons()
     claimed = [c for c in comparisons if c.claimed]
-    assert [c.rival for c in claimed] == ["fewest heads", "raw"]
+    assert [c.rival for c in claimed] == ["heads_1", "raw"]
     assert [c.verdict for c in claimed] == verdicts
     assert claim(comparisons) == whole
 
 
 def test_models_with_equally_many_heads_count_as_one():
     found = made_up({"a": 8, "b": 8, "c": 2, "d": 1}, a=0.4, b=0.6, c=0.1, d=0.8)
-    difference = next(c for c in found.comparisons() if c.rival == "fewest heads").difference
+    difference = next(c for c in found.comparisons() if c.rival == "heads_1").difference
     assert difference.mean == pytest.approx(-0.3, abs=0.005)
+
+
+def test_a_failure_is_corrected_for_the_claimed_comparisons_by_holms_rule():
+    """By the p-values of scipy's t-test: one seed, so that the intervals are Student's over prompts."""
+    noise = torch.randn(6, 1, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifts = torch.tensor([0.0, 0.44, 0.47, 0.47, 0.55, 0.44]).double()
+    differences = 0.9 * (noise - noise.mean(dim=-1, keepdim=True)) + shifts[:, None, None]
+    given = {
+        Comparison("descent", i, "raw", over_seeds_and_prompts(difference), claimed=True): difference
+        for i, difference in enumerate(differences)
+    }
+    p = np.array([ttest_1samp(difference[0], 0).pvalue for difference in differences])
+    order, expected = np.argsort(p), np.full(6, "UNDECIDED", dtype=object)
+    for rank, i in enumerate(order):
+        if p[i] > 0.05 / (6 - rank):
+            break
+        expected[i] = "FAILS"
+    found = [one.verdict for one in judged(given)]
+    assert found == expected.tolist()
+    bonferroni, uncorrected = (p < 0.05 / 6).sum(), (p < 0.05).sum()
+    assert bonferroni < found.count("FAILS") < uncorrected  # else any rule would do
+
+
+@pytest.mark.parametrize(("seeds", "between"), [(1, 0.0), (3, 0.1), (3, 0.3)])
+def test_where_nothing_differs_the_claim_fails_in_at_most_one_study_of_twenty(seeds, between):
+    generator = torch.Generator().manual_seed(0)
+
+    def study():
+        def errors():
+            own, shared = (torch.randn(2, seeds, p, generator=generator, dtype=torch.float64) for p in (100, 1))
+            return 1 + 0.5 * own + between * shared
+
+        arms = ("many", "one", "raw", "untrained", "gd_plus_plus", "r_hat")
+        by_arm = {optimiser: {arm: errors() for arm in arms} for optimiser in ("attention", "descent")}
+        return PProbing(by_arm, {"many": 8, "one": 1}, 0.5, 0.5).comparisons()
+
+    studies = [study() for _ in range(200)]
+    alone = np.mean([any(c.difference.low > 0 for c in comparisons if c.claimed) for comparisons in studies])
+    assert alone > 0.08  # what the correction is for
+    assert np.mean([claim(comparisons) == "FAILS" for comparisons in studies]) <= 0.05 + 4 * (0.05 * 0.95 / 200) ** 0.5
+    assert np.mean([claim(comparisons) == "HOLDS" for comparisons in studies]) <= 0.025
 
 
 def test_without_a_model_of_fewer_heads_only_the_raw_examples_are_claimed():

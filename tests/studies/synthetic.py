@@ -15,6 +15,7 @@ import pandas as pd
 from lightning_icl.studies.table import KEYS
 
 HEADS = ((1, 1), (2, 2), (4, 4), (8, 8), (8, 1), (1, 8))
+WIDTH = 0.01  # half the 95 % interval over prompts, of a number
 INTEGERS = ("seed", "step", "layer", "head", "n_points", "depth")
 Heads = tuple[int, ...]
 
@@ -107,7 +108,7 @@ def synthetic_table(
 def in_form(table: pd.DataFrame) -> pd.DataFrame:
     """With all columns of the form, in order, of the types that a gathered table has."""
     table = table.reindex(columns=[*KEYS, *(column for column in table.columns if column not in KEYS)])
-    return table.astype(dict.fromkeys(INTEGERS, "Int64") | {"value": "float64", "error": "float64"})
+    return table.astype(dict.fromkeys(INTEGERS, "Int64") | dict.fromkeys(("value", "low", "high"), "float64"))
 
 
 def shares_with_effective(effective: float, h: int) -> np.ndarray:
@@ -179,13 +180,13 @@ class _Case(NamedTuple):
         rows = []
         for n in self.prompts:
             risk = self.drawn(self.truth.risk(heads, n) * self.level(n)) * untrained
-            rows.append(_row("excess_risk/transformer", risk, n_points=n))
+            rows.append(_row("val/excess_risk/transformer", risk, n_points=n))
             for name, value in self.truth.references.items():
                 scale = self.prompts[n] if name == "zero" else self.level(n)
-                rows.append(_row(f"excess_risk/{name}", value * scale, n_points=n))
+                rows.append(_row(f"val/excess_risk/{name}", value * scale, n_points=n))
         for name in ("transformer", *self.truth.references):
-            at_n = [row["value"] for row in rows if row["metric"] == f"excess_risk/{name}"]
-            rows.append(_row(f"excess_risk/{name}", float(np.mean(at_n))))
+            at_n = [row["value"] for row in rows if row["metric"] == f"val/excess_risk/{name}"]
+            rows.append(_row(f"val/excess_risk/{name}", float(np.mean(at_n))))
         return rows
 
     def importance(self, heads: Heads, late: float) -> list[dict[str, Any]]:
@@ -258,5 +259,6 @@ class _Case(NamedTuple):
 
 
 def _row(metric: str, value: float, **place: int) -> dict[str, Any]:
-    """One number, with a standard error over prompts of 5 %."""
-    return {"metric": metric, "value": float(value), "error": 0.05 * abs(float(value)), **place}
+    """One number, with an interval over prompts of ``WIDTH`` to each side."""
+    half = WIDTH * abs(float(value))
+    return {"metric": metric, "value": float(value), "low": value - half, "high": value + half, **place}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from jsonargparse import ArgumentParser
-from synthetic import TRUTH, effective_number, in_form, risk_by_heads, shares_with_effective, synthetic_table
+from synthetic import TRUTH, WIDTH, effective_number, in_form, risk_by_heads, shares_with_effective, synthetic_table
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.claims import (
@@ -27,6 +27,7 @@ from lightning_icl.studies.claims import (
     comparison,
     judge,
 )
+from lightning_icl.studies.statistics import seed_interval
 from lightning_icl.studies.verdicts import Part, finding, judged
 
 CLAIMS = [
@@ -135,7 +136,7 @@ def test_models_are_compared_within_seeds():
     assert verdicts(CLAIMS, spread_of_seeds) == dict.fromkeys(NAMES, "PASS")
     # Seed by seed in the right order, so with other seeds' risks beside it there is nothing to see.
     rows = spread_of_seeds[spread_of_seeds["model.heads"].isin(["[4, 4]", "[8, 8]"])].copy()
-    shuffled = (rows["model.heads"] == "[8, 8]") & (rows["metric"] == "excess_risk/transformer")
+    shuffled = (rows["model.heads"] == "[8, 8]") & (rows["metric"] == "val/excess_risk/transformer")
     rows.loc[shuffled, "seed"] = rows.loc[shuffled, "seed"].map({1: 2, 2: 3, 3: 4, 4: 5, 5: 1}).astype("Int64")
     assert verdicts([RiskFallsWithHeads()], rows) == {"RiskFallsWithHeads": "UNDECIDED"}
 
@@ -148,7 +149,7 @@ def test_the_model_against_each_reference(planted, reference, verdict):
     (found,) = judge([BeatsReference(reference)], planted)
     assert (found.claim, found.verdict) == (f"BeatsReference ({reference})", verdict)
     if verdict == "UNDECIDED":
-        assert found.number() == "nothing to compare (it needs a uniform model and excess_risk/ridge_0.5)"
+        assert found.number() == "nothing to compare (it needs a uniform model and val/excess_risk/ridge_0.5)"
 
 
 def test_a_reference_without_any_risk_cannot_be_beaten():
@@ -181,35 +182,55 @@ def test_a_layer_within_noise_in_all_seeds_leaves_its_claim_undecided():
     assert found["LaterLayersUseOneHead"].verdict == "PASS"
 
 
-@pytest.mark.parametrize(("n_silent", "verdict"), [(0, "PASS"), (2, "PASS"), (4, "UNDECIDED")])
-def test_seeds_without_a_number_are_counted(n_silent, verdict):
-    rows = table(heads=[(8, 8)], silent={(seed, 1) for seed in range(1, 1 + n_silent)})
-    (found,) = judge([FirstLayerUsesAllHeads()], rows)
-    assert found.verdict == verdict
-    assert found.decisive.interval.n == 5 - n_silent
-    told = f" ({5 - n_silent} of 5 seeds have a number)" if n_silent else ""
-    assert found.decisive.part.label == "effective heads of layer 1, of 8" + told
+@pytest.mark.parametrize(("n_silent", "verdict"), [(0, "PASS"), (1, "UNDECIDED"), (2, "UNDECIDED"), (4, "UNDECIDED")])
+def test_with_a_seed_without_a_number_nothing_passes(n_silent, verdict):
+    silent = {(seed, layer) for seed in range(1, 1 + n_silent) for layer in (1, 2)}
+    for found in judge([FirstLayerUsesAllHeads(), LaterLayersUseOneHead()], table(heads=[(8, 8)], silent=silent)):
+        assert found.verdict == verdict
+        assert (found.decisive.interval.n, found.decisive.part.missing) == (5 - n_silent, n_silent)
+        assert (f", {n_silent} of 5 seeds without a number" in found.number()) == (n_silent > 0)
 
 
-def test_a_seeds_number_is_the_median_over_its_later_layers():
+@pytest.mark.parametrize("n_silent", [1, 2])
+def test_the_seeds_that_have_a_number_may_fail_a_claim(n_silent):
+    rows = table(AGAINST, heads=[(8, 8)], silent={(seed, layer) for seed in range(n_silent) for layer in (1, 2)})
+    assert set(verdicts([FirstLayerUsesAllHeads(), LaterLayersUseOneHead()], rows).values()) == {"FAIL"}
+
+
+def test_layers_within_noise_speak_against_the_claim_as_in_the_issue():
+    values = pd.Series([6.5, 6.6, 6.55, *[math.nan] * 4])
+    found = finding("", "", None, [comparison("effective heads", values, "above", 6.0)])
+    assert (found.verdict, found.number()) == (
+        "UNDECIDED",
+        "6.55 [6.43, 6.67], wanted >= 6, 4 of 7 seeds without a number",
+    )
+    assert finding("", "", None, [comparison("", values, "above", 7.0)]).verdict == "FAIL"
+
+
+def test_a_seeds_number_is_the_median_over_its_later_layers_if_all_have_one():
     rows = table(heads=[(4, 4, 4, 4)], silent={(2, 3)})
     (found,) = judge([LaterLayersUseOneHead()], rows)
     at_end = rows[(rows["metric"] == "heads/leave_one_out/top_share") & (rows["step"] == 200)]
     by_layer = {seed: group.set_index("layer")["value"] for seed, group in at_end.groupby("seed")}
     expected = [sorted(by_layer[seed][[2, 3, 4]])[1] for seed in (1, 3, 4, 5)]
-    expected.insert(1, (by_layer[2][2] + by_layer[2][4]) / 2)
     assert found.decisive.part.values == pytest.approx(tuple(expected))
-    assert found.decisive.part.label == "top share of later layers, of 4 heads, in 14 of 15 layers"
+    assert (found.verdict, found.decisive.part.missing) == ("UNDECIDED", 1)
 
 
-def test_a_model_that_diverged_or_is_not_there_is_no_number(planted):
+def test_a_model_that_diverged_or_is_not_there_is_a_seed_without_a_number(planted):
     rows = planted.copy()
-    risk = rows["metric"] == "excess_risk/transformer"
+    risk = rows["metric"] == "val/excess_risk/transformer"
     rows.loc[risk & (rows["model.heads"] == "[8, 8]") & (rows["seed"] == 1), "value"] = math.inf
     rows = rows[~((rows["model.heads"] == "[8, 8]") & (rows["seed"] == 2))]
-    (found,) = judge([RiskFallsWithHeads()], rows)
-    assert [part.interval.n for part in found.parts] == [5, 5, 3]
-    assert found.parts[-1].part.label == "8 heads against 4 (3 of 5 seeds have a number)"
+    falls, most = judge([RiskFallsWithHeads(), FirstLayerUsesAllHeads()], rows)
+    assert [(part.interval.n, part.part.missing) for part in falls.parts] == [(5, 0), (5, 0), (3, 2)]
+    assert [part.verdict for part in falls.parts] == ["PASS", "PASS", "UNDECIDED"]
+    assert (most.verdict, most.parts[0].part.missing) == ("UNDECIDED", 1)  # though it has no other model beside it
+
+
+def test_other_validation_streams_are_left_aside(planted):
+    others = planted.assign(stream=planted["stream"].astype("str").fillna("noisier"), value=0.1)
+    assert judge(CLAIMS, pd.concat([planted, others])) == judge(CLAIMS, planted)
 
 
 def test_importance_at_single_numbers_of_examples_is_left_aside(planted):
@@ -313,15 +334,67 @@ def margin(probability, draws):
     return 4 * math.sqrt(probability * (1 - probability) / draws)
 
 
+LAWS = {"normal": (False, 0.5, 0.3), "log-normal": (True, 0.5, 0.3), "log-normal, judged as it is": (False, 0.2, None)}
+
+
 @pytest.mark.parametrize("wanted", ["above", "below"])
-@pytest.mark.parametrize("log", [False, True])
-def test_at_its_bound_a_comparison_passes_and_fails_in_one_of_forty_studies(wanted, log):
-    draws = 1000
-    x = 0.3 + 0.5 * np.random.default_rng(0).standard_normal((draws, 4))
-    parts = [Part("", tuple(v), wanted, math.exp(0.3) if log else 0.3, log) for v in (np.exp(x) if log else x).tolist()]
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_at_its_bound_a_comparison_passes_and_fails_in_one_of_forty_studies(n, law, wanted):
+    draws, (log, sd, centre) = 1000, LAWS[law]
+    x = (centre or 0) + sd * np.random.default_rng(0).standard_normal((draws, n))
+    bound = math.exp(sd**2 / 2) if centre is None else math.exp(centre) if log else centre
+    parts = [Part("", tuple(v), wanted, bound, log) for v in (x if law == "normal" else np.exp(x)).tolist()]
     found = [judged(part).verdict for part in parts]
-    assert rate(v == "PASS" for v in found) == pytest.approx(0.025, abs=margin(0.025, draws))
-    assert rate(v == "FAIL" for v in found) == pytest.approx(0.025, abs=margin(0.025, draws))
+    passed, failed = (rate(v == verdict for v in found) for verdict in ("PASS", "FAIL"))
+    assert passed + failed <= 0.05 + margin(0.05, draws)
+    if centre is not None:
+        assert passed == pytest.approx(0.025, abs=margin(0.025, draws))
+        assert failed == pytest.approx(0.025, abs=margin(0.025, draws))
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("log", [False, True])
+def test_the_floor_under_the_spread_makes_no_verdict_come_more_often(n, log):
+    """Where seeds differ by sampling alone, where by as much again, and where by less than the floor."""
+    draws, error = 1000, 0.05
+    for sd in (error, error * math.sqrt(2), 0.001):
+        x = sd * np.random.default_rng(n).standard_normal((draws, n))
+        values, bound = (np.exp(x), 1.0) if log else (1 + x, 1.0)
+        parts = [Part("", tuple(v), "below", bound, log, error=min(error, sd)) for v in values.tolist()]
+        for part in parts:
+            with_floor, without = part.interval(0.95), seed_interval(part.values, 0.95, log)
+            assert with_floor.low <= without.low * (1 + 1e-12)
+            assert with_floor.high >= without.high * (1 - 1e-12)
+        found = [judged(part).verdict for part in parts]
+        assert rate(v != "UNDECIDED" for v in found) <= 0.05 + margin(0.05, draws)
+
+
+def test_the_floor_is_the_error_over_prompts_or_half_a_percent():
+    part = Part("", (2.0, 2.0, 2.0), "above", 1.9)
+    half = 4.302653 / math.sqrt(3)  # Student's quantile, two degrees
+    assert judged(part).interval[1:3] == pytest.approx((2 - 0.01 * half, 2 + 0.01 * half))
+    assert judged(part).verdict == "PASS"
+    assert judged(part._replace(bound=1.99)).verdict == "UNDECIDED"
+    assert judged(part._replace(error=0.1)).interval.low == pytest.approx(2 - 0.1 * half)
+    assert judged(part._replace(error=0.1)).verdict == "UNDECIDED"
+    in_logs = judged(part._replace(log=True, error=0.1)).interval
+    assert (in_logs.low, in_logs.high) == pytest.approx((2 * math.exp(-0.1 * half), 2 * math.exp(0.1 * half)))
+
+
+@pytest.mark.parametrize("claim", [FirstLayerUsesAllHeads(), PrunedKeepsRisk(), BeatsReference("ridge")])
+def test_errors_over_prompts_reach_the_verdict(planted, claim):
+    at = "against/ridge/ratio"
+    ridge = planted[planted["metric"] == "val/excess_risk/ridge"].assign(metric=at)
+    rows = pd.concat([planted, ridge], ignore_index=True)
+    (narrow,) = judge([claim], rows)
+    of_one = rows["metric"].isin(["heads/leave_one_out/effective", "prune/as_is/paper/ratio", at])
+    half = rows["value"].abs().where(of_one, 0.0)
+    (wide,) = judge([claim], rows.assign(low=rows["value"] - half, high=rows["value"] + half))
+    assert (narrow.verdict, wide.verdict) == ("PASS", "UNDECIDED")
+    size = 1.0 if narrow.parts[0].part.log else narrow.parts[0].interval.mean
+    assert narrow.parts[0].part.error == pytest.approx(WIDTH / 1.96 * size, rel=0.05)
+    assert wide.parts[0].part.error == pytest.approx(size / 1.96, rel=0.05)
 
 
 def test_many_comparisons_at_their_bounds_fail_in_no_more_studies():
@@ -365,12 +438,13 @@ def test_the_decisive_comparison_is_the_worst():
     assert finding("", "", None, []).decisive is None
 
 
-def test_seeds_that_agree_exactly_are_on_a_side_or_on_the_bound():
-    sides = {1.0: "PASS", 2.0: "UNDECIDED", 3.0: "FAIL"}
-    for value, verdict in sides.items():
-        found = finding("", "", None, [Part("", (value, value), "below", 2.0)])
-        assert found.verdict == verdict
-        assert found.decisive.clearance() == {"PASS": math.inf, "UNDECIDED": 0, "FAIL": -math.inf}[verdict]
+@pytest.mark.parametrize(("n", "decided"), [(1, False), (2, False), (3, True), (5, True)])
+def test_seeds_that_agree_exactly_are_on_a_side_if_they_are_three(n, decided):
+    for value, verdict, side in ((1.0, "PASS", 1), (2.0, "UNDECIDED", 0), (3.0, "FAIL", -1)):
+        found = finding("", "", None, [Part("", (value,) * n, "below", 2.0)])
+        assert found.verdict == (verdict if decided else "UNDECIDED")
+        assert np.sign(found.decisive.clearance()) == (side if n > 1 else 0)
+        assert found.number().endswith(", 3 seeds are needed") != decided
 
 
 def test_numbers_are_told_with_three_digits():
@@ -400,7 +474,7 @@ def test_two_trials_of_a_seed_in_a_setting_cannot_be_judged(planted):
     again = planted[planted["trial"] == "heads-8-8-noise-0.4-seed-1"].assign(trial="again")
     found = overall(CLAIMS, pd.concat([planted, again]))
     assert found["RiskFallsWithHeads"].verdict == "UNDECIDED"
-    sentence = "heads-8-8-noise-0.4-seed-1 and again have excess_risk/transformer of seed 1 more than once"
+    sentence = "heads-8-8-noise-0.4-seed-1 and again have val/excess_risk/transformer of seed 1 more than once"
     assert found["RiskFallsWithHeads"].note.startswith(sentence)
     assert found["FirstLayerPreprocesses"].verdict == "PASS"  # which does not ask for that model
 
@@ -446,9 +520,7 @@ def test_a_claim_that_lacks_its_statement_is_undecided_too(planted):
 
 def test_a_seed_without_a_number_leaves_a_comparison_of_the_others():
     values = pd.Series([0.4, math.nan, 0.3], index=[1, 2, 3])
-    assert comparison("x", values, "below", 0.5, log=True) == Part(
-        "x (2 of 3 seeds have a number)", (0.4, 0.3), "below", 0.5, log=True
-    )
+    assert comparison("x", values, "below", 0.5, log=True) == Part("x", (0.4, 0.3), "below", 0.5, log=True, missing=1)
 
 
 def test_statements_name_the_treatment_and_the_reference_in_words():
@@ -498,7 +570,7 @@ def test_drawn_tables_scatter_around_their_truth():
         chosen = (at_end["metric"] == metric) & (at_end["model.heads"] == heads)
         return np.log(at_end[chosen & at_end["head"].isna()].set_index(["seed", "layer", "n_points"])["value"])
 
-    of_heads = drawn("excess_risk/transformer") - drawn("excess_risk/transformer", "[4, 4]")
+    of_heads = drawn("val/excess_risk/transformer") - drawn("val/excess_risk/transformer", "[4, 4]")
     assert of_heads.mean() == pytest.approx(-0.5 * math.log(2), abs=error * math.sqrt(2))
     assert drawn("prune/as_is/random_head/ratio").mean() == pytest.approx(math.log(2), abs=error)
     assert effective_number(shares_with_effective(6.0, 8)) == pytest.approx(6, abs=1e-9)

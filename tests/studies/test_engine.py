@@ -9,13 +9,15 @@ import pytest
 import ray
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.record import journal
 from lightning_icl.studies import worker
 from lightning_icl.studies.engine import Progress, run_jobs
 from lightning_icl.studies.plan import Cluster, Job
 
+FINISHED = {"event": "finished", "steps": 3}
 # Does what it is told instead of training, and keeps count: fake.py FOLDER BEHAVIOUR.
 FAKE = """
-import json, pathlib, sys
+import pathlib, runpy, sys
 folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
 counter = folder.parent / (folder.name + ".count")
 tries = int(counter.read_text()) + 1 if counter.exists() else 1
@@ -26,8 +28,9 @@ if behaviour == "is refused":
     print("lightning-icl: there is no option 'model.headz'.", file=sys.stderr)
     sys.exit(2)
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "results.json").write_text(json.dumps({"finished": {"steps": 3}}))
-"""
+journal = runpy.run_path(JOURNAL)
+journal["append"](folder / "record.jsonl", {"event": "finished", "steps": 3})
+""".replace("JOURNAL", repr(journal.__file__))
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_jobs_are_run_once_retried_and_told_of(jobs, tmp_path, capfd):
     planned = jobs("works", "crashes", "crashes once", "is refused", "works")
     done = planned[4]
     done.folder.mkdir()
-    (done.folder / "results.json").write_text('{"finished": {"steps": 3}}')
+    journal.append(done.folder / journal.NAME, FINISHED)
     run_jobs(planned, tmp_path, {"cpu": 1}, Cluster(retries=1))
     assert [tries(job) for job in planned] == [1, 2, 2, 1, 0]
     assert [job.is_finished() for job in planned] == [True, False, True, False, True]
@@ -106,7 +109,7 @@ def test_a_job_lost_with_its_process_is_told_of(tmp_path, capsys):
 def test_nothing_is_started_where_all_is_done(jobs, tmp_path):
     (job,) = jobs("works")
     job.folder.mkdir()
-    (job.folder / "results.json").write_text('{"finished": {"steps": 3}}')
+    journal.append(job.folder / journal.NAME, FINISHED)
     run_jobs([job], tmp_path, {"cpu": 1}, Cluster())
     assert not ray.is_initialized()
     assert tries(job) == 0

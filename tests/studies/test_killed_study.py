@@ -12,6 +12,8 @@ import pytest
 import yaml
 from conftest import run_command
 
+from lightning_icl.record import journal
+
 BASE = """
 cpu_threads: 1
 data:
@@ -60,7 +62,7 @@ def study(folder, *args, check=True):
 
 
 def finished(folder):
-    return {path.parent.name for path in folder.glob("trials/*/results.json") if '"finished"' in path.read_text()}
+    return {path.parent.name for path in folder.glob(f"trials/*/{journal.NAME}") if journal.is_finished(path.parent)}
 
 
 @pytest.mark.slow
@@ -76,11 +78,11 @@ def test_a_killed_study_goes_on_and_ends_in_the_table_of_one_that_was_not(folder
         driver.send_signal(signal.SIGKILL)
     done = finished(killed)
     assert 0 < len(done) < 4
-    before = {name: (killed / "trials" / name / "results.json").stat().st_mtime_ns for name in done}
+    before = {name: (killed / "trials" / name / journal.NAME).stat().st_mtime_ns for name in done}
     said = study(folder).stdout
     assert f"4 trials, {len(done)} of them finished before." in said
     assert len(finished(killed)) == 4
-    assert {n: (killed / "trials" / n / "results.json").stat().st_mtime_ns for n in done} == before
+    assert {n: (killed / "trials" / n / journal.NAME).stat().st_mtime_ns for n in done} == before
     study(folder, "--output", "whole")
     tables = [pd.read_parquet(path / "results.parquet") for path in (killed, folder / "whole")]
     pd.testing.assert_frame_equal(*tables)

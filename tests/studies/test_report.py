@@ -1,6 +1,7 @@
 """What a study's report says, and that it is one file that loads nothing."""
 
 import base64
+import math
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -26,10 +27,11 @@ FAILED = finding("OneHead", "One head is worst.", {"data.task.noise_std": 0.4}, 
 OPEN = finding("Pruned", "Pruning keeps the risk.", {"data.task.noise_std": 0.1}, [Part("x", (1.0,), "below", 1.1)])
 TRIALS = pd.DataFrame(
     [
-        {"trial": "good", "status": "done", "error": None, "seconds": 4000.0, "command": "lightning-icl fit a"},
-        {"trial": "bad", "status": "failed", "error": "d is 3 & <odd>.", "seconds": 200.0, "command": "fit b"},
-        {"trial": "late", "status": "not run", "error": None, "seconds": None, "command": "fit 'c'"},
-    ]
+        ("good", "done", None, "line 3 of <it> cannot be read", 4000.0, "out/trials/good", "lightning-icl fit a"),
+        ("bad", "failed", "d is 3 & <odd>.", None, 200.0, "out/trials/bad", "fit b"),
+        ("late", "not run", None, None, None, "out/trials/late", "fit 'c'"),
+    ],
+    columns=["trial", "status", "error", "damage", "seconds", "folder", "command"],
 )
 
 
@@ -125,20 +127,23 @@ def test_failed_trials_stand_with_their_sentence_and_all_with_their_commands(wri
     assert "3 trials: 1 done, 1 failed, 1 not run. Compute time 1 h 10 min." in words
     assert "bad d is 3 & <odd>." in words
     for trial in TRIALS.to_dict("records"):
+        assert f"{trial['folder']} {trial['status']}" in words
         assert trial["command"] in words
+    assert "1 damaged Trial What good line 3 of <it> cannot be read" in words
     assert "None failed." in Page(written(trials=TRIALS[:1])).words
 
 
 def test_p_probings_are_counted_apart_and_every_status_is_told(written):
     p_probe = "lightning-icl p_probe '[a.ckpt]' --output b"
     others = [{"trial": f"p{i}", "status": s, "command": p_probe} for i, s in enumerate(["done", "not finished"])]
+    blank = dict.fromkeys(TRIALS.columns)
     words = Page(written(trials=pd.concat([TRIALS, pd.DataFrame(others)], ignore_index=True))).words
     assert "3 trials and 2 P-probings: 2 done, 1 failed, 1 not finished, 1 not run. Compute" in words
     assert (
         "1 trial and 1 P-probing: 1 done, 1 lost."
         in Page(
             written(
-                trials=pd.DataFrame([others[0] | {"error": None, "seconds": 1.0}, {"trial": "a", "status": "lost"}])
+                trials=pd.DataFrame([blank | others[0] | {"seconds": 1.0}, blank | {"trial": "a", "status": "lost"}])
             )
         ).words
     )
@@ -181,6 +186,41 @@ def test_figures_are_in_the_page_with_their_captions(written, drawn):
     assert kind == "data:image/svg+xml"
     assert base64.b64decode(content) == drawn.files[1].read_bytes()
     assert "Figure 1. A tiny figure Nothing over <2> seeds." in page.words
+
+
+def test_a_figure_with_nothing_to_draw_says_what_it_needs(written):
+    page = Page(written(figures=[Drawn("Probes", "nothing to draw: it needs LinearProbe.", [])]))
+    assert images(page) == []
+    assert "Figure 1. Probes nothing to draw: it needs LinearProbe." in page.words
+    assert "This study draws no figures." in Page(written(figures=[])).words
+
+
+def test_risks_of_every_model_in_every_setting_stand_with_their_ratios(written, table):
+    words = Page(written()).words
+    at_end = table[(table["step"] == table["step"].max()) & table["n_points"].isna()]
+    for noise in (0.1, 0.4):
+        for heads, label in (("[1, 1]", "1 head"), ("[8, 8]", "8 heads"), ("[8, 1]", "[8, 1]")):
+            rows = at_end[(at_end["data.task.noise_std"] == noise) & (at_end["model.heads"] == heads)]
+            risks = {
+                name: rows[rows["metric"] == f"val/excess_risk/{name}"].set_index("seed")["value"]
+                for name in ("transformer", "ridge", "lasso", "bayes")
+            }
+            model = risks.pop("transformer")
+            half = 12.7062 * model.std() / math.sqrt(2)
+            cells = [f"{model.mean():#.3g} [{model.mean() - half:#.3g}, {model.mean() + half:#.3g}]"]
+            for other in risks.values():
+                logs = np.log(model / other)
+                ends = [logs.mean() + sign * 12.7062 * logs.std() / math.sqrt(2) for sign in (0, -1, 1)]
+                cells.append("{:#.3g} [{:#.3g}, {:#.3g}]".format(*np.exp(ends)))
+            assert f"noise sd {noise} {label} 2 {' '.join(cells)}" in words
+    assert "over ridge over lasso over Bayes" in words
+
+
+def test_a_table_without_references_or_risks_says_so(written, table):
+    no_ridge = table[~table["metric"].isin(["val/excess_risk/ridge", "val/excess_risk/bayes"])]
+    assert re.search(r"8 heads 2 [\d.]+ \[[^]]+\] - [\d.]+ \[[^]]+\] - ", Page(written(table=no_ridge)).words)
+    of_heads = table[table["metric"].str.startswith("heads/")]
+    assert "No model's excess risk was measured" in Page(written(table=of_heads)).words
 
 
 def test_a_figure_that_could_not_be_drawn_says_why(written):

@@ -1,7 +1,6 @@
 """One job: run, gone on with, and told of when it fails."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +8,15 @@ import time
 
 import pytest
 
+from lightning_icl.record import journal
 from lightning_icl.studies import worker
 from lightning_icl.studies.worker import JobError, failure, run_job
 
-FINISH = """
-import json, pathlib
+FINISH = f"""
+import pathlib, runpy
 pathlib.Path("run").mkdir(exist_ok=True)
-pathlib.Path("run", "results.json").write_text(json.dumps({"finished": {"steps": 3}}))
+append = runpy.run_path({journal.__file__!r})["append"]
+append(pathlib.Path("run", "record.jsonl"), {{"event": "finished", "steps": 3}})
 """
 
 
@@ -50,6 +51,21 @@ def test_a_finished_job_is_not_run_again(job, tmp_path):
 def test_a_job_that_leaves_nothing_is_not_taken_for_finished(job, tmp_path):
     assert run_job(job("pass")) == "it ended without a word in run that it finished"
     assert status(tmp_path)["error"] == "it ended without a word in run that it finished"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 9, b'{"event": "finished", "crc": 1}\n'])
+def test_a_job_with_a_damaged_record_or_status_is_run_again(job, tmp_path, damage):
+    run_job(job(FINISH))
+    (tmp_path / "run" / "record.jsonl").write_bytes(damage)
+    (tmp_path / "run.json").write_bytes(damage)
+    assert run_job(job(FINISH)) is None
+    assert status(tmp_path)["attempts"] >= 1
+    assert journal.is_finished(tmp_path / "run")
+
+
+def test_what_waits_for_a_job_imports_no_torch():
+    code = f"import runpy, sys; runpy.run_path({worker.__file__!r}); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_usage_error_is_told_and_not_raised_since_it_would_come_again(job, tmp_path):
@@ -93,9 +109,8 @@ def test_a_job_that_was_killed_is_known_not_to_have_ended(job, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a child with its parent")
 def test_a_job_dies_with_the_process_that_runs_it(job, tmp_path):
     script = "import os, time; open('pid', 'w').write(str(os.getpid())); print('up', flush=True); time.sleep(60)"
-    runner = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import worker; worker.run_job({job(script)!r})"
-    # Alone, as Ray's processes have it, since importing the package takes seconds.
-    shutil.copy(worker.__file__, tmp_path)
+    # By its path, as Ray's processes have it, since importing the package takes seconds.
+    runner = f"import runpy; runpy.run_path({worker.__file__!r})['run_job']({job(script)!r})"
     with subprocess.Popen([sys.executable, "-c", runner]) as parent:
         _wait_for(lambda: (tmp_path / "run.txt").exists() and (tmp_path / "run.txt").read_text())
         child = int((tmp_path / "pid").read_text())
