@@ -96,5 +96,6 @@ def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch,
         analysis, "write_figure", lambda _, name, __: drawn.append(name) or np.zeros((1, 1, 3), np.uint8)
     )
     fit("--run_folder", "mine", "--figures.when", when)
-    assert drawn == ["excess_risk"] * times
+    assert drawn.count("excess_risk") == times
+    assert (drawn == []) == (times == 0)
     assert steps(tmp_path / "mine") == [1, 2]
