@@ -31,9 +31,9 @@ class AlgorithmMatch(Analysis):
 
     Rows, at each number of examples, of each layer's reading (algorithm/layer/...) and of the model's own prediction
     (algorithm/read_out/...): algorithm/<reading>/<algorithm>/spd, relative_spd, ilwd, relative_ilwd, cosine (of the
-    weights), over_closest (its SPD over that of the closest algorithm, with an interval that holds for all pairs of
-    algorithms at once; where it holds 1, the prompts cannot tell the two apart) and the fitted setting/<steps, step,
-    gamma or alpha>. Figure: algorithm_match.
+    weights), excess_over_closest (by how much its SPD exceeds that of the closest algorithm, in units of that, with an
+    interval that holds for all pairs of algorithms at once; where it holds 0, the prompts cannot tell the two apart)
+    and the fitted setting/<steps, step, gamma or alpha>. Figure: algorithm_match.
 
     Args:
         n_prompts: prompts the settings are chosen on; as many again are scored, and twice as many fit the probes.
@@ -129,19 +129,19 @@ def distance_rows(d: Distance, n_prompts: int) -> Iterator[Row]:
         value, half = getattr(d, kind), t_quantile(n_prompts) * getattr(d, f"{kind}_error")
         note = d.label if kind == "relative_spd" else None
         yield Row(f"{place}/{kind}", value, value - half, value + half, layer, n_points=d.n_points, note=note)
-    over = d.over_closest, d.over_closest_low, d.over_closest_high
-    yield Row(f"{place}/over_closest", *over, layer, n_points=d.n_points)
+    excess = d.excess_over_closest, d.excess_low, d.excess_high
+    yield Row(f"{place}/excess_over_closest", *excess, layer, n_points=d.n_points)
     for name, value in d.setting.items():
         yield Row(f"{place}/setting/{name}", value, layer=layer, n_points=d.n_points)
 
 
 def _closest(rows: pd.DataFrame) -> str:
     """The closest algorithm to one reading, and those that the prompts cannot tell from it."""
-    distances, over = rows.loc["relative_spd"], rows.loc["over_closest"]
+    distances, excess = rows.loc["relative_spd"], rows.loc["excess_over_closest"]
     if not (distances["high"] < 1).any():
         return "none is closer than predicting 0"
     best = distances.loc[distances["value"].idxmin()]
-    alike = over.index[(over["low"] <= 1) & (over.index != best.name)]
+    alike = excess.index[(excess["low"] <= 0) & (excess.index != best.name)]
     half = (best["high"] - best["low"]) / 2
     said = f"{best['note']}; distance {best['value']:.3g} ± {half:.1g}"
     return said + f" (cannot be told from it: {', '.join(alike)})" * bool(len(alike))

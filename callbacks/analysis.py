@@ -161,7 +161,7 @@ class Analysis(Callback, ABC):
         group, slash, rest = metric.partition("/")
         return f"{group}{self._suffix}{slash}{rest}"
 
-    def _unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows under the names that ``analyse`` gave them."""
         if not self._suffix:
             return rows
@@ -179,7 +179,7 @@ class Analysis(Callback, ABC):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return
-        for name, figure in self.figures(self._unsuffixed(self.rows)).items():
+        for name, figure in self.figures(self.unsuffixed(self.rows)).items():
             pixels = write_figure(folder / "figures", name + self._suffix, figure)
             log_picture(trainer, name + self._suffix, pixels, self.measured_at)
 
@@ -188,7 +188,7 @@ class Analysis(Callback, ABC):
         return pd.concat(self._past or [frame([]).assign(step=0)], ignore_index=True)
 
     def _on_course(self, rows: pd.DataFrame, step: int) -> pd.DataFrame:
-        rows = self._unsuffixed(rows)
+        rows = self.unsuffixed(rows)
         return rows[rows["metric"].str.match(self.course) & rows["n_points"].isna()].assign(step=step)
 
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:

@@ -105,7 +105,9 @@ class HeadImportance(Analysis):
             by_points = head_importance_by_points(module.transformer, prompt, self.n_points, **shared)
             # Rank 0's, so that no rank keeps other heads than the rest.
             self.found, self.by_points = trainer.strategy.broadcast((found, by_points))
-            self._found_at = now
+            drawn = datamodule(trainer).drawn.items()
+            self._found_at, self._drawn = now, {name: n for name, n in drawn if name.startswith("head_importance")}
+        datamodule(trainer).drawn |= self._drawn  # also where another callback had it measured
         assert self.result is not None
         return self.result
 
@@ -117,7 +119,6 @@ class HeadImportance(Analysis):
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         self.measure(trainer, module)
-        datamodule(trainer).drawn["head_importance"] = self.n_prompts  # also where HeadPruning had it measured
         assert self.found is not None
         for n_points, found in [(None, self.found), *self.by_points.items()]:
             for row in score_rows(found, module.transformer.heads):

@@ -47,9 +47,6 @@ class PruningSchedule(Callback):
         self.strategies, self.n_prompts, self.chunk_size = strategies, n_prompts, chunk_size
         self.steps: list[int] = []
         self.n_cuts = 0
-        self._check()
-
-    def _check(self) -> None:
         if len(self.times) != len(self.strategies) or not self.times:
             raise InputError(
                 f"PruningSchedule has {len(self.strategies)} strategies for {len(self.times)} {self.unit}, but each "

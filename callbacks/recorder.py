@@ -133,7 +133,7 @@ class Recorder(Callback):
             return
         folder, step, data, lines = run_folder(trainer), trained_steps(trainer, module), datamodule(trainer), []
         for analysis in analyses(trainer):
-            if analysis.rows is not None and (said := analysis.summary(analysis.rows)):
+            if analysis.rows is not None and (said := analysis.summary(analysis.unsuffixed(analysis.rows))):
                 old = [f"  (as of step {analysis.measured_at})"] * (analysis.measured_at != step)
                 lines += ["", *said, *old]
         print(*lines, sep="\n")

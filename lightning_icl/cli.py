@@ -96,6 +96,8 @@ def main(args: list[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # so that class_path: my_task.MyTask finds my_task.py in this folder
     # Lightning 2.6.6 meets a deprecation of torch 2.13 at every start; nobody reading it here can act on it.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    # CSVLogger of any folder with a file in it; a run's has its config, and no logs but its own.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     given = with_shipped_configs(sys.argv[1:] if args is None else args)
     if args is None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv

@@ -1,6 +1,7 @@
 """What a command line of ours is: Lightning's, with our module, data and errors."""
 
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,16 +14,18 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
-from lightning_icl.callbacks import FigureWriter, PredictionWriter, Summary
+from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
 from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import Task
 from lightning_icl.module import ICLModule
+from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, set_run_folder
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
 
@@ -100,10 +103,11 @@ class ICLCommandLine(LightningCLI):
         parser.set_defaults({"checkpoint.enable_version_counter": False})
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(FigureWriter, "figures")
+        parser.add_lightning_class_args(Recorder, "record")
 
     def setup_parser(self, *args: Any) -> None:
         super().setup_parser(*args)
-        for name in ("validate", "test"):  # our Summary says it better than a dump of every scalar
+        for name in ("validate", "test"):  # our Recorder says it better than a dump of every scalar
             if name in getattr(self, "_subcommand_parsers", {}):
                 self._subcommand_parsers[name].set_defaults(verbose=False)
 
@@ -154,10 +158,11 @@ class ICLCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        if config["enable_checkpointing"] is False:
+        # Lightning's last.ckpt is written by a fast_dev_run too, which is to write nothing.
+        if config["enable_checkpointing"] is False or config["fast_dev_run"]:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         callbacks = config["callbacks"] or []
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), Summary()]
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         kwargs["callbacks"] = callbacks
@@ -165,10 +170,10 @@ class ICLCommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
-            if not self.trainer.fast_dev_run:
+            if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._settle(self.config[subcommand])
             super()._run_subcommand(subcommand)
-        except BaseException:
+        except (InputError, MisconfigurationException):
             self._clear_away()
             raise
 
@@ -204,10 +209,15 @@ class ICLCommandLine(LightningCLI):
         return inside
 
     def _clear_away(self) -> None:
-        """Leave no folder of a run that never began."""
-        if self.folder and not self.again and {path.name for path in self.folder.iterdir()} <= {CONFIG}:
-            (self.folder / CONFIG).unlink(missing_ok=True)
-            for path in self.made:
+        """Leave nothing of a run that was refused before its first step."""
+        if self.folder is None or self.again:
+            return
+        lines = journal.read(self.folder / journal.NAME).lines
+        if not any("rows" in line or line.get("steps") for line in lines):
+            (self.folder / CONFIG).unlink(missing_ok=True)  # else there would be a run in it already
+            if self.folder in self.made:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self.made[1:]:
                 with suppress(OSError):
                     path.rmdir()
 

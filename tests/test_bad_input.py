@@ -198,6 +198,12 @@ TABLE = [
     (["--trainer.precision", "bf16-true"], "trainer.precision is bf16-true, but prompts are sampled in float32"),
     (["--trainer.accelerator", "gpu"], "No supported gpu backend found!"),
     (["--trainer.strategy", "dpp"], "You selected an invalid strategy name: `strategy='dpp'`."),
+    # the run's folder, its loggers and its record
+    (["--run_folder", "."], "run_folder is ., but there is a run in it already: go on with it by --ckpt_path last,"),
+    (["--run_folder", "config.yaml"], "the run's files cannot be written to"),
+    (["--trainer.logger", "CSVLoger"], "trainer.logger: there is no class 'CSVLoger'; did you mean 'CSVLogger'?"),
+    (["--trainer.logger", "CSVLogger"], "trainer.logger: CSVLogger needs save_dir among its init_args."),
+    (["--record.scalars", "few"], "record.scalars is 'few', but it must be one of main, all."),
     # files
     (["--config", "nowhere.yaml"], "nowhere.yaml does not exist."),
     ("model: {heads: [4", "a config file is not valid YAML near line 2: did not find expected ',' or ']'."),

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_run_folder import CONFIG
 
 from lightning_icl.cli import main
+from lightning_icl.functional.errors import InputError
 from lightning_icl.record.folder import next_version, run_folder
-from lightning_icl.record.loggers import first_step_again
+from lightning_icl.record.loggers import step_of
 
 
 class Service(Logger):
@@ -89,7 +90,7 @@ def test_two_runs_from_one_folder_have_each_their_own(work, logger, files):
     assert contents(work) == {"config.yaml", "lightning_logs"}
     assert contents(work / "lightning_logs") == {"version_0", "version_1"}
     for run in (work / "lightning_logs").iterdir():
-        assert contents(run) >= files | {"config.yaml", "checkpoints"}
+        assert contents(run) >= files | {"config.yaml", "checkpoints", "record.jsonl"}
         assert (run / "checkpoints" / "last.ckpt").is_file()
         saved = yaml.safe_load((run / "config.yaml").read_text())
         assert "version_" not in json.dumps(saved["trainer"])  # with which the next run would write into this one
@@ -106,15 +107,46 @@ def test_a_named_folder_holds_all_of_a_run(work, capsys, logger, files):
     assert contents(work) == {"config.yaml", "a"}
     assert contents(work / "a" / "b") >= files | {"config.yaml", "checkpoints"}
     before = contents(work / "a" / "b")
-    for command in ("fit", "validate", "test", "predict"):
-        with pytest.raises(SystemExit):
-            call(command, logger, "--run_folder", "a/b")
-        assert "run_folder is a/b, but there is a run in it already: go on with it by" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call("fit", logger, "--run_folder", "a/b")
+    assert "run_folder is a/b, but there is a run in it already: go on with it by" in capsys.readouterr().err
     assert contents(work / "a" / "b") == before
-    for command in ("validate", "test", "predict"):
-        call(command, logger, "--run_folder", command, "--ckpt_path", "a/b/checkpoints/last.ckpt")
-        assert "config.yaml" in contents(work / command)
-    assert contents(work) == {"config.yaml", "a", "validate", "test", "predict"}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("logger", [None, False])
+def test_every_command_has_a_folder(work, capsys, logger):
+    call("fit", logger, "--run_folder", "mine")
+    commands = ("validate", "test", "predict")
+    for command in commands:
+        with pytest.raises(SystemExit):
+            call(command, logger, "--run_folder", "mine", "--ckpt_path", "mine/checkpoints/last.ckpt")
+        assert "run_folder is mine, but there is a run in it already" in capsys.readouterr().err
+        call(command, logger, "--run_folder", command, "--ckpt_path", "mine/checkpoints/last.ckpt")
+        assert contents(work / command) >= {"config.yaml", "record.jsonl"}
+    assert contents(work) == {"config.yaml", "mine", *commands}
+    fitted = (work / "mine" / "config.yaml").read_text()
+    call("validate", logger, "--run_folder", "mine", "--ckpt_path", "last")
+    assert (work / "mine" / "config.yaml").read_text() == fitted
+    with pytest.raises(SystemExit):
+        call("validate", logger, "--run_folder", "nowhere", "--ckpt_path", "last")
+    assert "there is no whole checkpoint at nowhere/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert contents(work) == {"config.yaml", "mine", *commands}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_weights_and_biases_write_into_the_folder_too(work, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="in the extra dev")
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(work / "wandb_of_home"))
+    for _ in range(2):
+        call("fit", {"class_path": "WandbLogger", "init_args": {"offline": True}})
+        wandb.finish()
+    assert contents(work) - {"wandb_of_home"} == {"config.yaml", "lightning_logs"}
+    for run in (work / "lightning_logs").iterdir():
+        assert contents(run) >= {"config.yaml", "checkpoints", "record.jsonl", "wandb"}
+        assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert contents(work / "lightning_logs") == {"version_0", "version_1"}
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -137,26 +169,47 @@ def test_a_fast_run_writes_nothing(work, logger):
     assert contents(work) == {"config.yaml"}
 
 
-class Broken(Callback):
+class Refusing(Callback):
     def on_fit_start(self, trainer, pl_module):
-        raise RuntimeError("broken")
+        raise InputError("refused.")
 
 
-@pytest.mark.parametrize("folder", [(), ("--run_folder", "a/b")])
-def test_a_run_that_never_began_leaves_no_folder(work, folder):
+@pytest.mark.parametrize("logger", [None, False])
+@pytest.mark.parametrize("folder", [(), ("--run_folder", "a/b"), ("--run_folder", "empty")])
+def test_a_run_that_is_refused_leaves_no_folder(work, capsys, logger, folder):
     (work / "lightning_logs").mkdir()
+    (work / "empty").mkdir()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="broken"):
-            call("fit", False, "--trainer.callbacks", '["test_loggers.Broken"]', *folder)
-        assert contents(work) == {"config.yaml", "lightning_logs"}
+        with pytest.raises(SystemExit):
+            call("fit", logger, "--trainer.callbacks", '["test_loggers.Refusing"]', *folder)
+        assert "lightning-icl: refused." in capsys.readouterr().err
+        assert contents(work) == {"config.yaml", "lightning_logs", "empty"}
         assert contents(work / "lightning_logs") == set()
 
 
+def test_a_run_that_fails_keeps_its_folder(work, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Refusing, "on_fit_start", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call("fit", False, "--trainer.callbacks", '["test_loggers.Refusing"]')
+    assert contents(work / "lightning_logs" / "version_0") >= {"config.yaml"}
+
+
+class Missing:
+    def __bool__(self):
+        return False
+
+    def __str__(self):
+        return "No module named 'mlflow'"
+
+
 def test_a_logger_whose_package_is_missing_is_named(work, monkeypatch, capsys):
-    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", False)
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", Missing())
     with pytest.raises(SystemExit):
         call("fit", {"class_path": "MLFlowLogger"})
-    assert "trainer.logger: False" in capsys.readouterr().err
+    assert "trainer.logger: No module named 'mlflow'" in capsys.readouterr().err
     assert contents(work) == {"config.yaml"}
 
 
@@ -201,20 +254,22 @@ def test_a_run_that_goes_on_from_before_its_end_has_no_point_twice_and_none_miss
 
 
 @pytest.mark.parametrize(
-    ("state", "first"), [({}, 5), ({"validated_at": 4}, 5), ({"validated_at": 2}, 4), ({"validated_at": -1}, 4)]
+    ("state", "whole"),
+    [({}, True), ({"validated_at": 4}, True), ({"validated_at": 2}, False), ({"validated_at": -1}, False)],
 )
-def test_the_step_of_a_checkpoint_is_logged_again_where_its_validation_is_to_come(tmp_path, state, first):
+def test_whether_the_validation_of_its_step_is_behind_a_checkpoint(tmp_path, state, whole):
     saved = {"global_step": 4} | ({"lightning_icl": state} if state else {})
     torch.save(saved, tmp_path / "some.ckpt")
-    assert first_step_again(tmp_path / "some.ckpt") == first
+    assert step_of(tmp_path / "some.ckpt") == (4, whole)
 
 
-def test_two_processes_write_into_one_folder(work):
-    two = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.limit_val_batches", 1]
-    for folder in ([], ["--run_folder", "mine"]):
-        options = ["--config", "config.yaml", "--trainer.logger", "false", *two, *folder]
-        run_command("fit", *options, cwd=work)
-    assert contents(work) == {"config.yaml", "lightning_logs", "mine"}
-    assert contents(work / "lightning_logs") == {"version_0"}
-    for run in (work / "mine", work / "lightning_logs" / "version_0"):
-        assert contents(run) >= {"config.yaml", "checkpoints"}
+@pytest.mark.parametrize(
+    "folder", ["lightning_logs/version_0", pytest.param("mine", marks=pytest.mark.slow)], ids=["new", "named"]
+)
+def test_two_processes_write_into_one_folder(work, folder):
+    options = ["--config", "config.yaml", "--trainer.logger", "false", "--trainer.limit_val_batches", 1]
+    options += ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    run_command("fit", *options, *(["--run_folder", folder] if folder == "mine" else []), cwd=work)
+    assert contents(work) == {"config.yaml", folder.partition("/")[0]}
+    assert contents(work / folder) >= {"config.yaml", "checkpoints", "record.jsonl"}
+    assert contents((work / folder).parent) <= {"version_0", "config.yaml", "mine"}

@@ -5,10 +5,12 @@ import sys
 import sysconfig
 import tarfile
 import venv
+from email import message_from_bytes
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 from conftest import ROOT, run_command
 
 ROUTES = ["checkout", "sdist"]
@@ -60,6 +62,17 @@ def test_the_sdist_has_what_make_test_needs(builds):
     with tarfile.open(only(builds["sdist"], "*.tar.gz")) as sdist:
         names = {"/".join(Path(name).parts[1:]) for name in sdist.getnames()}
     assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "tests/test_packaging.py"} <= names
+    assert {"LICENSE", "CITATION.cff", "CHANGELOG.md"} <= names
+
+
+def test_the_licence_is_in_the_wheel_and_the_citation_is_of_this_version(builds):
+    with ZipFile(only(builds["sdist"], "*.whl")) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+        told = message_from_bytes(wheel.read(metadata))
+        licence = wheel.read(str(Path(metadata).parent / "licenses" / "LICENSE"))
+    assert told["License-Expression"] == "Apache-2.0"
+    assert licence == (ROOT / "LICENSE").read_bytes()
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == told["Version"]
 
 
 @pytest.mark.parametrize(

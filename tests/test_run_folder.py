@@ -1,7 +1,5 @@
 """A run in a folder of its own: begun, gone on with, and with or without figures."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ import yaml
 
 from lightning_icl.callbacks import analysis
 from lightning_icl.cli import main
+from lightning_icl.record import journal
 
 CONFIG = """
 data:
@@ -36,6 +35,16 @@ def fit(tmp_path, monkeypatch):
     return lambda *args: main(["fit", "--config", "config.yaml", *args])
 
 
+def lines(folder):
+    """What stands in a run's record."""
+    return journal.in_force(journal.read(folder / journal.NAME).lines)
+
+
+def steps(folder):
+    """The steps at which ReferenceRisk measured."""
+    return [line["step"] for line in lines(folder) if line.get("analysis") == "ReferenceRisk"]
+
+
 def weights(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -44,15 +53,16 @@ def test_a_run_is_begun_and_gone_on_with_by_the_same_command(fit, tmp_path, undr
     again = ("--run_folder", "runs/mine", "--ckpt_path", "last")
     fit(*again)
     run = tmp_path / "runs" / "mine"
-    assert json.loads((run / "results.json").read_text())["finished"] == {"steps": 2}
+    assert journal.is_finished(run)
+    assert steps(run) == [1, 2]
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["run_folder"] is None  # else validate with this config would write here
     assert saved["ckpt_path"] is None
     assert list(run.glob("events.*"))
     assert not (tmp_path / "lightning_logs").exists()
     fit(*again, "--trainer.max_steps", "4")
-    assert json.loads((run / "results.json").read_text())["finished"] == {"steps": 4}
-    assert [r["step"] for r in json.loads((run / "results.json").read_text())["ReferenceRisk"]] == [1, 2, 3, 4]
+    assert lines(run)[-1].items() >= {"event": "finished", "steps": 4}.items()
+    assert steps(run) == [1, 2, 3, 4]
     fit("--run_folder", "runs/whole", "--trainer.max_steps", "4")
     for key, tensor in weights(tmp_path / "runs" / "whole")["state_dict"].items():
         assert torch.equal(tensor, weights(run)["state_dict"][key])
@@ -60,13 +70,13 @@ def test_a_run_is_begun_and_gone_on_with_by_the_same_command(fit, tmp_path, undr
 
 def test_a_run_is_not_written_over(fit, tmp_path, capsys, undrawn):
     fit("--run_folder", "mine")
-    before = (tmp_path / "mine" / "results.json").read_text()
+    before = (tmp_path / "mine" / journal.NAME).read_text()
     with pytest.raises(SystemExit):
         fit("--run_folder", "mine")
     assert (
         "run_folder is mine, but there is a run in it already: go on with it by --ckpt_path" in capsys.readouterr().err
     )
-    assert (tmp_path / "mine" / "results.json").read_text() == before
+    assert (tmp_path / "mine" / journal.NAME).read_text() == before
 
 
 def test_a_cut_off_checkpoint_is_begun_anew(fit, tmp_path, undrawn):
@@ -79,7 +89,6 @@ def test_a_cut_off_checkpoint_is_begun_anew(fit, tmp_path, undrawn):
         assert torch.equal(tensor, whole[key])
 
 
-
 @pytest.mark.parametrize(("when", "times"), [("every", 2), ("last", 1), ("never", 0)])
 def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch, when, times):
     drawn = []
@@ -87,5 +96,6 @@ def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch,
         analysis, "write_figure", lambda _, name, __: drawn.append(name) or np.zeros((1, 1, 3), np.uint8)
     )
     fit("--run_folder", "mine", "--figures.when", when)
-    assert drawn == ["excess_risk"] * times
-    assert len(json.loads((tmp_path / "mine" / "results.json").read_text())["ReferenceRisk"]) == 2
+    assert drawn.count("excess_risk") == times
+    assert (drawn == []) == (times == 0)
+    assert steps(tmp_path / "mine") == [1, 2]

@@ -96,9 +96,9 @@ class _Reader(ICLCommandLine):
     def before_instantiate_classes(self) -> None: ...
 
     def make_classes(self) -> None:
-        self.datamodule: PromptDataModule = self.made(PromptDataModule, "data")
+        self.datamodule: PromptDataModule = self.built(PromptDataModule, "data")
 
-    def made(self, part: type, name: str) -> Any:
+    def built(self, part: type, name: str) -> Any:
         """An object of the class from its part of the config."""
         parser = Parser()
         parser.add_class_arguments(part, name)
@@ -115,4 +115,4 @@ class _FitReader(_Reader):
     def make_classes(self) -> None:
         super().make_classes()
         with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone, however large
-            self.made(ICLModule, "model")
+            self.built(ICLModule, "model")

@@ -35,19 +35,20 @@ def importance_map(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     power, unit = unit_of(found["importance"])
     importance_panel(axes, found["importance"], shape, power)
-    effective = found["effective"].set_index("layer")["mean"]
-    labels = []
-    for layer in range(1, n_layers + 1):
-        said = "total not above 0" if layer in set(found["importance"]["layer"]) else "no heads"
-        labels.append(f"layer {layer}\n" + (f"{effective[layer]:.1f} effective" if effective.notna()[layer] else said))
-    axes.set_yticks(range(n_layers), labels, size=9)
+    labels = dict.fromkeys(range(1, n_layers + 1), "no heads")
+    labels |= dict.fromkeys(found["importance"]["layer"], "total not above 0")
+    labels |= {
+        cell.layer: f"{cell.mean:.1f} effective" for cell in found["effective"].dropna(subset="mean").itertuples()
+    }
+    axes.set_yticks(range(n_layers), [f"layer {layer}\n{said}" for layer, said in labels.items()], size=9)
     style.title(figure, f"Rise of the excess risk without the head ({unit}, ± 95 %)")
     return figure
 
 
 def unit_of(found: pd.DataFrame) -> tuple[int, str]:
     """A power of ten that numbers are said in, and the unit in words: tiny ones in thousandths and so on."""
-    power = 3 * math.ceil(max(0.0, -math.log10(max(map(abs, style.scale(found["mean"])))) - 2) / 3)
+    largest = max(map(abs, style.scale(found["mean"].to_numpy(dtype=float))))
+    power = 3 * math.ceil(max(0.0, -math.log10(largest) - 2) / 3)
     return power, f"$10^{{-{power}}}$ squared label units" if power else "squared label units"
 
 
@@ -59,7 +60,7 @@ def importance_panel(axes: Axes, found: pd.DataFrame, shape: Shape, power: int =
     for layer, head in np.argwhere(np.isfinite(mean)).tolist():
         value, bar = (10**power * float(table[layer, head]) for table in (mean, half))
         texts[layer, head] = f"{value:z.{decimals}f}" + (f"\n±{bar:.{decimals}f}" if math.isfinite(bar) else "")
-    style.heat_map(axes, mean, texts, size=9)
+    style.heat_map(axes, mean, texts)
     _name_heads(axes, shape)
 
 
@@ -77,9 +78,9 @@ def score_maps(rows: pd.DataFrame) -> Figure:
         share = 100 * _table(found["share"]["mean"], found["share"], shape)
         texts = {(layer, head): f"{share[layer, head]:.0f}" for layer, head in np.argwhere(np.isfinite(share)).tolist()}
         for cell in found["importance"].query("low <= 0 <= high").itertuples():
-            place_in = (cell.layer - 1, cell.head - 1)
-            texts |= {place_in: f"({texts[place_in]})"} if place_in in texts else {}
-        style.heat_map(axes, share, texts, (0.0, 100.0), size=9)
+            if (at := (cell.layer - 1, cell.head - 1)) in texts:
+                texts[at] = f"({texts[at]})"
+        style.heat_map(axes, share, texts, (0.0, 100.0))
         for layer in set(found["importance"]["layer"]) - set(found["share"].dropna(subset="mean")["layer"]):
             axes.text(n_heads / 2 - 0.5, layer - 1, "total not above 0", ha="center", va="center", size=9)
         _name_heads(axes, shape)
@@ -104,7 +105,7 @@ def _agreement(axes: Axes, rows: pd.DataFrame, scores: Sequence[str]) -> None:
             table[row, column] = mean
             said = f"{mean:z.2f}\n[{low:z.2f}, {high:z.2f}]" if math.isfinite(low) else f"{mean:z.2f}"
             texts[row, column] = said if math.isfinite(mean) else "not defined"
-    style.heat_map(axes, table, texts, (-1.0, 1.0), size=9, missing="white")
+    style.heat_map(axes, table, texts, (-1.0, 1.0), missing="white")
     labels = [score_label(name).replace(", ", ",\n").removesuffix(" ablation") for name in scores]
     axes.set_xticks(range(len(scores) - 1), labels[:-1], size=9)
     axes.set_yticks(range(len(scores) - 1), labels[1:], size=9)
@@ -118,7 +119,7 @@ def specialisation(rows: pd.DataFrame) -> Figure:
     """
     rows = rows[rows["n_points"].isna()].sort_values("step", kind="stable")
     found = _numbers(rows, "leave_one_out")
-    n_heads = found["importance"].groupby("layer")["head"].max().to_dict()
+    n_heads = {int(layer): int(n) for layer, n in found["importance"].groupby("layer")["head"].max().items()}
     labels = {layer: f"layer {layer} ({n} head{'s' * (n != 1)})" for layer, n in n_heads.items()}
     figure = Figure(figsize=(style.WIDTH, 7.0), layout="constrained")
     risk, *pair = figure.subplots(3, 1, sharex=True)

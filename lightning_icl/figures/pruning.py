@@ -102,7 +102,7 @@ def greedy_path(rows: pd.DataFrame) -> Figure:
     above.set_ylabel(style.RISK_WITH_BARS.replace("bars", "band and bars"), size=9)
     values = table.to_numpy(dtype=float)
     few = values.shape[1] <= MAX_COLUMNS
-    style.heat_map(below, values, {place: f"{value:.0f}" for place, value in np.ndenumerate(values) if few}, size=9)
+    style.heat_map(below, values, {place: f"{value:.0f}" for place, value in np.ndenumerate(values) if few})
     below.set_yticks(range(len(table)), [f"layer {layer}" for layer in table.index], size=9)
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.xaxis.set_major_formatter(lambda removed, _: f"{total - removed:.0f}")

@@ -12,12 +12,12 @@ E is over prompts and their queries. A relative distance is 0 for the algorithm 
 Settings (steps t, step sizes, alpha) are those of the least SPD on separate prompts, for each reading and each number
 of examples; the weights are compared under the same settings.
 
-Algorithms are compared with the one of the least SPD, a*, by the ratio of their SPD, paired over prompts: the 95 %
-interval is that of log(SPD_a / SPD_a*), whose standard error is that of the mean of e_a / SPD_a - e_a* / SPD_a*, with
-e_a the squared differences of the prompts. On the log scale because e_a can have tails so long that a mean of 474 has
-an error of 294 (least squares with as many examples as dimensions): the difference's interval then holds 0, though by
-Markov's inequality a mean of numbers above 0 hardly ever comes out at more than a few times what it estimates. The
-intervals of all pairs of algorithms hold at once (Bonferroni), since which one is a* is read from the same prompts.
+Algorithms are compared with the one of the least SPD, a*, by the excess SPD_a / SPD_a* - 1, paired over prompts: its
+95 % interval is that of log(SPD_a / SPD_a*), whose standard error is that of the mean of e_a / SPD_a - e_a* / SPD_a*,
+with e_a the squared differences of the prompts. On the log scale because e_a can have tails so long that a mean of 474
+has an error of 294 (least squares with as many examples as dimensions): the difference's interval then holds 0, though
+by Markov's inequality a mean of numbers above 0 hardly ever comes out at many times what it estimates. The intervals of
+all pairs of algorithms hold at once (Bonferroni), since which one is a* is read from the same prompts.
 """
 
 import copy
@@ -97,8 +97,9 @@ class Distance(NamedTuple):
         setting: the fitted settings by name: steps, step, gamma, alpha; see ``named_setting``.
         spd, relative_spd, ilwd, relative_ilwd, cosine: see above. Each has its standard error over prompts (of the
             ratios by the jackknife).
-        over_closest: its SPD over that of the algorithm that is closest to the reading; see above.
-        over_closest_low, over_closest_high: the ends of its interval. One that holds 1 cannot be told from the closest.
+        excess_over_closest: by how much its SPD exceeds that of the algorithm that is closest to the reading, in units
+            of the latter.
+        excess_low, excess_high: the ends of its interval; where it holds 0, the prompts cannot tell the two apart.
     """
 
     algorithm: str
@@ -116,9 +117,9 @@ class Distance(NamedTuple):
     relative_ilwd_error: float
     cosine: float
     cosine_error: float
-    over_closest: float = float("nan")
-    over_closest_low: float = float("nan")
-    over_closest_high: float = float("nan")
+    excess_over_closest: float = float("nan")
+    excess_low: float = float("nan")
+    excess_high: float = float("nan")
 
 
 class TunedRidge(Ridge):
@@ -252,23 +253,22 @@ def distances(
             errors.append(per_prompt[:, :2])
     # (readings, algorithms, prompts) of (yhat - yhat_a)^2 and yhat^2
     by_reading = torch.stack(errors).unflatten(0, (len(algorithms), -1)).transpose(0, 1)
-    over = torch.stack([over_closest(*of_one.unbind(-1)) for of_one in by_reading], dim=2)
-    places = over.flatten(1).T.tolist()
-    names_of = ("over_closest", "over_closest_low", "over_closest_high")
-    return [d._replace(**dict(zip(names_of, place, strict=True))) for d, place in zip(found, places, strict=True)]
+    excess = torch.stack([excess_over_closest(*of_one.unbind(-1)) for of_one in by_reading], dim=2).flatten(1).T
+    fields = ("excess_over_closest", "excess_low", "excess_high")
+    return [d._replace(**dict(zip(fields, of, strict=True))) for d, of in zip(found, excess.tolist(), strict=True)]
 
 
-def over_closest(
+def excess_over_closest(
     differences: Float[Tensor, "algorithms batch"], sizes: Float[Tensor, "algorithms batch"]
 ) -> Float[Tensor, "3 algorithms"]:
-    """Each algorithm's SPD over the closest's, and the ends of its interval, from (yhat - yhat_a)^2 and yhat^2."""
+    """Each algorithm's excess SPD and the ends of its interval, from (yhat - yhat_a)^2 and yhat^2; see above."""
     spd = differences.mean(dim=1, keepdim=True).clamp_min(EQUAL * sizes.mean(dim=1, keepdim=True))
     best = spd[:, 0].nan_to_num(torch.inf).argmin()
     n = len(spd)
     error = mean_and_standard_error((differences / spd - differences[best] / spd[best]).T)[1]
     margin = joint_quantile(max(1, n * (n - 1) // 2)) * error
     log = (spd / spd[best])[:, 0].log()
-    return torch.stack([log, log - margin, log + margin]).exp()
+    return torch.stack([log, log - margin, log + margin]).expm1()
 
 
 def closest_members(

@@ -4,30 +4,32 @@ import csv
 import inspect
 import os
 import pydoc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record.folder import RUNS
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 TABLE = "metrics.csv"  # CSVLogger's file
+TRAINING = "train/"
 
 
 def logger_configs(trainer: Namespace) -> list[Namespace]:
     """What trainer.logger says, one entry a logger; TensorBoard unless told."""
     if trainer.logger in (None, True):
-        options = Namespace(save_dir=str(_root(trainer)), name=RUNS, default_hp_metric=False)
+        options = Namespace(save_dir=str(_root(trainer)), name=RUNS)
         return [Namespace(class_path=TENSORBOARD, init_args=options)]
     return trainer.logger if isinstance(trainer.logger, list) else [trainer.logger] if trainer.logger else []
 
 
 def place(configs: Sequence[Namespace], trainer: Namespace) -> tuple[Path, str | None]:
-    """The folder of all runs, which a TensorBoard or CSV logger may name, and the run's name in it where one says so."""
+    """The folder of all runs, which a TensorBoard or CSV logger may name, and the run's name in it where one does."""
     for config in configs:
         if _is_local(config):
             options = config.init_args
@@ -55,23 +57,29 @@ def class_of(config: Namespace) -> type:
 def loggers_in(folder: Path | None, configs: Sequence[Namespace], resumed_from: Path | None) -> list[Logger]:
     """The loggers, writing into the run's folder; as configured where there is none, in processes that log nothing.
 
-    Where the run goes on from a checkpoint, they forget what they hold of later steps.
+    Where the run goes on from a checkpoint, they take back what it will log again.
     """
-    rows, first = [], None
-    if folder is not None:
-        if resumed_from is not None:
-            first = first_step_again(resumed_from)
-            rows = _rows(folder / TABLE, before=first)  # read first, as CSVLogger begins its file anew
-        configs = [_moved(config, folder, first) for config in configs]
+    first, points, rows = None, {}, []
+    if folder is not None and resumed_from is not None:
+        step, whole = step_of(resumed_from)
+        first = step + 1 if whole else step
+        # Before the loggers are made: CSVLogger begins its file anew, and TensorBoard forgets the step as a whole.
+        points = {} if whole else _training_points(folder, step)
+        rows = [row for row in _rows(folder / TABLE) if row["step"] < first or (not whole and _of_training(row, step))]
     parser = ArgumentParser()
     parser.add_argument("--loggers", type=list[Logger])
+    moved = [config if folder is None else _moved(config, folder, first) for config in configs]
     try:
-        loggers = parser.instantiate_classes(Namespace(loggers=list(configs))).loggers
-    except ModuleNotFoundError as error:  # Lightning has a logger for each of several services, none of them installed
-        raise InputError(f"trainer.logger: {error}") from error
+        loggers = parser.instantiate_classes(Namespace(loggers=moved)).loggers
+    except ValueError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):  # of the service's package, which is the user's to install
+            raise InputError(f"trainer.logger: {error.__cause__}") from error
+        raise
     for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and points:
+            logger.log_metrics(points, first)
         for row in rows if isinstance(logger, CSVLogger) else ():
-            logger.log_metrics(row, int(row.pop("step")))
+            logger.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
     return loggers
 
 
@@ -85,25 +93,34 @@ def _moved(config: Namespace, folder: Path, purge_step: int | None) -> Namespace
         default = getattr(inspect.signature(kind).parameters.get("save_dir"), "default", None)
         if isinstance(default, str) and options.get("save_dir", default) == default:
             options.save_dir = str(folder / default)
-    if issubclass(kind, TensorBoardLogger) and purge_step is not None:
-        config.dict_kwargs = {**(config.get("dict_kwargs") or {}), "purge_step": purge_step}
+    if issubclass(kind, TensorBoardLogger):
+        options.default_hp_metric = False  # a placeholder; Recorder fills HPARAMS
+        if purge_step is not None:
+            config.dict_kwargs = {**(config.get("dict_kwargs") or {}), "purge_step": purge_step}
     return config
 
 
-def first_step_again(checkpoint: Path) -> int:
-    """The first step whose points a run that goes on from the checkpoint logs itself.
+def step_of(checkpoint: Path) -> tuple[int, bool]:
+    """The optimizer steps behind a checkpoint, and whether the validation of the last of them is behind it too.
 
-    A checkpoint saved after its step's validation has all of that step behind it. One saved before has the validation
-    still to come, and an earlier one maybe in the files; so that step is logged again as a whole.
+    Where it is not, it may yet have been made (before the kill that the run goes on from), and will be made again.
     """
     saved = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
     step = saved["global_step"]
-    return step + (saved.get("lightning_icl", {}).get("validated_at", step) == step)
+    return step, saved.get("lightning_icl", {}).get("validated_at", step) == step
 
 
-def _rows(table: Path, before: int) -> list[dict[str, float]]:
-    if not table.exists():
-        return []
-    rows = csv.DictReader(table.read_text().splitlines())
-    found = ({key: float(value) for key, value in row.items() if value} for row in rows)
-    return [row for row in found if row["step"] < before]
+def _training_points(folder: Path, step: int) -> dict[str, float]:
+    """What TensorBoard has of a step's training, which comes before a checkpoint of the step and is not made again."""
+    events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(TRAINING)]
+    return {tag: event.value for tag in tags for event in events.Scalars(tag) if event.step == step}
+
+
+def _of_training(row: Mapping[str, float], step: int) -> bool:
+    return row["step"] == step and any(key.startswith(TRAINING) for key in row)
+
+
+def _rows(table: Path) -> list[dict[str, float]]:
+    rows = csv.DictReader(table.read_text().splitlines()) if table.exists() else ()
+    return [{key: float(value) for key, value in row.items() if value} for row in rows]

@@ -18,7 +18,8 @@ Metrics by analysis. "(layer)" and so on are the fields that say where; interval
 - LinearProbe: probe/<token>/<target>/<arm>/risk, r2, auc and probe/<token>/<target>/selectivity/<control>, R^2 minus
   the control's, paired (layer, 0 is the read-in); probe/curve/<algorithm> (layer); probe/level/<estimator>.
 - AlgorithmMatch: algorithm/<reading>/<algorithm>/<distance> and .../setting/<name> (n_points); the reading is "layer"
-  (layer) or "read_out"; the note of relative_spd is the algorithm in words with its settings.
+  (layer) or "read_out"; the note of relative_spd is the algorithm in words with its settings. A distance
+  excess_over_closest is SPD over that of the closest algorithm, less 1, paired.
 - Circuits: circuits/<scalar> (layer, head).
 - p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there.
 - any other analysis: what its rows say.

@@ -1,75 +1,97 @@
 """AlgorithmMatch: what it logs and keeps is what the instrument finds on the held-out prompts."""
 
-import json
-
 import pytest
 import torch
 from conftest import small_data, small_module, small_trainer
 
 from lightning_icl import ReLUNetwork
-from lightning_icl.callbacks import AlgorithmMatch, figures
+from lightning_icl.callbacks import AlgorithmMatch
+from lightning_icl.callbacks.algorithm_match import distance_rows
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.references import GD, Bayes, Lasso, NearestNeighbours, Ridge
+from lightning_icl.functional.references import GD, Bayes, NearestNeighbours, Ridge
+from lightning_icl.functional.risk import t_quantile
 from lightning_icl.instruments.algorithms import Distance, algorithm_distances
+from lightning_icl.record import frame
+
+KINDS = ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine")
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Drawing takes longer than the rest."""
-    monkeypatch.setattr("lightning_icl.callbacks.algorithm_match.save_figure", lambda *_: None)
+def rows_by_place(match):
+    rows = match.rows.assign(layer=match.rows["layer"].fillna(0))
+    return rows.set_index(["metric", "layer", "n_points"])
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_what_is_logged_and_kept_is_what_the_instrument_finds(tmp_path, precision, undrawn):
+def test_the_rows_are_what_the_instrument_finds(tmp_path, undrawn):
     module, data = small_module(), small_data()
     match = AlgorithmMatch(20, n_points=[5, 2], algorithms=[GD(max_steps=4), Ridge(), Bayes()], alpha=0.5, chunk_size=7)
-    trainer = small_trainer(tmp_path, [match], precision=precision)
+    trainer = small_trainer(tmp_path, [match])
     trainer.validate(module, datamodule=data, verbose=False)
     prompts = [data.held_out(f"algorithm_{name}", n) for name, n in (("fit", 40), ("choose", 20), ("score", 20))]
-    assert len(match.result) == 2 * 3 * 3  # sizes, algorithms, readings
-    assert json.loads((tmp_path / "results.json").read_text())["AlgorithmMatch"][0]["distances"] == [
-        d._asdict() for d in match.result
-    ]
-    for d in match.result:
-        if d.n_points == 5:
-            place = f"{d.algorithm}/{d.reading}"
-            for kind in ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine"):
-                for end in ("", "_error"):
-                    logged = float(trainer.callback_metrics[f"algorithm/{kind}{end}/{place}"])
-                    assert logged == pytest.approx(getattr(d, kind + end), rel=1e-6)
-            for name, value in d.setting.items():
-                assert float(trainer.callback_metrics[f"algorithm/setting/{name}/{place}"]) == pytest.approx(value)
-    if precision == "32-true":
-        expected = algorithm_distances(
-            module.transformer, *prompts, data.task, [GD(max_steps=4), Ridge(), Bayes()], [5, 2], alpha=0.5
-        )
-        for found, other in zip(match.result, expected, strict=True):
-            assert found[:5] == other[:5]
-            assert found[5:] == pytest.approx(other[5:], rel=1e-4, abs=1e-6)
-    lines = match.summary()
-    assert len(lines) == 1 + 3
-    nearest = min((d for d in match.result if (d.n_points, d.reading) == (5, "layer1")), key=lambda d: d.relative_spd)
-    if nearest.relative_spd + 2 * nearest.relative_spd_error < 1:
-        assert lines[1].startswith(f"  layer 1: {nearest.label}; distance ")
+    algorithms = [GD(max_steps=4), Ridge(), Bayes()]
+    expected = algorithm_distances(module.transformer, *prompts, data.task, algorithms, [5, 2], 0.5)
+    rows = rows_by_place(match)
+    assert len(expected) == 2 * 3 * 3  # sizes, algorithms, readings
+    assert len(rows) == sum(6 + len(d.setting) for d in expected)
+    close = {"rel": 1e-4, "abs": 1e-6}
+    for d in expected:
+        layer = 0 if d.reading == "read_out" else int(d.reading[-1])
+        place = f"algorithm/{'layer' if layer else 'read_out'}/{d.algorithm}"
+        for kind in KINDS:
+            row, half = rows.loc[f"{place}/{kind}", layer, d.n_points], t_quantile(20) * getattr(d, f"{kind}_error")
+            assert row["value"] == pytest.approx(getattr(d, kind), **close)
+            assert [row["value"] - row["low"], row["high"] - row["value"]] == pytest.approx([half, half], **close)
+        excess = rows.loc[f"{place}/excess_over_closest", layer, d.n_points]
+        assert excess[["value", "low", "high"]].tolist() == pytest.approx(list(d[-3:]), **close)
+        for name, value in d.setting.items():
+            assert rows.loc[f"{place}/setting/{name}", layer, d.n_points]["value"] == pytest.approx(value)
+        assert rows.loc[f"{place}/relative_spd", layer, d.n_points]["note"] == d.label
+    logged = {name for name in trainer.callback_metrics if name.startswith("algorithm/")}
+    assert logged == {f"algorithm/read_out/{name}/relative_spd/n5" for name in {d.algorithm for d in expected}}
+    lines = match.summary(match.rows)
+    assert "20 held-out prompts of 5" in lines[0]
+    assert max(map(len, lines)) <= 80
+    nearest = min((d for d in expected if (d.n_points, d.reading) == (5, "layer1")), key=lambda d: d.relative_spd)
+    said = " ".join(line.strip() for line in lines[2:])
+    if nearest.relative_spd + t_quantile(20) * nearest.relative_spd_error < 1:
+        assert said.startswith(f"layer 1: {nearest.label}; distance ")
     else:
-        assert lines[1] == "  layer 1: none is closer than predicting 0"
+        assert said.startswith("layer 1: none is closer than predicting 0")
 
 
 def test_the_closing_lines_claim_no_more_than_the_intervals_hold():
-    def distance(algorithm, value):
-        return Distance(algorithm, "layer1", 5, algorithm.upper(), {}, *(value, 0.01) * 5)
+    def distance(algorithm, value, excess_low=0.5):
+        excess = (value / 0.2 - 1, excess_low, 3.0)
+        return Distance(algorithm, "layer1", 5, algorithm.upper(), {}, *(value, 0.01) * 5, *excess)
 
     def said(*found):
-        match = AlgorithmMatch()
-        match.result = [distance(*one) for one in found]
-        return match.summary()[1]
+        match = AlgorithmMatch(n_prompts=1000)
+        return match.summary(frame(row for one in found for row in distance_rows(distance(*one), 1000)))[2:]
 
-    assert said(("ridge", 0.3), ("gd", 0.2), ("lasso", 0.23)) == (
-        "  layer 1: GD; distance 0.2 +- 0.01 (intervals overlap: lasso)"
-    )
-    assert said(("gd", 0.2), ("lasso", 0.3)) == "  layer 1: GD; distance 0.2 +- 0.01"
-    assert said(("gd", 0.99), ("lasso", 1.0)) == "  layer 1: none is closer than predicting 0"
-    assert said(("gd", float("nan"))) == "  layer 1: none is closer than predicting 0"
+    assert said(("ridge", 0.3), ("gd", 0.2, 0.0), ("lasso", 0.21, -0.1)) == [
+        "  layer 1: GD; distance 0.2 ± 0.02 (cannot be told from it: lasso)"
+    ]
+    assert said(("gd", 0.2, 0.0), ("lasso", 0.21)) == ["  layer 1: GD; distance 0.2 ± 0.02"]
+    assert said(("gd", 0.99, 0.0), ("lasso", 1.0)) == ["  layer 1: none is closer than predicting 0"]
+    assert said(("gd", float("nan"), 0.0)) == ["  layer 1: none is closer than predicting 0"]
+
+
+def test_it_runs_in_the_trainers_precision(tmp_path, undrawn):
+    spd = {}
+    for precision in ("32-true", "bf16-mixed"):
+        match = AlgorithmMatch(64, n_points=[5], algorithms=[Ridge()])
+        trainer = small_trainer(tmp_path, [match], precision=precision)
+        trainer.validate(small_module(), datamodule=small_data(), verbose=False)
+        spd[precision] = rows_by_place(match).loc["algorithm/read_out/ridge/spd", 0, 5]["value"]
+    assert spd["bf16-mixed"] == pytest.approx(spd["32-true"], rel=0.02)
+    assert spd["bf16-mixed"] != spd["32-true"]
+
+
+def test_no_algorithm_is_logged_by_default_where_there_are_many(tmp_path, undrawn):
+    match = AlgorithmMatch(8, n_points=[5], algorithms=[GD(t) for t in range(1, 10)])
+    trainer = small_trainer(tmp_path, [match])
+    trainer.validate(small_module(), datamodule=small_data(), verbose=False)
+    assert not [name for name in trainer.callback_metrics if name.startswith("algorithm/")]
+    assert len(rows_by_place(match)) == 9 * 3 * 8
 
 
 def test_it_runs_while_fitting_and_leaves_the_training_as_it_was(tmp_path, undrawn):
@@ -80,30 +102,16 @@ def test_it_runs_while_fitting_and_leaves_the_training_as_it_was(tmp_path, undra
 
     match = AlgorithmMatch(8, algorithms=[GD(1)])
     assert torch.equal(trained([]), trained([match]))
-    assert [record["step"] for record in match.records] == [3, 6]
+    assert match.measured_at == 6
 
 
 def test_a_task_without_weights_and_the_alternating_layout(tmp_path, undrawn):
-
     data = small_data(ReLUNetwork(4, 3))
     match = AlgorithmMatch(6, n_points=[4])
     module = small_module(mask="causal", layout="alternating")
     small_trainer(tmp_path, [match]).validate(module, datamodule=data, verbose=False)
-    assert "bayes" not in {d.algorithm for d in match.result}
-    assert match.summary()
-
-
-def test_the_figure_names_each_family_once_and_has_an_interval_at_every_size(tmp_path):
-    match = AlgorithmMatch(16, n_points=[2, 5], algorithms=[GD(), GD(step_size="shared", max_steps=3), Lasso()])
-    small_trainer(tmp_path, [match]).validate(small_module(), datamodule=small_data(), verbose=False)
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"algorithm_match.png", "algorithm_match.svg"}
-    figure = figures.algorithm_match(match.result)
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert names == ["GD,\nsteps c/λmax", "GD,\none step size c", "lasso"]
-    assert [len(axes.texts) for axes in figure.axes[:2]] == [9, 9]
-    assert [len(axes.containers) for axes in figure.axes[2:4]] == [3, 3]
-    match.result = [d._replace(relative_spd=float("nan")) for d in match.result]
-    figures.algorithm_match(match.result)  # a model that has diverged
+    assert not match.rows["metric"].str.contains("/bayes/").any()
+    assert match.summary(match.rows)
 
 
 @pytest.mark.parametrize(

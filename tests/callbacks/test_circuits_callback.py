@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_data, small_module, small_trainer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from lightning_icl import figures
 from lightning_icl.callbacks import Circuits
-from lightning_icl.instruments.circuits import coordinates, head_circuits
+from lightning_icl.instruments.circuits import head_circuits
 from lightning_icl.record import Row, frame, load_run
 from lightning_icl.record.folder import set_run_folder
 
@@ -73,36 +71,3 @@ def test_the_closing_table_names_the_head_of_each_layer_that_is_most_a_gradient_
     lines = Circuits().summary(rows)
     assert lines[2:] == ["  layer 1: head 2, 50% and 50%, step -0.25", "  layer 2: head 2, 20% and 20%, step 0.5"]
     assert max(map(len, lines)) <= 80
-
-
-def test_tiles_hold_the_maps_of_the_first_sixteen_heads(generator):
-    maps = [torch.randn(n, 4, 4, generator=generator) for n in (18, 0, 2)]
-    figure = figures.query_key_maps(maps, coordinates(2))
-    assert "the first 16 heads" in figure.get_suptitle()
-    tiles, bars = figure.axes[:3], figure.axes[3:]
-    assert len(bars) == 2  # a layer without heads has no colour scale
-    assert not list(tiles[1].get_yticks())
-    drawn = [axes.images[0].get_array().filled(np.nan) for axes in tiles]
-    for layer, mosaic in zip(maps, drawn, strict=True):
-        for h, tile in enumerate(layer[:16]):
-            np.testing.assert_array_equal(mosaic[:, 5 * h : 5 * h + 4], tile)
-        assert np.isnan(mosaic[:, 5 * min(len(layer), 16) :]).all()
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["x1", "x2", "y", "1"]
-
-
-def test_attention_shows_the_context_and_the_first_queries(generator):
-    patterns = [torch.rand(2, 3 + 6, 3, generator=generator).softmax(-1)]
-    figure = figures.attention_maps(patterns, first_query=3)
-    shown = figure.axes[0].images[0].get_array().filled(np.nan)
-    np.testing.assert_array_equal(shown[:, :3], patterns[0][0, :7])
-    assert figure.axes[0].images[0].norm.vmin == 0
-    assert "the first 4 of its queries" in figure.get_suptitle()
-    FigureCanvasAgg(figure).draw()
-    title = figure._suptitle.get_window_extent()
-    assert figure.bbox.x0 <= title.x0
-    assert title.x1 <= figure.bbox.x1
-
-
-def test_many_coordinates_are_named_at_their_kinds_only(generator):
-    figure = figures.prediction_rows([torch.randn(3, 42, generator=generator)] * 5, coordinates(40))
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["x1", "y", "1"]

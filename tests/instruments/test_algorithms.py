@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from planted import gradient_descent, preprocess_then_gd
+from scipy.stats import norm
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from lightning_icl import ReLUNetwork, SparseLinearRegression, Transformer
@@ -27,6 +28,7 @@ from lightning_icl.instruments.algorithms import (
     closest_members,
     default_algorithms,
     distances,
+    excess_over_closest,
     named_setting,
     own_reader,
     probe_readers,
@@ -298,6 +300,81 @@ def test_a_reading_of_noise_is_no_farther_from_the_best_ridge_than_from_zero():
     ]
     [found] = distances(["it"], [TunedRidge()], CASE, (choose, noise[0]), (score, noise[1]))
     assert found.relative_spd == pytest.approx(1, abs=0.03)
+
+
+# Which is closest, and which cannot be told from it
+
+
+def test_the_excess_over_the_closest_by_hand():
+    generator = torch.Generator().manual_seed(0)
+    seen = [
+        Readings(torch.randn(2, 64, 2, generator=generator), torch.randn(2, 64, 2, 3, generator=generator))
+        for _ in range(2)
+    ]
+    seen = [Readings._make(part.double() for part in readings) for readings in seen]
+    choose, score = (whole_prompts(sampled(64, seed)) for seed in (1, 2))
+    algorithms = [GD(2, scale=0.7), TunedRidge(alpha=2.0), ZeroPredictor()]
+    found = distances(["one", "two"], algorithms, CASE, (choose, seen[0]), (score, seen[1]))
+    for i, reading in enumerate(("one", "two")):
+        errors = []
+        for algorithm in algorithms:
+            w = algorithm.settled(CASE, choose).weights(score)[:, 0]
+            errors.append((seen[1].prediction[i] - estimators.predictions(w, score.targets[:, 0])).square().mean(dim=1))
+        spd = torch.stack(errors).mean(dim=1)
+        best = int(spd.argmin())
+        for algorithm, mine, error in zip(algorithms, spd, errors, strict=True):
+            (d,) = [d for d in found if (d.algorithm, d.reading) == (algorithm.key, reading)]
+            assert d.excess_over_closest == pytest.approx(float(mine / spd[best]) - 1, rel=1e-9, abs=1e-12)
+            influence = (error / mine - errors[best] / spd[best]).numpy()
+            half = norm.ppf(1 - 0.025 / 3) * influence.std(ddof=1) / 8  # three pairs of algorithms
+            assert np.log1p(d.excess_high) - np.log1p(d.excess_low) == pytest.approx(2 * half, rel=1e-6, abs=1e-12)
+
+
+def alike(differences):
+    """The algorithms that the prompts cannot tell from the closest."""
+    return (excess_over_closest(differences, torch.ones_like(differences))[1] <= 0).nonzero().flatten().tolist()
+
+
+def test_equals_are_tied_and_others_are_not_however_long_their_tails():
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(256, generator=generator).double().square()
+    noise = [0.01 * torch.randn(256, generator=generator).double().square() for _ in range(3)]
+    # The noise of a prompt is shared, so that 5 % farther is told apart where the distances themselves overlap.
+    assert alike(torch.stack([common + noise[0], common + noise[1], 1.05 * common + noise[2]])) == [0, 1]
+    # One prompt makes the mean: 474 +- 294 and the like, of whose difference 0 is within noise.
+    far = torch.where(torch.arange(256) == 7, 1.2e5, 0.5).double()
+    difference = far - common
+    assert difference.mean() - 1.96 * difference.std() / 16 < 0
+    assert alike(torch.stack([common, far])) == [0]
+    diverged = torch.full((256,), torch.inf).double()
+    assert alike(torch.stack([diverged, common, diverged * torch.nan])) == [1]
+    assert alike(torch.stack([0 * common, 1e-14 * common, common])) == [0, 1]  # the same but for rounding
+
+
+@pytest.mark.parametrize("n_algorithms", [2, 8])
+@pytest.mark.parametrize("law", ["normal", "squared", "long-tailed"])
+def test_equals_are_all_tied_95_percent_of_the_time(n_algorithms, law):
+    generator, sets = torch.Generator().manual_seed(0), 400
+    held = 0
+    for _ in range(sets):
+        noise = torch.randn(n_algorithms, 256, generator=generator, dtype=torch.float64)
+        values = {"normal": 1 + 0.3 * noise, "squared": noise.square(), "long-tailed": noise.exp()}[law]
+        held += len(alike(values)) == n_algorithms
+    print(f"{n_algorithms} {law}: {held / sets:.1%}")
+    assert held / sets >= 0.95 - 3 * (0.95 * 0.05 / sets) ** 0.5
+
+
+@pytest.mark.parametrize("excess", [0.1, 1.0])
+def test_the_interval_of_a_true_excess_holds(excess):
+    generator, sets = torch.Generator().manual_seed(0), 400
+    held = 0
+    for _ in range(sets):
+        shared = torch.randn(256, generator=generator, dtype=torch.float64).square()
+        own = torch.randn(2, 256, generator=generator, dtype=torch.float64).square()
+        low, high = excess_over_closest(torch.stack([shared + own[0], (1 + excess) * (shared + own[1])]), own)[1:, 1]
+        held += bool(low <= excess <= high)
+    print(f"excess {excess}: {held / sets:.1%}")
+    assert abs(held / sets - 0.95) <= 3 * (0.95 * 0.05 / sets) ** 0.5
 
 
 def test_weights_are_zero_where_the_cosine_would_not_be_defined():

@@ -18,7 +18,6 @@ from lightning_icl.studies.figures import (
     RiskByHeads,
     RiskByPoints,
     StudyFigure,
-    panels,
     write_figures,
 )
 from lightning_icl.studies.names import setting_text
@@ -31,7 +30,18 @@ every_figure = pytest.mark.parametrize("figure", ALL, ids=lambda figure: type(fi
 
 @pytest.fixture(scope="module")
 def table():
-    return synthetic_table(np.random.default_rng(0), seeds=SEEDS, noise=NOISE)
+    table = synthetic_table(np.random.default_rng(0), seeds=SEEDS, noise=NOISE)
+    model = table["metric"].str.extract(r"^prune/\w+/(\w+)/excess_risk$")[0]
+    return table.assign(note=model.map(PRUNED))
+
+
+PRUNED = {
+    "full": "full model (16 heads)",
+    "paper": "paper: all of layer 1, top head of each later layer (9)",
+    "prune_layer1_instead": "control: top head of layer 1, all later heads",
+    "random_head": "control: all of layer 1, a random head of each later layer",
+    "least_important": "control: all of layer 1, least important head of each later layer",
+}
 
 
 def numbers(table, metric, **where):
@@ -75,16 +85,17 @@ def only(figures):
 def test_risk_by_points_shows_means_and_intervals_over_seeds(table):
     axes = by_title(only(RiskByPoints().draw(table)), "noise sd 0.4")
     wanted = [
-        interval(numbers(table, "excess_risk/transformer", heads="[8, 8]", noise=0.4, n_points=n)) for n in (8, 16, 32)
+        interval(numbers(table, "val/excess_risk/transformer", heads="[8, 8]", noise=0.4, n_points=n))
+        for n in (8, 16, 32)
     ]
     np.testing.assert_allclose(drawn(axes, "8 heads"), wanted)
 
 
 def test_references_count_once_for_each_seed(table):
     odd = table.copy()
-    odd.loc[odd["metric"].eq("excess_risk/ridge") & odd["model.heads"].eq("[8, 8]"), "value"] *= 1.3
+    odd.loc[odd["metric"].eq("val/excess_risk/ridge") & odd["model.heads"].eq("[8, 8]"), "value"] *= 1.3
     axes = by_title(only(RiskByPoints().draw(odd)), "noise sd 0.1")
-    of_one = [numbers(table, "excess_risk/ridge", noise=0.1, n_points=n, heads="[1, 1]") for n in (8, 16, 32)]
+    of_one = [numbers(table, "val/excess_risk/ridge", noise=0.1, n_points=n, heads="[1, 1]") for n in (8, 16, 32)]
     # The mean over the four models of each seed that are drawn, one of them with 1.3 times the risk.
     np.testing.assert_allclose(drawn(axes, "ridge"), [interval(values * (3 + 1.3) / 4) for values in of_one])
 
@@ -100,10 +111,10 @@ def test_one_number_of_examples_is_drawn_by_heads():
     table = synthetic_table(np.random.default_rng(1), seeds=SEEDS, n_points=(16,), heads=((1, 1), (8, 8)))
     (axes,) = only(RiskByPoints().draw(table)).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "8"]
-    risks = numbers(table, "excess_risk/transformer", heads="[8, 8]", n_points=16)
+    risks = numbers(table, "val/excess_risk/transformer", heads="[8, 8]", n_points=16)
     np.testing.assert_allclose(drawn(axes, "8 heads"), [interval(risks)])
     bayes = next(line for line in axes.lines if line.get_label() == "Bayes")
-    mean = numbers(table, "excess_risk/bayes", heads="[1, 1]", n_points=16).mean()
+    mean = numbers(table, "val/excess_risk/bayes", heads="[1, 1]", n_points=16).mean()
     np.testing.assert_allclose(bayes.get_ydata(), mean)
 
 
@@ -123,7 +134,7 @@ def test_risk_by_heads_shows_every_configuration_on_all_prompts(table):
     assert names == ["1 head", "2 heads", "4 heads", "8 heads", "[1, 8]", "[8, 1]"]
     found = {names[int(place)]: bar for bar, place in map(drawn_along_x, axes.containers)}
     for name, heads in (("4 heads", "[4, 4]"), ("[8, 1]", "[8, 1]")):
-        risks = numbers(table, "excess_risk/transformer", heads=heads, noise=0.1, n_points=None)
+        risks = numbers(table, "val/excess_risk/transformer", heads=heads, noise=0.1, n_points=None)
         np.testing.assert_allclose(found[name], interval(risks))
 
 
@@ -167,6 +178,12 @@ def pruned_rows(table, suffix=""):
     return by_title(figure, "noise sd 0.4"), names
 
 
+def dotted(axes, along="y"):
+    """Where dotted lines across the axes stand."""
+    lines = [line for line in axes.lines if line.get_linestyle() == ":"]
+    return [(line.get_xdata() if along == "x" else line.get_ydata())[0] for line in lines]
+
+
 def along_x(axes, label):
     """Mean, low, high by the row."""
     container = next(c for c in axes.containers if c.get_label() == label)
@@ -178,7 +195,9 @@ def along_x(axes, label):
 
 def test_pruning_shows_the_model_with_most_heads_with_its_controls(table):
     axes, rows = pruned_rows(table)
-    assert [row.split(":")[0] for row in rows] == ["full model", "pruned", *["control"] * 3, *["trained"] * 3]
+    assert rows[:2] == ["full model", "paper: all of layer 1, top head of each later layer"]
+    assert [row.split(":")[0] for row in rows[2:]] == [*["control"] * 3, *["trained"] * 3]
+    assert dotted(axes, "x") == [numbers(table, "prune/as_is/full/excess_risk", heads="[8, 8]", noise=0.4).mean()]
     found = along_x(axes, "masked as is")
     for row, model in enumerate(("full", "paper", "prune_layer1_instead", "random_head", "least_important")):
         risks = numbers(table, f"prune/as_is/{model}/excess_risk", heads="[8, 8]", noise=0.4)
@@ -204,7 +223,7 @@ def test_without_head_pruning_models_are_compared_on_validation_prompts(table):
     lacks = ~(table["metric"].str.startswith("prune/") & table["model.heads"].eq("[1, 1]"))
     axes, rows = pruned_rows(table[lacks])
     row = next(i for i, text in enumerate(rows) if "one head in every" in text)
-    risks = numbers(table, "excess_risk/transformer", heads="[1, 1]", noise=0.4, n_points=None)
+    risks = numbers(table, "val/excess_risk/transformer", heads="[1, 1]", noise=0.4, n_points=None)
     np.testing.assert_allclose(along_x(axes, "trained from scratch")[row], interval(risks))
 
 
@@ -216,6 +235,7 @@ def test_pruning_ratios_are_geometric_means_paired_by_seed(table):
     paired = numbers(table, full, heads="[8, 1]", noise=0.4) / numbers(table, full, heads="[8, 8]", noise=0.4)
     row = next(i for i, text in enumerate(rows) if "all heads in layer 1" in text)
     np.testing.assert_allclose(along_x(axes, "trained from scratch")[row], np.exp(interval(np.log(paired))))
+    assert dotted(axes, "x") == [1.1, 2.0]  # the bounds, PAPER.md section 8
 
 
 def test_paths_and_other_checkpoints_are_no_treatments(table):
@@ -270,6 +290,9 @@ def test_effective_heads_against_what_a_study_varies(table):
     share = figure.axes[figure.axes.index(effective) + 3]  # three columns, so below it
     top = [numbers(table, "heads/leave_one_out/top_share", heads="[8, 8]", layer=2, noise=n).mean() for n in NOISE]
     np.testing.assert_allclose(drawn(share, "layer 2")[:, 0], top)
+    assert (effective.get_ylabel(), share.get_ylabel()) == ("effective number of heads", "share of the top head")
+    assert dotted(effective) == [6.0]  # 0.75 of 8 heads in layer 1
+    assert dotted(share) == [0.6]
 
 
 def test_effective_heads_over_training_has_a_figure_a_setting(table):
@@ -281,7 +304,7 @@ def test_effective_heads_over_training_has_a_figure_a_setting(table):
     rows = rows[(rows["model.heads"] == "[8, 8]") & (rows["data.task.noise_std"] == 0.4)]
     np.testing.assert_allclose(line.get_xdata(), [100, 200, 400])
     np.testing.assert_allclose(line.get_ydata(), rows.groupby("step")["value"].mean())
-    band = axes.collections[1].get_paths()[0].vertices
+    band = axes.collections[2].get_paths()[0].vertices
     _, low, high = interval(rows[rows["step"] == 400]["value"].astype(float))
     at_end = band[np.isclose(band[:, 0], 400), 1]
     np.testing.assert_allclose([at_end.min(), at_end.max()], [low, high])
@@ -321,15 +344,6 @@ def test_models_with_one_value_on_the_axis_are_not_drawn_and_named(table):
     assert "Not drawn" not in figure.caption(table)
     assert figure.draw(deep) == []
     assert EffectiveHeads("step").draw(deep[deep["step"] == 400]) == []
-
-
-def test_a_line_with_one_place_is_moved_no_farther_than_the_others():
-    places = [0.1, 0.2]
-    lines = [panels.apart(x, i, 3, places) for i, x in enumerate((places, places, [0.2]))]
-    moved = np.array([line[-1] for line in lines])
-    np.testing.assert_allclose(np.diff(moved), 0.03 * 0.1)
-    assert panels.apart([8.0], 2, 3, [8.0, 16.0], log=True) == pytest.approx(8 * 2**0.03)
-    np.testing.assert_array_equal(panels.apart([3.0], 1, 3, [3.0]), [3.0])
 
 
 def test_legends_have_head_counts_in_order_whatever_panel_they_are_in(table):
@@ -385,20 +399,57 @@ def test_captions_say_how_many_seeds(figure, table):
 
 def test_a_model_that_diverged_is_left_out_and_counted(table):
     broken = table.copy()
-    lost = broken["seed"].eq(3) & broken["model.heads"].eq("[8, 8]") & broken["metric"].eq("excess_risk/transformer")
+    lost = (
+        broken["seed"].eq(3) & broken["model.heads"].eq("[8, 8]") & broken["metric"].eq("val/excess_risk/transformer")
+    )
     broken.loc[lost & broken["data.task.noise_std"].eq(0.4), "value"] = np.inf
     axes = by_title(only(RiskByPoints().draw(broken)), "noise sd 0.4")
-    risks = numbers(table, "excess_risk/transformer", heads="[8, 8]", noise=0.4, n_points=8).drop(3)
+    risks = numbers(table, "val/excess_risk/transformer", heads="[8, 8]", noise=0.4, n_points=8).drop(3)
     np.testing.assert_allclose(drawn(axes, "8 heads")[0], interval(risks))
     caption = RiskByPoints().caption(broken)
     assert "1 model without a finite number" in caption
     assert "3 to 4 seeds" in caption
 
 
-def test_risks_that_span_more_than_ten_times_have_a_logarithmic_axis():
+def test_panels_share_their_axis_logarithmic_where_any_risk_spans_more_than_ten_times():
     truth = Truth(risk=lambda heads, n: heads[0] ** -2.0)
-    table = synthetic_table(np.random.default_rng(4), truth=truth, seeds=(1, 2), n_points=(8, 16))
-    assert only(RiskByPoints(["ridge"]).draw(table)).axes[0].get_yscale() == "log"
+    table = synthetic_table(np.random.default_rng(4), truth=truth, seeds=(1, 2), n_points=(8, 16), noise=NOISE)
+    for figure in (RiskByPoints(["ridge"]), RiskByHeads()):
+        axes = only(figure.draw(table)).axes
+        scales = {
+            (a.get_xscale(), a.get_xlim()) if isinstance(figure, RiskByHeads) else (a.get_yscale(), a.get_ylim())
+            for a in axes
+        }
+        assert len(axes) == 2
+        assert len(scales) == 1
+        assert scales.pop()[0] == "log"
+
+
+@pytest.mark.parametrize("figure", [RiskByPoints(), Probes(), PProbing()])
+def test_every_panel_has_the_same_ends(figure, table):
+    assert len({axes.get_ylim() for axes in only(figure.draw(table)).axes}) == 1
+
+
+@pytest.mark.parametrize("figure", [RiskByPoints(["least_squares"]), RiskByHeads()])
+def test_a_reference_above_the_zero_predictor_squeezes_nothing(figure, table):
+    lost = table["metric"].isin(["val/excess_risk/ridge", "val/excess_risk/least_squares"])
+    worse = table.assign(value=table["value"].mask(lost, 9e4))
+    worse = pd.concat(
+        [worse, worse[worse["metric"].str.endswith("/ridge")].assign(metric="val/excess_risk/least_squares")]
+    )
+    for axes in only(figure.draw(in_form(worse))).axes:
+        assert max(axes.get_xlim()[1] if isinstance(figure, RiskByHeads) else axes.get_ylim()[1], 0) < 50
+        edge = [line for line in axes.lines if line.get_gid() == "beyond the axes"]
+        assert {line.get_marker() for line in edge} == {">"} if isinstance(figure, RiskByHeads) else {"^"}
+
+
+def test_a_named_stream_is_another_question(table):
+    other = table[table["metric"].str.startswith("val/")].assign(stream="shifted", value=100.0)
+    extended = in_form(pd.concat([table, other]))
+    for figure in (RiskByPoints(), RiskByHeads()):
+        for one, same in zip(only(figure.draw(extended)).axes, only(figure.draw(table)).axes, strict=True):
+            for bars, expected in zip(one.containers, same.containers, strict=True):
+                np.testing.assert_array_equal(bars.lines[0].get_data(), expected.lines[0].get_data())
 
 
 def test_head_counts_keep_their_colour_from_panel_to_panel_in_order_of_lightness(table):
@@ -415,14 +466,15 @@ def drawn_line(axes, label):
     return next(container for container in axes.containers if container.get_label() == label).lines[0]
 
 
-def test_figures_are_written_as_png_and_svg_and_empty_ones_not_at_all(table, tmp_path):
-    few = table[(table["metric"] == "excess_risk/transformer") & (table["data.task.noise_std"] == 0.4)]
-    written = write_figures([PProbing(), RiskByHeads()], few, tmp_path)
-    assert [found.title for found in written] == [RiskByHeads.title]
-    assert written[0].files == [tmp_path / "excess_risk_by_heads.png", tmp_path / "excess_risk_by_heads.svg"]
-    assert written[0].files[0].read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in written[0].files[1].read_text()
-    assert written[0].caption == RiskByHeads().caption(few)
+def test_figures_are_written_as_png_and_svg_and_empty_ones_say_so(table, tmp_path):
+    few = table[(table["metric"] == "val/excess_risk/transformer") & (table["data.task.noise_std"] == 0.4)]
+    empty, written = write_figures([Probes(), RiskByHeads()], few, tmp_path)
+    assert empty == Drawn(Probes.title, "Nothing to draw: no trial has numbers of LinearProbe.", [])
+    assert written.title == RiskByHeads.title
+    assert written.files == [tmp_path / "excess_risk_by_heads.png", tmp_path / "excess_risk_by_heads.svg"]
+    assert written.files[0].read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in written.files[1].read_text()
+    assert written.caption == RiskByHeads().caption(few)
 
 
 class Broken(StudyFigure):

@@ -17,7 +17,7 @@ from lightning_icl.studies.figures.study_figure import StudyFigure
 from lightning_icl.studies.names import few, heads_label, in_order, key_name, slug, value_text
 from lightning_icl.studies.table import config_columns, head_list
 
-ACROSS = 2  # configurations side by side
+ACROSS = 3  # configurations side by side
 
 
 class Column(NamedTuple):
@@ -120,7 +120,7 @@ class EffectiveHeads(StudyFigure):
     def _figure(self, columns: Sequence[Column], setting: str) -> Figure:
         across = min(ACROSS, len(columns))
         blocks = -(-len(columns) // across)
-        figure = Figure(figsize=(0.6 + 3.2 * across, 0.9 + 4.6 * blocks), layout="constrained")
+        figure = Figure(figsize=(0.6 + 2.6 * across, 0.9 + 4.6 * blocks), layout="constrained")
         grid = figure.subplots(2 * blocks, across, squeeze=False)
         colours = style.ordered_colours(max(max(column.n_heads) for column in columns))
         for i, column in enumerate(columns):
@@ -131,7 +131,7 @@ class EffectiveHeads(StudyFigure):
                 at = {value: float(value) if numeric else float(i) for i, value in enumerate(values)}
                 in_use(
                     axes, number, found, found[self.against].map(at), column.n_heads, colours,
-                    course=self.against == "step", line_width=1.4 if numeric else 0,
+                    course=self.against == "step", line_width=1.4 if numeric else 0.0,
                 )  # fmt: skip
                 if self.against == "step" or len(at) > 8:
                     whole = self.against == "step"
