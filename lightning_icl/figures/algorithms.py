@@ -90,7 +90,7 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: list[str], reading
             said = " ".join(f"{name}={value:.2g}" for name, value in zip(names_in, found["mean"], strict=True))
             if at[algorithm, reading] in texts:
                 texts[at[algorithm, reading]] += "\n" + textwrap.fill(said, 13)
-        for cell in whole[whole["number"] == "over_closest"].query("low <= 0 <= high").itertuples():
+        for cell in whole[whole["number"] == "excess_over_closest"].query("low <= 0").itertuples():
             alike[at[cell.algorithm, cell.reading]] = True
     style.heat_map(axes, table, texts, (0.0, FARTHEST), size=8.0)
     for column, distances in enumerate(np.nan_to_num(table, nan=np.inf).T):
