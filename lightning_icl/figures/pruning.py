@@ -61,9 +61,8 @@ def pruned_panel(
         label, look = TREATMENTS[name]
         style.over(axes, places, found, "x", ls="", ms=5, label=label, **look)
     if len(beside):
-        style.over(
-            axes, beside["model"].map(rows), beside, "x", ls="", marker="*", ms=9, color="black", label=beside_label
-        )
+        star = {"marker": "*", "ms": 9, "color": "black"}
+        style.over(axes, beside["model"].map(rows), beside, "x", ls="", label=beside_label, **star)
     for line in lines:
         axes.axvline(line, color="0.4", lw=1, ls=":")
     for row in range(1, len(rows), 2):
@@ -78,13 +77,11 @@ def greedy_path(rows: pd.DataFrame) -> Figure:
 
     From prune/greedy_path/heads_<n>/excess_risk and n_heads, prune/<strategy>/n_heads and prune/as_is/.../excess_risk.
     """
-    path, allocation = (
-        style.cells(rows, rf"prune/greedy_path/heads_(?P<left>\d+)/{number}").astype({"left": int})
-        for number in ("excess_risk", "n_heads")
-    )
-    path = path.sort_values("left", ascending=False)
+    cells = style.cells(rows, r"prune/greedy_path/heads_(?P<left>\d+)/(?P<number>excess_risk|n_heads)")
+    cells = cells.astype({"left": int}).sort_values("left", ascending=False)
+    path, allocation = cells[cells["number"] == "excess_risk"], cells[cells["layer"].notna()]
     total = path["left"].max()
-    table = allocation[allocation["layer"].notna()].pivot(index="layer", columns="left", values="mean")[path["left"]]
+    table = allocation.pivot(index="layer", columns="left", values="mean")[path["left"]]
     figure = Figure(figsize=(style.WIDTH, 4.6 + 0.3 * len(table)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 0.5 + 0.3 * len(table)])
     style.band(above, total - path["left"], path, color=style.BLUE, marker="o", ms=3, label="greedy removal")
@@ -92,12 +89,8 @@ def greedy_path(rows: pd.DataFrame) -> Figure:
     marked = _strategies(rows)
     beside = max(0.25, 0.012 * total) * marked.groupby("n_heads").cumcount()  # those with as many heads
     for i, label in enumerate(marked["label"]):
-        look = {
-            "color": style.COLOURS[(i + 1) % len(style.COLOURS)],
-            "marker": style.MARKERS[(i + 1) % len(style.MARKERS)],
-        }
-        places = (total - marked["n_heads"] + beside).iloc[i : i + 1]
-        style.over(above, places, marked.iloc[i : i + 1], ls="", ms=6, label=textwrap.fill(label, 60), **look)
+        one, place = marked.iloc[[i]], (total - marked["n_heads"] + beside).iloc[[i]]
+        style.over(above, place, one, ls="", ms=6, label=textwrap.fill(label, 60), **style.look(i + 1))
     style.limit(above, style.risk_limits(pd.concat([path, marked])))
     above.set_ylabel(style.RISK_WITH_BARS.replace("bars", "band and bars"), size=9)
     values = table.to_numpy(dtype=float)

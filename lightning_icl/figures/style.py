@@ -23,7 +23,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 Style = dict[str, Any]  # what matplotlib's plot takes
@@ -73,6 +73,11 @@ def estimator_styles(names: Iterable[str]) -> dict[str, Style]:
 def ordered_colours(n: int) -> list[Any]:
     """n colours from dark to light, in an order that also the colour-blind see: of layers, of head counts."""
     return list(colormaps["viridis"](np.linspace(0, 0.85, n)))
+
+
+def look(i: int) -> Style:
+    """Colour and marker of the i-th of those that have none of their own."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def number(value: float) -> str:
@@ -134,15 +139,8 @@ def level(axes: Axes, cell: Any, limits: "Limits | None" = None, along: str = "y
     """
     style = {key: value for key, value in style.items() if key != "marker"}
     if limits is not None and not limits.low <= cell.mean <= limits.high:
-        edge(
-            axes,
-            0.96 - 0.13 * _edges(axes),
-            bool(cell.mean > limits.high),
-            along,
-            axes.transAxes,
-            said=cell.mean,
-            **style,
-        )
+        place = 0.96 - 0.13 * sum(line.get_gid() == EDGE for line in axes.lines)
+        edge(axes, place, bool(cell.mean > limits.high), along, axes.transAxes, cell.mean, **style)
         return
     line, span = (axes.axhline, axes.axhspan) if along == "y" else (axes.axvline, axes.axvspan)
     line(cell.mean, **({"lw": 1.3} | style))
@@ -151,33 +149,29 @@ def level(axes: Axes, cell: Any, limits: "Limits | None" = None, along: str = "y
 
 
 def edge(
-    axes: Axes,
-    place: float,
-    above: bool,
-    along: str = "y",
-    transform: Any = None,
-    said: float | None = None,
+    axes: Axes, place: float, above: bool, along: str = "y", transform: Any = None, said: float | None = None,
     **style: Any,
-) -> None:
+) -> None:  # fmt: skip
     """An arrow at the edge of the axes for what lies outside of them, with its number where there is room for one."""
+    at, back = (0.98, -7) if above else (0.02, 7)
+    if along == "y":
+        marker, xy, offset, ha, va = "v^"[above], (place, at), (0, back), "center", "top" if above else "bottom"
+    else:
+        marker, xy, offset, ha, va = "<>"[above], (at, place), (back, 0), "right" if above else "left", "center"
     transform = transform or (axes.get_xaxis_transform() if along == "y" else axes.get_yaxis_transform())
-    at = 0.98 if above else 0.02
-    xy = (place, at) if along == "y" else (at, place)
-    marker = {"y": "v^", "x": "<>"}[along][above]
-    axes.plot(
-        *xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **(style | {"marker": marker, "ls": "", "ms": 6})
-    )
+    look = style | {"marker": marker, "ls": "", "ms": 6}
+    axes.plot(*xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **look)
     if said is not None:
-        back = -7 if above else 7
-        offset, align = ((0, back), "center") if along == "y" else ((back, 0), "right" if above else "left")
-        upright = "center" if along == "x" else "top" if above else "bottom"
-        axes.annotate(
-            number(said), xy, offset, transform, textcoords="offset points", size=8, ha=align, va=upright, zorder=5
-        )  # fmt: skip
+        text = {"size": 8, "ha": ha, "va": va, "zorder": 5}
+        axes.annotate(number(said), xy, offset, transform, textcoords="offset points", **text)
 
 
-def _edges(axes: Axes) -> int:
-    return sum(line.get_gid() == EDGE for line in axes.lines)
+def lines(axes: Axes, x: str, series: Mapping[str, tuple[pd.DataFrame, Style]], log: bool = False, **look: Any) -> None:
+    """Cells over their column x, a line with bars for each label, moved apart so that no bar hides another."""
+    every = np.concatenate([found[x].to_numpy(dtype=float) for found, _ in series.values()])
+    for i, (label, (found, own)) in enumerate(series.items()):
+        found = found.sort_values(x)
+        over(axes, apart(found[x], i, len(series), every, log), found, label=label, **(look | own))
 
 
 def apart(x: ArrayLike, line: int, n: int, places: ArrayLike, log: bool = False) -> np.ndarray:
@@ -239,31 +233,26 @@ def is_wide(values: Sequence[float]) -> bool:
     return len(values) > 0 and max(values) > 10 * min(values) > 0
 
 
-def limit(axes: Axes, limits: Limits, along: str = "y") -> None:
+def limit(axes: Axes, limits: Limits, along: str = "y", said: bool = False) -> None:
     """Give an axis these limits, after all is drawn: what ``over`` drew outside of them becomes arrows at the edge.
 
-    Lines keep their true course, so they leave the axes towards what lies outside.
+    Lines keep their true course, so they leave the axes towards what lies outside. ``said`` adds the arrows' numbers.
     """
     axis = axes.yaxis if along == "y" else axes.xaxis
     if limits.log:
         (axes.set_yscale if along == "y" else axes.set_xscale)("log")
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
         # Two decades have too few whole powers of ten to read.
-        axis.set_minor_formatter(_some_minor if limits.high < 100 * limits.low else NullFormatter())
+        axis.set_minor_formatter("{x:g}" if limits.high < 100 * limits.low else NullFormatter())
         axis.set_tick_params(which="minor", labelsize=8)
     (axes.set_ylim if along == "y" else axes.set_xlim)(limits.low, limits.high)
     axes.grid(axis="both" if along == "y" else "x", which="both" if limits.log else "major", alpha=0.2)
     for line in [bars.lines[0] for bars in axes.containers if isinstance(bars, ErrorbarContainer)]:
         points = np.column_stack(line.get_data(orig=False) if along == "y" else line.get_data(orig=False)[::-1])
-        for place, value in points.astype(float):
+        for place, value in points.astype(float).tolist():
             if not math.isnan(value) and not limits.low <= value <= limits.high:
-                edge(axes, float(place), bool(value > limits.high), along, color=line.get_color())
-
-
-def _some_minor(value: float, _: Any = None) -> str:
-    """The label of a minor tick at 2 or 5 times a power of ten."""
-    digit = round(value / 10 ** math.floor(math.log10(value)))
-    return f"{value:g}" if digit in (2, 5) else ""
+                edge(axes, place, value > limits.high, along, None, value if said else None, color=line.get_color())
 
 
 # Heat maps
@@ -299,11 +288,16 @@ def heat_map(
     return image
 
 
-def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str, **options: Any) -> None:
-    """The scale of a heat map, or of several that share it, at their right."""
-    bar = figure.colorbar(image, ax=list(axes), pad=0.02, **options)
-    bar.set_label(label, size=9)
-    bar.ax.tick_params(labelsize=8)
+def cell_map(
+    axes: Axes, found: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], **options: Any
+) -> AxesImage:  # fmt: skip
+    """A heat map of cells that have the columns row, column and text, with the names of its rows and columns."""
+    values, texts = np.full((len(rows), len(columns)), np.nan), {}
+    for row, column, mean, text in found[["row", "column", "mean", "text"]].itertuples(index=False):
+        values[int(row), int(column)], texts[int(row), int(column)] = mean, text
+    axes.set_xticks(range(len(columns)), columns, size=9)
+    axes.set_yticks(range(len(rows)), rows, size=9)
+    return heat_map(axes, values, texts, **options)
 
 
 # Figures and their words
@@ -346,9 +340,6 @@ def legend(figure: Figure, where: str = "below", columns: int = 2, order: Sequen
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     rank = {label: i for i, label in enumerate(order)}
-    labels = sorted(
-        known, key=lambda label: (rank.get(label, len(rank)), not isinstance(known[label], ErrorbarContainer))
-    )
-    place: dict[str, Any] = {"below": {"loc": "outside lower center", "ncols": columns}}
-    beside = {"loc": "outside right center"}
-    figure.legend([known[label] for label in labels], labels, fontsize=8, frameon=False, **place.get(where, beside))
+    labels = sorted(known, key=lambda x: (rank.get(x, len(rank)), not isinstance(known[x], ErrorbarContainer)))
+    place = {"loc": "outside lower center", "ncols": columns} if where == "below" else {"loc": "outside right center"}
+    figure.legend([known[label] for label in labels], labels, fontsize=8, frameon=False, **place)
