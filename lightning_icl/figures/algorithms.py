@@ -84,7 +84,7 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], re
     found = found.assign(text=[texts[place] for place in found.index]).reset_index()
     style.cell_map(axes, found, list(names.values()), readings, ends=(0.0, FARTHEST), size=8.0)
     for (row, column), ls in frames.items():
-        frame = {"fill": False, "edgecolor": "black", "ls": ls, "lw": 2.2 if ls == "-" else 1.2}
+        frame: style.Style = {"fill": False, "edgecolor": "black", "ls": ls, "lw": 2.2 if ls == "-" else 1.2}
         axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, **frame))
 
 
@@ -98,10 +98,9 @@ def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:
         for place in x[line["mean"] > FARTHEST]:
             style.edge(axes, place, True, **style.look(i))
     axes.axhline(1, color="black", lw=0.8, ls=":")
-    axes.set_ylim(0, FARTHEST)
     places = found["n_points"].unique().astype(float)
     room = max(0.5, 0.06 * np.ptp(places))
-    axes.set_xlim(places.min() - room, places.max() + room)
+    axes.set(xlim=(places.min() - room, places.max() + room), ylim=(0, FARTHEST))
     axes.xaxis.set_major_locator(FixedLocator(places) if len(places) < 6 else MaxNLocator(5, integer=True))
     axes.set_xlabel("number of in-context examples n", size=9)
     axes.grid(alpha=0.2)

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.artist import setp
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
@@ -42,20 +41,17 @@ def attention_maps(patterns: Sequence[Tensor], first_query: int) -> Figure:
 
 def prediction_rows(rows: Sequence[Tensor], names: Sequence[str]) -> Figure:
     """What each coordinate of an attended token adds to the prediction, one (heads, coordinates) tensor a layer."""
-    tall = [min(MAX_HEADS, max(2, *(len(row) for row in rows[i : i + 2]), 2)) for i in range(0, len(rows), 2)]
-    figure = Figure(figsize=(6.9, 0.8 + sum(1.0 + 0.2 * n for n in tall)), layout="constrained")
-    every = figure.subplots(len(tall), 2, squeeze=False, height_ratios=[0.5 + 0.2 * n for n in tall]).flatten().tolist()
-    for i, (row, axes) in enumerate(zip(rows, every, strict=False)):
-        axes.set_title(f"layer {i + 1}", size=10)
-        axes.set_xlabel("coordinate of the attended token", size=9)
+    tall = [0.5 + 0.2 * min(MAX_HEADS, max(2, len(row))) for row in rows]
+    figure = Figure(figsize=(6.9, 0.9 + sum(tall)), layout="constrained")
+    every = figure.subplots(len(rows), 1, squeeze=False, height_ratios=tall).flatten().tolist()
+    for i, (row, axes) in enumerate(zip(rows, every, strict=True)):
         shown = row[:MAX_HEADS].numpy()
         _image(axes, shown, "label units", [axes], shown)
+        axes.set_ylabel(f"layer {i + 1}\nhead", size=9)
         if len(row):
-            _name(axes.xaxis, [0], names, 2.3)
+            _name(axes.xaxis, [0], names, 5.0)
             _name(axes.yaxis, [0], [str(head + 1) for head in range(len(shown))], 0.2 * len(shown))
-            axes.set_ylabel("head", size=9)
-    for axes in every[len(rows) :]:
-        axes.remove()
+    axes.set_xlabel("coordinate of the attended token", size=9)
     title(figure, "What a fully attended token adds to the prediction directly" + _left_out(rows))
     return figure
 
@@ -122,8 +118,9 @@ def _name(axis: Axis, firsts: Sequence[int], names: Sequence[str], inches: float
     axis.set_ticks([first + place for first in firsts for place in named], [*named.values()] * len(firsts), size=9)
     axis.set_tick_params(length=1.5, pad=1)
     if across and len(named) < len(names):  # within their block, away from the next one's
-        setp(axis.get_ticklabels()[len(named) - 1 :: len(named)], ha="right")
-        setp(axis.get_ticklabels()[:: len(named)], ha="left")
+        for i, label in enumerate(axis.get_ticklabels()):
+            if (place := i % len(named)) in (0, len(named) - 1):
+                label.set_horizontalalignment("right" if place else "left")
 
 
 def _left_out(maps: Sequence[Tensor]) -> str:

@@ -31,8 +31,7 @@ def importance_map(rows: pd.DataFrame) -> Figure:
     """Layer by head map of leave-one-out importance with its intervals; rows heads/leave_one_out/..."""
     found = _numbers(rows, "leave_one_out")
     n_layers, n_heads = shape = _shape(found)
-    figure = Figure(figsize=(max(style.WIDTH, 1.5 + CELL[0] * n_heads), 0.9 + CELL[1] * n_layers), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = style.panels(1, max(5.0, 0.9 + CELL[0] * n_heads), 0.4 + CELL[1] * n_layers)
     power, unit = unit_of(found["importance"])
     importance_panel(axes, found["importance"], shape, power)
     effective = found["effective"].set_index("layer")["mean"].dropna()
@@ -77,11 +76,9 @@ def score_maps(rows: pd.DataFrame) -> Figure:
         _head_map(axes, heads.assign(text=percent.where(~noise, "(" + percent + ")")), shape, ends=(0.0, 100.0))
         for layer in set(heads["layer"]) - set(heads.dropna(subset="mean")["layer"]):
             axes.text(n_heads / 2 - 0.5, layer - 1, "total not above 0", ha="center", va="center", size=9)
-        axes.set_ylabel("layer", size=9)
-        axes.set_title(score_label(score), size=10)
+        axes.set(ylabel="layer", title=score_label(score))
     _agreement(figure.add_subplot(grid[-1, int(beside) :]), rows, scores)
-    words = "Each head's share of its layer's importance in %\n(in brackets: its importance is within noise of 0)"
-    style.title(figure, words)
+    style.title(figure, "Each head's share of its layer's importance in %\n(in brackets: importance within noise of 0)")
     return figure
 
 
@@ -89,13 +86,9 @@ def _agreement(axes: Axes, rows: pd.DataFrame, scores: Sequence[str]) -> None:
     """Rank correlation of every two scores with its interval; the table is symmetric, so half of it is drawn."""
     whole = rows[rows["layer"].isna() & rows["n_points"].isna()]
     found = style.cells(whole, rf"heads/agreement/(?P<first>{'|'.join(scores)})_and_(?P<second>{'|'.join(scores)})")
-    found["text"] = [
-        "not defined"
-        if math.isnan(c.mean)
-        else f"{c.mean:z.2f}" + f"\n[{c.low:z.2f}, {c.high:z.2f}]" * (c.low == c.low)
-        for c in found.itertuples()
-    ]
     found = found.assign(row=found["second"].map(scores.index) - 1, column=found["first"].map(scores.index))
+    said = [f"{c.mean:z.2f}" + f"\n[{c.low:z.2f}, {c.high:z.2f}]" * (c.low == c.low) for c in found.itertuples()]
+    found["text"] = pd.Series(said, found.index, dtype=object).where(found["mean"].notna(), "not defined")
     labels = [score_label(name).replace(", ", ",\n").removesuffix(" ablation") for name in scores]
     style.cell_map(axes, found, labels[1:], labels[:-1], ends=(-1.0, 1.0), missing="white")
     axes.set_title("rank correlation [95 % interval]", size=10)
@@ -145,10 +138,8 @@ def in_use(
     bound = BOUNDS[number] * (n_heads.get(1, 0) if number == "effective" else 1)
     axes.axhline(bound, color=colours[0] if number == "effective" else "0.4", lw=1, ls=":")
     if number == "effective":
-        axes.set_ylim(0.7, max(n_heads.values()) + 0.3)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    else:
-        axes.set_ylim(0, 1.04)
+    axes.set_ylim(*((0.7, max(n_heads.values()) + 0.3) if number == "effective" else (0, 1.04)))
     axes.set_ylabel(NUMBERS[number], size=9)
     axes.grid(alpha=0.2)
 

@@ -57,12 +57,10 @@ def risk_by_depth(
     axes: Axes, optimiser: str, found: pd.DataFrame, styles: Mapping[str, tuple[str, Style]], limits: Limits
 ) -> None:
     """One panel: an optimiser's cells with arm and steps."""
-    found = found.assign(steps=found["steps"].astype(int))
+    found = found.astype({"steps": int})
     style.lines(
         axes, "steps", {label: (found[found["arm"] == arm], look) for arm, (label, look) in styles.items()}, ms=4
     )
     style.limit(axes, limits)
     deepest = found["steps"].max()
-    axes.set_xticks(range(1, deepest + 1))
-    axes.set_xlim(0.7, deepest + 0.3)
-    axes.set_xlabel(TITLES[optimiser][1])
+    axes.set(xticks=range(1, deepest + 1), xlim=(0.7, deepest + 0.3), xlabel=TITLES[optimiser][1])

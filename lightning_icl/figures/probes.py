@@ -54,12 +54,10 @@ def risk_by_layer(
         if not metric.startswith(LEVEL) and len(found):
             style.over(axes, found["layer"], found, label=label, **(Style(ms=4, lw=1.2) | look))
         for cell in found.itertuples() if metric.startswith(LEVEL) else ():
-            said = f"{label}, {style.number(cell.mean)}" if numbers else label
-            style.level(axes, cell, limits, label=said, **look)
+            style.level(axes, cell, limits, label=label + f", {style.number(cell.mean)}" * numbers, **look)
     style.limit(axes, limits)
     axes.set_xticks(range(int(max(found["layer"].max() for found, _ in probes.values())) + 1))
-    axes.set_xlabel("layer (0 is the read-in)")
-    axes.set_ylabel(style.RISK_WITH_BARS, size=9)
+    axes.set(xlabel="layer (0 is the read-in)", ylabel=style.RISK_WITH_BARS)
 
 
 def probe_map(rows: pd.DataFrame) -> Figure:

@@ -35,18 +35,15 @@ def risk_by_estimator(rows: pd.DataFrame, prompts: str) -> Figure:
         look = styles[cell.estimator] | {"ls": "", "ms": 8 if cell.estimator == MODEL else 5}
         style.over(axes, [place], found.iloc[[place]], along="x", **look)
         if limits.low <= cell.mean <= limits.high:
-            text = {"textcoords": "offset points", "ha": "center", "size": 8}
+            text: Style = {"textcoords": "offset points", "ha": "center", "size": 8}
             axes.annotate(style.number(cell.mean), (cell.mean, place), (0, 6), **text)
     style.limit(axes, limits, along="x", said=True)
-    axes.set_ylim(-0.6, len(found) - 0.3)
     axes.set_yticks(range(len(found)), names, size=8)
-    axes.set_xlabel(style.RISK_WITH_BARS, size=9)
+    axes.set(ylim=(-0.6, len(found) - 0.3), xlabel=style.RISK_WITH_BARS)
     paired = style.parts(rows[rows["n_points"].isna()], "against/(?P<estimator>.+)/difference").dropna(subset="value")
-    differences = {
-        row.estimator: f"{row.value:+#.2g} [{row.low:+#.2g}, {row.high:+#.2g}]" for row in paired.itertuples()
-    }
-    said = ({MODEL: "the model"} | differences).get
-    axes.secondary_yaxis("right").set_yticks(range(len(found)), [said(name, "") for name in found["estimator"]], size=8)
+    said = {p.estimator: f"{p.value:+#.2g} [{p.low:+#.2g}, {p.high:+#.2g}]" for p in paired.itertuples()}
+    beside = [said.get(name, "the model" if name == MODEL else "") for name in found["estimator"]]
+    axes.secondary_yaxis("right").set_yticks(range(len(found)), beside, size=8)
     axes.text(1.02, 1.01, "its risk minus the model's\n(paired, 95 % interval)", transform=axes.transAxes, size=8)
     style.title(figure, f"Excess risk on {prompts}")
     return figure
@@ -54,8 +51,7 @@ def risk_by_estimator(rows: pd.DataFrame, prompts: str) -> Figure:
 
 def risk_by_points(rows: pd.DataFrame, prompts: str) -> Figure:
     """Excess risk against the number of examples, a line for the model and at most five references."""
-    found = _cells(rows)
-    found = found[found["n_points"].notna()]
+    found = style.cells(rows[rows["n_points"].notna()], METRIC)
     figure, (axes,) = style.panels(1, 5.0, 3.9)
     by_points(axes, _series(found), _limits(found, _chosen(found)))
     _finish(figure, f"Excess risk on {prompts}", found)
@@ -75,9 +71,7 @@ def risk_by_stream(rows: pd.DataFrame) -> Figure:
     style.limit(axes, _limits(found, _chosen(found)))
     axes.grid(visible=False, axis="x")
     axes.set_xticks(range(len(streams)), [textwrap.fill(stream.replace("_", " "), 16) for stream in streams])
-    axes.set_xlim(-0.5, len(streams) - 0.5)
-    axes.set_xlabel("stream of prompts")
-    axes.set_ylabel(style.RISK_WITH_BARS, size=9)
+    axes.set(xlim=(-0.5, len(streams) - 0.5), xlabel="stream of prompts", ylabel=style.RISK_WITH_BARS)
     _finish(figure, "Excess risk by stream", found)
     return figure
 
@@ -85,7 +79,6 @@ def risk_by_stream(rows: pd.DataFrame) -> Figure:
 def risk_by_step(rows: pd.DataFrame) -> Figure:
     """The model's excess risk on all prompts over training, between the references; ``rows`` have a column step."""
     found = _overall(rows).sort_values("step")
-    found = found[found["estimator"].isin([MODEL, "zero", *LEVELS])]
     model, limits, styles = found[found["estimator"] == MODEL], _limits(found, LEVELS), style.ESTIMATORS
     figure, (axes,) = style.panels(1, 5.0, 3.4)
     style.band(axes, model["step"], model, label="transformer", ms=3, **styles[MODEL][1])
@@ -94,8 +87,7 @@ def risk_by_step(rows: pd.DataFrame) -> Figure:
         style.level(axes, cell, limits, label=f"{label}, {style.number(cell.mean)}", **look)
     style.limit(axes, limits)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("training step")
-    axes.set_ylabel(f"{style.RISK}\nbands: 95 % intervals", size=9)
+    axes.set(xlabel="training step", ylabel=style.RISK_WITH_BARS.replace("bars", "bands"))
     _finish(figure, "Excess risk over training, on all validation prompts")
     return figure
 
@@ -125,21 +117,15 @@ def by_points(axes: Axes, lines: Mapping[str, tuple[pd.DataFrame, Style]], limit
             style.band(axes, line["n_points"], line, label=label, **(look | thin))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.limit(axes, limits)
-    axes.set_xlabel("number of in-context examples n")
-    axes.set_ylabel(style.RISK_WITH_BARS if few else f"{style.RISK}\nbands: 95 % intervals", size=9)
-
-
-def _cells(rows: pd.DataFrame) -> pd.DataFrame:
-    return style.cells(rows, METRIC)
+    said = style.RISK_WITH_BARS if few else style.RISK_WITH_BARS.replace("bars", "bands")
+    axes.set(xlabel="number of in-context examples n", ylabel=said)
 
 
 def _overall(rows: pd.DataFrame, stream: str | None = "first") -> pd.DataFrame:
     """Risks on all prompts of a stream; the first that has any, or of every stream."""
-    found = _cells(rows)
-    found = found[found["n_points"].isna()]
-    if stream is None or found.empty:
-        return found
-    return found[found["stream"].isin(found["stream"].iloc[:1])]
+    found = style.cells(rows[rows["n_points"].isna()], METRIC)
+    streams = found["stream"].fillna("")
+    return found if stream is None else found[streams.isin(streams.iloc[:1])]
 
 
 def _limits(found: pd.DataFrame, names: Iterable[str] | None = None) -> Limits:

@@ -85,9 +85,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 100 <= abs(value) < 1e4 else f"{value:#.3g}"
 
 
-# Cells
-
-
 def parts(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The rows whose whole metric fits the regular expression, with its named groups as columns."""
     pattern = re.compile(metric)
@@ -97,14 +94,8 @@ def parts(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def cells(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of one run whose metric fits, as cells: value is the mean, of n = 1 run.
-
-    cells(rows, r"(val|test)/excess_risk/(?P<estimator>\\w+)") has the column estimator.
-    """
+    """The rows of one run whose metric fits, as cells: value is the mean, of n = 1 run."""
     return parts(rows, metric).rename(columns={"value": "mean"}).assign(n=1)
-
-
-# Numbers with their intervals
 
 
 def bars(found: pd.DataFrame) -> np.ndarray:
@@ -115,11 +106,7 @@ def bars(found: pd.DataFrame) -> np.ndarray:
 
 
 def over(axes: Axes, places: ArrayLike, found: pd.DataFrame, along: str = "y", **style: Any) -> None:
-    """Means at these places with error bars from low to high; ``along`` is the axis that the numbers lie on.
-
-    ls="" leaves out the line. ``limit`` marks what lies outside of the axes; a bar below 0 ends at the foot of a
-    logarithmic axis.
-    """
+    """Means at these places with error bars from low to high; ``along`` is the axis that the numbers lie on."""
     x = np.asarray(places, dtype=float)
     data = (x, found["mean"], bars(found)) if along == "y" else (found["mean"], x, None, bars(found))
     axes.errorbar(*data, **({"capsize": 2, "elinewidth": 1} | style))
@@ -157,13 +144,13 @@ def edge(
     if along == "y":
         marker, xy, offset, ha, va = "v^"[above], (place, at), (0, back), "center", "top" if above else "bottom"
     else:
-        marker, xy, offset, ha, va = "<>"[above], (at, place), (back, 0), "right" if above else "left", "center"
+        marker, xy, offset, ha, va = "<>"[above], (at, place), (back, 2), "right" if above else "left", "bottom"
     transform = transform or (axes.get_xaxis_transform() if along == "y" else axes.get_yaxis_transform())
     look = style | {"marker": marker, "ls": "", "ms": 6}
     axes.plot(*xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **look)
     if said is not None:
-        text = {"size": 8, "ha": ha, "va": va, "zorder": 5}
-        axes.annotate(number(said), xy, offset, transform, textcoords="offset points", **text)
+        text: Style = {"size": 8, "ha": ha, "va": va, "zorder": 5, "textcoords": "offset points"}
+        axes.annotate(number(said), xy, offset, transform, **text)
 
 
 def lines(axes: Axes, x: str, series: Mapping[str, tuple[pd.DataFrame, Style]], log: bool = False, **look: Any) -> None:
@@ -177,8 +164,7 @@ def lines(axes: Axes, x: str, series: Mapping[str, tuple[pd.DataFrame, Style]], 
 def apart(x: ArrayLike, line: int, n: int, places: ArrayLike, log: bool = False) -> np.ndarray:
     """The places x of one of n lines, moved so that no bar hides another, but not far from where they are.
 
-    How far goes by the ``places`` of all lines, of which a line may have but one. Where all have the same single one,
-    they are moved as if the next were 1 away, and the axis needs limits of its own to show it so.
+    How far goes by the ``places`` of all lines; where that is a single one, as if the next were 1 away.
     """
     x, every = (np.asarray(values, dtype=float) for values in (x, places))
     at, every = (np.log(x), np.log(every)) if log else (x, every)
@@ -186,8 +172,6 @@ def apart(x: ArrayLike, line: int, n: int, places: ArrayLike, log: bool = False)
     moved = at + min(0.4 / n * gap, max(0.03 * gap, 0.012 * length)) * (line - (n - 1) / 2)
     return np.exp(moved) if log else moved
 
-
-# Axes of risks
 
 FURTHEST = 3.0  # times the largest mean: how far an axis follows the intervals, which of two seeds are huge
 DEEPEST = 1e-3  # times the model's smallest risk: below lie references that are exact without noise
@@ -224,8 +208,7 @@ def risk_limits(model: pd.DataFrame, others: pd.DataFrame | None = None, zero: f
 
 
 def _finite(found: pd.DataFrame | None, column: str) -> list[float]:
-    values = [] if found is None else found[column].astype(float)
-    return [value for value in values if math.isfinite(value)]
+    return [] if found is None else [value for value in found[column].astype(float) if math.isfinite(value)]
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -255,14 +238,10 @@ def limit(axes: Axes, limits: Limits, along: str = "y", said: bool = False) -> N
                 edge(axes, place, value > limits.high, along, None, value if said else None, color=line.get_color())
 
 
-# Heat maps
-
-
 def scale(*tables: ArrayLike) -> tuple[float, float]:
     """The ends of one colour scale for several tables: 0 and their smallest and largest numbers."""
     values = np.concatenate([np.zeros(1), *map(np.ravel, tables)])
-    values = values[np.isfinite(values)]
-    low, high = min(0.0, values.min(initial=0.0)), max(0.0, values.max(initial=0.0))
+    low, high = (float(end(values[np.isfinite(values)])) for end in (np.min, np.max))
     return (low, high) if low < high else (0.0, 1.0)
 
 
@@ -272,9 +251,8 @@ def heat_map(
 ) -> AxesImage:  # fmt: skip
     """A table in colours: white at 0, red above and blue below, as strong as far from 0 on either side.
 
-    The scale goes from one of ``ends`` to the other (those of ``scale(values)`` unless told; the same for all tables
-    of a figure), so no half of it is empty where nothing is negative. NaN is ``missing``. ``texts`` are written into
-    their (row, column) in an ink that can be read.
+    The scale goes from one of ``ends`` to the other (of ``scale(values)`` unless told), so no half of it is empty where
+    nothing is negative. NaN is ``missing``; ``texts`` are by (row, column).
     """
     low, high = ends or scale(values)
     strongest = max(-low, high)
@@ -300,14 +278,11 @@ def cell_map(
     return heat_map(axes, values, texts, **options)
 
 
-# Figures and their words
-
-
 def panels(
     n: int, width: float | int, height: float | int, legend: float | int = 0, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of n axes of this size in inches, four of them as two by two; ``legend`` is room at the right."""
-    across = n if n <= 3 else 2 if n == 4 else 3
+    across = 2 if n == 4 else min(n, 3)
     down = -(-n // across)
     figure = Figure(figsize=(0.6 + across * width + legend, 0.5 + down * height), layout="constrained")
     every = figure.subplots(down, across, squeeze=False, **options).flatten().tolist()
@@ -341,5 +316,6 @@ def legend(figure: Figure, where: str = "below", columns: int = 2, order: Sequen
             known.setdefault(label, handle)
     rank = {label: i for i, label in enumerate(order)}
     labels = sorted(known, key=lambda x: (rank.get(x, len(rank)), not isinstance(known[x], ErrorbarContainer)))
-    place = {"loc": "outside lower center", "ncols": columns} if where == "below" else {"loc": "outside right center"}
+    place: Style = {"loc": "outside lower center", "ncols": columns}
+    place = place if where == "below" else {"loc": "outside right center"}
     figure.legend([known[label] for label in labels], labels, fontsize=8, frameon=False, **place)
