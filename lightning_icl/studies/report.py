@@ -1,9 +1,8 @@
 """The report of a study: one HTML file that needs no other."""
 
 import base64
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +11,9 @@ import pandas as pd
 import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from lightning_icl.figures.style import estimator_label
 from lightning_icl.studies.figures import Drawn
-from lightning_icl.studies.names import estimator_label, heads_label, in_order, is_missing, setting_text, value_text
+from lightning_icl.studies.names import heads_label, in_order, setting_text, value_text
 from lightning_icl.studies.risks import COMPARED, model_risks
 from lightning_icl.studies.table import config_columns, varied
 from lightning_icl.studies.verdicts import Finding
@@ -22,8 +22,7 @@ STATUSES = ("done", "failed", "not finished", "not run")  # in order; others com
 LARGEST_SVG = 600_000  # bytes; a larger drawing is shown as PNG
 
 
-@dataclass(frozen=True)
-class StudyPage:
+class StudyPage(NamedTuple):
     """What a report shows.
 
     Attributes:
@@ -50,19 +49,12 @@ class StudyPage:
     command: str
 
 
-class Image(NamedTuple):
-    """A picture as the page has it."""
-
-    uri: str
-    alt: str
-
-
 def write_report(page: StudyPage, folder: Path, now: datetime | None = None) -> Path:
     """Write report.html into the folder and return its path."""
+    loader = PackageLoader("lightning_icl.studies", ".")
     environment = Environment(
-        loader=PackageLoader("lightning_icl.studies", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     path = folder / "report.html"
     folder.mkdir(parents=True, exist_ok=True)
     text = environment.get_template("report.html.jinja").render(_content(page, now or datetime.now(UTC)))
@@ -72,24 +64,26 @@ def write_report(page: StudyPage, folder: Path, now: datetime | None = None) -> 
 
 def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
     """What the template asks for."""
-    overall = [finding for finding in page.findings if finding.setting is None]
     trials = page.trials.astype(object).where(page.trials.notna(), None).to_dict("records")
+    statuses = Counter(trial["status"] for trial in trials)
+    by_setting = defaultdict(list)
+    for finding in page.findings:
+        by_setting[None if finding.setting is None else setting_text(finding.setting)].append(finding)
+    values = {key: ", ".join(_values(key, page.table[key])) for key in config_columns(page.table)}
+    different = varied(page.table)
     return {
         "page": page,
-        "overall": overall,
-        "by_setting": _by_setting(page.findings),
-        "by_verdict": _by_verdict,
+        "overall": by_setting.pop(None, []),
+        "by_setting": by_setting,
         "trials": trials,
-        "failed": [trial for trial in trials if trial["status"] == "failed"],
-        "damaged": [trial for trial in trials if trial["damage"]],
         "risks": model_risks(page.table),
         "compared": [estimator_label(name) for name in COMPARED],
         "jobs": _jobs(trials),
-        "statuses": Counter(sorted((trial["status"] for trial in trials), key=_order)),
+        "statuses": {status: statuses[status] for status in sorted(statuses, key=(*STATUSES, *statuses).index)},
         "compute": duration(sum(trial["seconds"] or 0 for trial in trials)),
         "figures": [(drawn, _images(drawn)) for drawn in page.figures],
-        "varied": _varied(page.table),
-        "common": _common(page.table),
+        "varied": {key: values[key] for key in different},
+        "common": {key: text for key, text in values.items() if text and key not in different},
         "settings": {key: _as_text(value) for key, value in page.settings.items()},
         "seeds": ", ".join(str(seed) for seed in sorted(page.table["seed"].dropna().unique())),
         "now": f"{now:%Y-%m-%d %H:%M %Z}".strip(),
@@ -104,54 +98,24 @@ def _jobs(trials: Sequence[Mapping[str, Any]]) -> str:
     return " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counts.items() if n or kind == "trial")
 
 
-def _order(status: str) -> int:
-    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
-
-
-def _by_setting(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
-    """The findings of each setting, by the setting in words."""
-    found: dict[str, list[Finding]] = {}
-    for finding in findings:
-        if finding.setting is not None:
-            found.setdefault(setting_text(finding.setting), []).append(finding)
-    return found
-
-
-def _by_verdict(findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """The names of the claims that have each verdict."""
-    found = {verdict: [f.claim for f in findings if f.verdict == verdict] for verdict in ("PASS", "FAIL", "UNDECIDED")}
-    return {verdict: names for verdict, names in found.items() if names}
-
-
-def _images(drawn: Drawn) -> list[Image]:
-    """Each picture of a figure: the SVG, sharp at every size, or the PNG where it is smaller by far."""
+def _images(drawn: Drawn) -> list[tuple[str, str]]:
+    """Address and words of each picture of a figure: the SVG, sharp at every size, or the PNG if it is far smaller."""
     images = []
     for png in (file for file in drawn.files if file.suffix == ".png"):
         svg = png.with_suffix(".svg")
         sharp = svg in drawn.files and svg.stat().st_size <= LARGEST_SVG
         kind, file = ("svg+xml", svg) if sharp else ("png", png)
         content = base64.b64encode(file.read_bytes()).decode()
-        images.append(Image(f"data:image/{kind};base64,{content}", f"{drawn.title} ({png.stem})"))
+        images.append((f"data:image/{kind};base64,{content}", f"{drawn.title} ({png.stem})"))
     return images
 
 
-def _varied(table: pd.DataFrame) -> dict[str, str]:
-    """The config keys that differ between trials, with all their values."""
-    return {key: ", ".join(_values(key, table[key])) for key in varied(table)}
-
-
 def _values(key: str, column: pd.Series) -> list[str]:
-    values = [value for value in column.drop_duplicates() if not is_missing(value)]
+    """All values of a config key, in words."""
+    values = column.dropna().unique().tolist()
     if key == "model.heads":
         return [text if heads_label(text) == text else f"{text} ({heads_label(text)})" for text in in_order(values)]
     return [value_text(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
-
-
-def _common(table: pd.DataFrame) -> dict[str, str]:
-    """The config keys that are the same in all trials."""
-    different = varied(table)
-    same = {key: table[key].iloc[0] for key in config_columns(table) if key not in different and len(table)}
-    return {key: value_text(value) for key, value in same.items() if not is_missing(value)}
 
 
 def _as_text(value: Any) -> str:
@@ -167,6 +131,5 @@ def duration(seconds: float | int | None) -> str:
         return ""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -32,23 +32,19 @@ def model_risks(table: pd.DataFrame) -> list[ModelRisk]:
     found = []
     for setting, rows in by_setting(last_step(table)):
         for text in in_order(rows["model.heads"].dropna()):
+            names = ("transformer", *COMPARED)
             try:
-                found.append(_model_risk(setting_text(setting), rows, text))
+                risk, *others = (by_seed(rows, f"val/excess_risk/{name}", head_list(text)) for name in names)
+                ratios = [_interval(risk / other.where(other > 0), log=True) if len(other) else "" for other in others]
+                told = int(risk.notna().sum()), _interval(risk), ratios
             except InputError as error:  # two trials of one seed
-                found.append(ModelRisk(setting_text(setting), heads_label(text), 0, str(error), []))
+                told = 0, str(error), []
+            found.append(ModelRisk(setting_text(setting), heads_label(text), *told))
     return [one for one in found if one.risk]
 
 
-def _model_risk(setting: str, rows: pd.DataFrame, text: str) -> ModelRisk:
-    risk, *others = (by_seed(rows, f"val/excess_risk/{name}", head_list(text)) for name in ("transformer", *COMPARED))
-    ratios = [_interval(risk / other.where(other > 0), log=True) if len(other) else "" for other in others]
-    return ModelRisk(setting, heads_label(text), int(risk.notna().sum()), _interval(risk), ratios)
-
-
 def _interval(values: pd.Series, log: bool = False) -> str:
-    values = values.dropna()
-    if log:
-        values = values[values > 0]
+    values = (values.where(values > 0) if log else values).dropna()
     if values.empty:
         return ""
     mean, low, high = map(three_digits, seed_interval(values.tolist(), log=log)[:3])

@@ -1,5 +1,7 @@
 """Numbers by seed, chosen from the rows of one setting of a study's table, of the last step each was measured at."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
@@ -34,8 +36,7 @@ def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None, n_poi
     found = table.loc[table["metric"] == metric, ["trial", *PLACE, "stream", "model.heads", "value", "low", "high"]]
     found = _at(_at(found, "n_points", n_points), "stream", None)
     if heads is not None:
-        texts = found["model.heads"].dropna().unique()
-        found = found[found["model.heads"].isin([text for text in texts if head_list(text) == heads])]
+        found = found[found["model.heads"].eq(json.dumps(heads)).fillna(False)]
     again = found[found.duplicated(PLACE, keep=False)]
     if len(again):
         seed = again["seed"].iloc[0]
@@ -62,11 +63,6 @@ def by_seed(
     """
     found = _at(measured(table, metric, heads, n_points), "layer", layer).set_index("seed")[column]
     return found.reindex(sorted(table["seed"].dropna().unique())) if len(found) else found
-
-
-def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:
-    """The numbers of examples at which a metric was measured, smallest first."""
-    return sorted(map(int, table.loc[table["metric"] == metric, "n_points"].dropna().unique()))
 
 
 def _at(rows: pd.DataFrame, column: str, value: int | None) -> pd.DataFrame:

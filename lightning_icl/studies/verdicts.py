@@ -133,8 +133,7 @@ def finding(
 ) -> Finding:
     """The verdict on all comparisons of a claim together; UNDECIDED where there are none."""
     all_judged = [judged(part, len(parts)) for part in parts]
-    found: set[Verdict] = {one.verdict for one in all_judged} or {"UNDECIDED"}
-    verdict = next(verdict for verdict in WORST_FIRST if verdict in found)
+    verdict = min((one.verdict for one in all_judged), key=WORST_FIRST.index, default="UNDECIDED")
     return Finding(claim, statement, None if setting is None else dict(setting), verdict, all_judged, note)
 
 
