@@ -6,7 +6,7 @@ cancels, and ratios are averaged geometrically. Models of different depth are ne
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
@@ -45,7 +45,7 @@ class Claim(ABC):
         return type(self).__name__
 
     @abstractmethod
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterable[Part]:
         """The comparisons it needs, from one setting's last steps; none where the table lacks what it is about."""
 
 
@@ -73,7 +73,7 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Finding]:
 
 
 def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
-    found = [(setting, parts) for setting, rows in settings if (parts := claim.parts(rows))]
+    found = [(setting, parts) for setting, rows in settings if (parts := list(claim.parts(rows)))]
     if not found:
         return [finding(claim.name, claim.statement, None, [], f"it needs {claim.needs}")]
     together = [
@@ -91,29 +91,24 @@ class RiskFallsWithHeads(Claim):
     statement = "The excess risk falls from each number of heads to the next larger one."
     needs = "uniform models of at least two numbers of heads"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         risks = [(heads[0], risk) for heads in uniform_models(table) if len(risk := by_seed(table, MODEL, heads))]
-        return [
-            part
-            for (fewer, risk_of_fewer), (more, risk) in pairwise(risks)
-            for part in lower_risk(f"{more} heads against {fewer}", risk, risk_of_fewer)
-        ]
+        for (fewer, other), (more, risk) in pairwise(risks):
+            yield from lower_risk(f"{more} heads against {fewer}", risk, other)
 
 
 class OneHeadWorst(Claim):
     statement = "One head a layer is worst at every number of examples."
     needs = "a model with one head in every layer, a uniform one with more, and risks by number of examples"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         one, *more = uniform_models(table) or [()]
         numbers = table.loc[table["metric"] == MODEL, "n_points"].dropna() if one[:1] == (1,) else ()
-        parts = []
-        for n in sorted(set(numbers)):
+        for n in sorted(set(map(int, numbers))):
             worst = by_seed(table, MODEL, one, n_points=n)
             for heads in more:
                 risk = by_seed(table, MODEL, heads, n_points=n)
-                parts += lower_risk(f"{heads[0]} heads against 1, n = {n}", risk, worst)
-        return parts
+                yield from lower_risk(f"{heads[0]} heads against 1, n = {n}", risk, worst)
 
 
 class FirstLayerUsesAllHeads(Claim):
@@ -131,13 +126,12 @@ class FirstLayerUsesAllHeads(Claim):
         self.fraction = checked_fraction("fraction", fraction)
         self.statement = f"Layer 1 uses its heads: at least {fraction:g} of them in effect, by leave-one-out."
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         heads, metric = several_heads(table), "heads/leave_one_out/effective"
         effective, errors = (by_seed(table, metric, heads, layer=1, column=column) for column in ("value", "error"))
-        if effective.empty:
-            return []
-        label, bound = f"effective heads of layer 1, of {heads[0]}", self.fraction * heads[0]
-        return [comparison(label, effective, "above", bound, errors=errors)]
+        if len(effective):
+            label, bound = f"effective heads of layer 1, of {heads[0]}", self.fraction * heads[0]
+            yield comparison(label, effective, "above", bound, errors=errors)
 
 
 class LaterLayersUseOneHead(Claim):
@@ -156,14 +150,13 @@ class LaterLayersUseOneHead(Claim):
         self.share = checked_fraction("share", share)
         self.statement = f"Later layers use one head: the top one's share is at least {share:g} (median over layers)."
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         heads = several_heads(table)
         shares = measured(table, "heads/leave_one_out/top_share", heads)
         median = shares[shares["layer"] > 1].groupby("seed")["value"].median(skipna=False)
-        if median.empty:
-            return []
-        median = median.reindex(sorted(table["seed"].unique()))
-        return [comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)]
+        if len(median):
+            median = median.reindex(sorted(table["seed"].unique()))
+            yield comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)
 
 
 class OfPruning(Claim):
@@ -195,16 +188,17 @@ class OfPruning(Claim):
     def name(self) -> str:
         return super().name if self.treatment == "as_is" else f"{super().name} ({self.treatment})"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         heads = several_heads(table)
         metric = f"prune/{self.treatment}/{self.model}/ratio"
         ratios = by_seed(table, metric, heads)
-        if ratios.empty or len(heads) == 1:  # which has no later layer to prune
-            return []
+        if len(heads) == 1:  # no later layer to prune
+            return
         if self.against:
-            return lower_risk(self.label, ratios, by_seed(table, metric.replace(self.model, self.against), heads))
-        errors = by_seed(table, metric, heads, column="error") / ratios
-        return [comparison(self.label, ratios, self.wanted, self.ratio, log=True, errors=errors)]
+            yield from lower_risk(self.label, ratios, by_seed(table, metric.replace(self.model, self.against), heads))
+        elif len(ratios):
+            errors = by_seed(table, metric, heads, column="error") / ratios
+            yield comparison(self.label, ratios, self.wanted, self.ratio, log=True, errors=errors)
 
 
 class PrunedKeepsRisk(OfPruning):
@@ -272,24 +266,23 @@ class BeatsReference(Claim):
     def name(self) -> str:
         return f"{super().name} ({self.reference})"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         heads, paired = most_heads(table), f"against/{self.reference}/ratio"
         model, other = (by_seed(table, metric, heads) for metric in (MODEL, f"val/excess_risk/{self.reference}"))
         errors = by_seed(table, paired, heads, column="error") / by_seed(table, paired, heads)
         label = f"{max(heads, default=0)} heads over {estimator_label(self.reference)}"
-        return lower_risk(label, model, other, errors)
+        yield from lower_risk(label, model, other, errors)
 
 
 class HeadsBelongInFirstLayer(Claim):
     statement = "Heads belong in layer 1: [h, 1, .., 1] has a lower excess risk than [1, .., 1, h]."
     needs = "models [h, 1, .., 1] and [1, .., 1, h] with the same h"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        parts = []
-        for heads in (heads for heads in models(table) if heads[0] > 1 == max(heads[1:], default=0)):
-            first, last = (by_seed(table, MODEL, h) for h in (heads, heads[::-1]))
-            parts += lower_risk(f"{list(heads)} against {list(heads[::-1])}", first, last)
-        return parts
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        for heads in models(table):
+            if heads[0] > 1 == max(heads[1:], default=0):
+                first, last = (by_seed(table, MODEL, h) for h in (heads, heads[::-1]))
+                yield from lower_risk(f"{list(heads)} against {list(heads[::-1])}", first, last)
 
 
 class FirstLayerPreprocesses(Claim):
@@ -302,9 +295,8 @@ class FirstLayerPreprocesses(Claim):
     statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on the raw examples."
     needs = "P-probing of a first layer with several heads"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         arms = table["metric"].drop_duplicates().str.extract(r"^p_probing/(.+)/(.+)/heads_(\d+)$").dropna()
-        parts = []
         for (optimiser, depth), found in arms.groupby([0, 1]):
             fewest, *_, most = sorted(map(int, [*found[2]] * 2))
             if most == 1:
@@ -312,8 +304,7 @@ class FirstLayerPreprocesses(Claim):
             risk = by_seed(table, f"p_probing/{optimiser}/{depth}/heads_{most}")
             for rival in [f"heads_{fewest}"] * (fewest < most) + ["raw"]:
                 label = f"{optimiser} {depth}: {most} heads against {rival.removeprefix('heads_')}"
-                parts += lower_risk(label, risk, by_seed(table, f"p_probing/{optimiser}/{depth}/{rival}"))
-        return parts
+                yield from lower_risk(label, risk, by_seed(table, f"p_probing/{optimiser}/{depth}/{rival}"))
 
 
 def several_heads(table: pd.DataFrame) -> Heads:
@@ -337,11 +328,11 @@ def comparison(
     return Part(label, numbers, wanted, bound, log, len(values) - len(found), error)
 
 
-def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> list[Part]:
+def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> Iterator[Part]:
     """Whether a risk is below another, by their ratio in each seed; no comparison where one was not measured."""
-    if risk.empty or other.empty:
-        return []
-    return [comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True, errors=errors)]
+    if len(risk) and len(other):
+        ratio = risk.clip(lower=ZERO) / other.clip(lower=ZERO)
+        yield comparison(label, ratio, "below", 1.0, log=True, errors=errors)
 
 
 def checked_fraction(name: str, value: float) -> float:

@@ -12,30 +12,24 @@ import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lightning_icl.figures.style import estimator_label
+from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.figures import Drawn
 from lightning_icl.studies.names import heads_label, in_order, setting_text, value_text
-from lightning_icl.studies.risks import COMPARED, model_risks
-from lightning_icl.studies.table import config_columns, varied
-from lightning_icl.studies.verdicts import Finding
+from lightning_icl.studies.selection import by_seed
+from lightning_icl.studies.statistics import seed_interval
+from lightning_icl.studies.table import by_setting, config_columns, head_list, last_step, varied
+from lightning_icl.studies.verdicts import Finding, three_digits
 
 STATUSES = ("done", "failed", "not finished", "not run")  # in order; others come after
+COMPARED = ("ridge", "lasso", "bayes")  # with the models, in the table of risks
 LARGEST_SVG = 600_000  # bytes; a larger drawing is shown as PNG
 
 
 class StudyPage(NamedTuple):
     """What a report shows.
 
-    Attributes:
-        name: the study's.
-        about: what it asks, in a paragraph.
-        findings: the verdicts.
-        trials: one row a trial: trial, status (done, failed, not finished, not run), error and damage (one sentence, or
-            none), seconds, folder, command.
-        figures: the figures on disk, and those that could not be drawn or have nothing to draw.
-        table: the tidy table behind them.
-        settings: what the study file said, by key.
-        versions: of packages, by name.
-        command: what to type to have it all again.
+    ``trials`` has one row a trial: trial, status (done, failed, not finished, not run), error and damage (one sentence,
+    or none), seconds, folder, command. ``settings`` is what the study file said; ``command`` makes it all again.
     """
 
     name: str
@@ -66,17 +60,17 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
     """What the template asks for."""
     trials = page.trials.astype(object).where(page.trials.notna(), None).to_dict("records")
     statuses = Counter(trial["status"] for trial in trials)
-    by_setting = defaultdict(list)
+    of_settings = defaultdict(list)
     for finding in page.findings:
-        by_setting[None if finding.setting is None else setting_text(finding.setting)].append(finding)
+        of_settings[None if finding.setting is None else setting_text(finding.setting)].append(finding)
     values = {key: ", ".join(_values(key, page.table[key])) for key in config_columns(page.table)}
     different = varied(page.table)
     return {
         "page": page,
-        "overall": by_setting.pop(None, []),
-        "by_setting": by_setting,
+        "overall": of_settings.pop(None, []),
+        "by_setting": of_settings,
         "trials": trials,
-        "risks": model_risks(page.table),
+        "risks": _risks(page.table),
         "compared": [estimator_label(name) for name in COMPARED],
         "jobs": _jobs(trials),
         "statuses": {status: statuses[status] for status in sorted(statuses, key=(*STATUSES, *statuses).index)},
@@ -89,6 +83,33 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
         "now": f"{now:%Y-%m-%d %H:%M %Z}".strip(),
         "duration": duration,
     }
+
+
+def _risks(table: pd.DataFrame) -> list[tuple[str, str, int, str, list[str]]]:
+    """Setting, heads, seeds, excess risk over all examples and its ratios to references' of every model that has one.
+
+    At its last step, with 95 % intervals over seeds; of ratios the geometric mean, "" for what was not measured.
+    """
+    found = []
+    for setting, rows in by_setting(last_step(table)):
+        for text in in_order(rows["model.heads"].dropna()):
+            metrics = (f"val/excess_risk/{name}" for name in ("transformer", *COMPARED))
+            try:
+                risk, *others = (by_seed(rows, metric, head_list(text)) for metric in metrics)
+                ratios = [_interval(risk / other.where(other > 0), log=True) if len(other) else "" for other in others]
+                told = int(risk.notna().sum()), _interval(risk), ratios
+            except InputError as error:  # two trials of one seed
+                told = 0, str(error), []
+            found.append((setting_text(setting), heads_label(text), *told))
+    return [row for row in found if row[3]]
+
+
+def _interval(values: pd.Series, log: bool = False) -> str:
+    values = (values.where(values > 0) if log else values).dropna()
+    if values.empty:
+        return ""
+    mean, low, high = map(three_digits, seed_interval(values.tolist(), log=log)[:3])
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
 def _jobs(trials: Sequence[Mapping[str, Any]]) -> str:

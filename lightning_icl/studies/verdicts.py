@@ -86,13 +86,7 @@ class Judged(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What became of a claim in one setting, or over all of them (``setting`` None).
-
-    Attributes:
-        claim: its name.
-        statement: what it says.
-        note: what it could not be judged by.
-    """
+    """What became of a claim in one setting, or over all of them (``setting`` None); a note says what it lacked."""
 
     claim: str
     statement: str
@@ -110,8 +104,7 @@ class Finding(NamedTuple):
         """The decisive comparison's number as text."""
         worst = self.decisive
         number = "nothing to compare" if worst is None else worst.number()
-        enough = worst is not None and worst.interval.n >= LEAST_SEEDS
-        if worst is not None and enough and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
+        if worst and worst.interval.n >= LEAST_SEEDS and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
             number += f", beyond chance if it were alone, but it is one of {len(self.parts)} comparisons"
         return f"{number} ({self.note})" if self.note else number
 
@@ -133,8 +126,9 @@ def finding(
 ) -> Finding:
     """The verdict on all comparisons of a claim together; UNDECIDED where there are none."""
     all_judged = [judged(part, len(parts)) for part in parts]
-    verdict = min((one.verdict for one in all_judged), key=WORST_FIRST.index, default="UNDECIDED")
-    return Finding(claim, statement, None if setting is None else dict(setting), verdict, all_judged, note)
+    verdicts: list[Verdict] = [one.verdict for one in all_judged] or ["UNDECIDED"]
+    worst = min(verdicts, key=WORST_FIRST.index)
+    return Finding(claim, statement, None if setting is None else dict(setting), worst, all_judged, note)
 
 
 def _beyond(interval: SeedInterval, side: Side, bound: float) -> bool:
