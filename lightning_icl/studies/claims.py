@@ -19,9 +19,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.names import error_text, setting_text
 from lightning_icl.studies.selection import Heads, by_seed, measured, models, most_heads, uniform_models
 from lightning_icl.studies.table import KEYS, by_setting, last_step
-from lightning_icl.studies.verdicts import Finding, Judged, Part, Side, Verdict, finding
-
-__all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "comparison", "judge"]
+from lightning_icl.studies.verdicts import Finding, Part, Side, finding
 
 Treatment = Literal["as_is", "read_out", "rescaled", "fine_tuned"]
 MODEL = "val/excess_risk/transformer"
@@ -34,15 +32,17 @@ class Claim(ABC):
     Attributes:
         statement: what it says, in words, with its bound.
         needs: what the table must have for it to be judged.
+        which: what tells it from others of its class, if anything does.
     """
 
     statement: str
     needs: str
+    which: str = ""
 
     @property
     def name(self) -> str:
         """What its findings are called."""
-        return type(self).__name__
+        return type(self).__name__ + f" ({self.which})" * bool(self.which)
 
     @abstractmethod
     def parts(self, table: pd.DataFrame) -> Iterable[Part]:
@@ -162,6 +162,10 @@ class LaterLayersUseOneHead(Claim):
 class OfPruning(Claim):
     """What the claims about pruned models share. Of the uniform model with most heads.
 
+    Args:
+        ratio: of the pruned model's excess risk to the full one's.
+        treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
+
     Attributes:
         says: the statement, but for its treatment and its ratio.
         label: what is compared.
@@ -176,17 +180,13 @@ class OfPruning(Claim):
     against: ClassVar[str] = ""
     wanted: ClassVar[Side] = "below"
 
-    def __init__(self, ratio: float, treatment: Treatment) -> None:
+    def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
         if not 0 < ratio < np.inf:
             raise InputError(f"ratio is {ratio}, but it must be a finite number above 0.")
         if treatment not in get_args(Treatment):
             raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
-        self.ratio, self.treatment = ratio, treatment
+        self.ratio, self.treatment, self.which = ratio, treatment, treatment if treatment != "as_is" else ""
         self.statement = self.says.format(treated=TREATMENTS[treatment][0], ratio=ratio)
-
-    @property
-    def name(self) -> str:
-        return super().name if self.treatment == "as_is" else f"{super().name} ({self.treatment})"
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         heads = several_heads(table)
@@ -202,27 +202,14 @@ class OfPruning(Claim):
 
 
 class PrunedKeepsRisk(OfPruning):
-    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
-
-    Args:
-        ratio: of the pruned model's excess risk to the full one's.
-        treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
-    """
+    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads."""
 
     says = "Pruned to one head in each later layer, {treated}, the excess risk is at most {ratio:g} times the full."
     label = "pruned over full"
 
-    def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
-        super().__init__(ratio, treatment)
-
 
 class FirstLayerCannotBePruned(OfPruning):
-    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads.
-
-    Args:
-        ratio: of that model's excess risk to the full one's.
-        treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
-    """
+    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads."""
 
     says = "With layer 1 pruned instead, {treated}, the excess risk is at least {ratio:g} times the full."
     label, model, wanted = "layer 1 pruned over full", "prune_layer1_instead", "above"
@@ -232,11 +219,7 @@ class FirstLayerCannotBePruned(OfPruning):
 
 
 class PaperHeadsBeatRandom(OfPruning):
-    """The control of which heads are kept: the top head of each later layer does better than a random one.
-
-    Args:
-        treatment: what was done to the pruned models: as_is, read_out (refitted), rescaled or fine_tuned.
-    """
+    """The control of which heads are kept: the top head of each later layer does better than a random one."""
 
     says = (
         "Pruned to the top head of each later layer, {treated}, the excess risk is lower than with random heads "
@@ -258,19 +241,15 @@ class BeatsReference(Claim):
     """
 
     def __init__(self, reference: str = "ridge") -> None:
-        self.reference = reference
+        self.which = reference
         self.statement = f"The model's excess risk is below that of {estimator_label(reference)}."
         self.needs = f"a uniform model and val/excess_risk/{reference}"
 
-    @property
-    def name(self) -> str:
-        return f"{super().name} ({self.reference})"
-
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
-        heads, paired = most_heads(table), f"against/{self.reference}/ratio"
-        model, other = (by_seed(table, metric, heads) for metric in (MODEL, f"val/excess_risk/{self.reference}"))
+        heads, paired = most_heads(table), f"against/{self.which}/ratio"
+        model, other = (by_seed(table, metric, heads) for metric in (MODEL, f"val/excess_risk/{self.which}"))
         errors = by_seed(table, paired, heads, column="error") / by_seed(table, paired, heads)
-        label = f"{max(heads, default=0)} heads over {estimator_label(self.reference)}"
+        label = f"{max(heads, default=0)} heads over {estimator_label(self.which)}"
         yield from lower_risk(label, model, other, errors)
 
 
@@ -286,11 +265,7 @@ class HeadsBelongInFirstLayer(Claim):
 
 
 class FirstLayerPreprocesses(Claim):
-    """P-probing: what layer 1 with most heads makes of the examples is easier to optimise on.
-
-    Easier than what layer 1 with fewest heads makes of them, and than the raw examples, at every depth of each
-    optimiser. Against the raw examples alone where all models have equally many heads.
-    """
+    """P-probing, at every depth of each optimiser; against the raw examples alone where all have as many heads."""
 
     statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on the raw examples."
     needs = "P-probing of a first layer with several heads"
@@ -320,8 +295,7 @@ def comparison(
 
     ``errors``: the standard errors of the numbers over prompts, with ``log`` those of their logarithms, where known.
     """
-    found = values.dropna()
-    known = np.array([] if errors is None else errors, dtype=float)
+    found, known = values.dropna(), pd.Series(errors, dtype=float)
     known = known[np.isfinite(known)]
     error = float(np.sqrt(np.mean(known**2))) if len(known) else 0.0
     numbers = tuple(found.clip(lower=ZERO) if log else found)

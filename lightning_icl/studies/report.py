@@ -2,14 +2,14 @@
 
 import base64
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from lightning_icl.figures.style import estimator_label
 from lightning_icl.functional.errors import InputError
@@ -45,20 +45,19 @@ class StudyPage(NamedTuple):
 
 def write_report(page: StudyPage, folder: Path, now: datetime | None = None) -> Path:
     """Write report.html into the folder and return its path."""
-    loader = PackageLoader("lightning_icl.studies", ".")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     path = folder / "report.html"
     folder.mkdir(parents=True, exist_ok=True)
-    text = environment.get_template("report.html.jinja").render(_content(page, now or datetime.now(UTC)))
-    path.write_text(text, encoding="utf-8")
+    path.write_text(template.render(_content(page, now or datetime.now(UTC))), encoding="utf-8")
     return path
 
 
 def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
     """What the template asks for."""
     trials = page.trials.astype(object).where(page.trials.notna(), None).to_dict("records")
+    p_probings = sum(" p_probe " in (trial["command"] or "") for trial in trials)
+    jobs = {"trial": len(trials) - p_probings, "P-probing": p_probings}
     statuses = Counter(trial["status"] for trial in trials)
     of_settings = defaultdict(list)
     for finding in page.findings:
@@ -72,7 +71,7 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
         "trials": trials,
         "risks": _risks(page.table),
         "compared": [estimator_label(name) for name in COMPARED],
-        "jobs": _jobs(trials),
+        "jobs": " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in jobs.items() if n or kind == "trial"),
         "statuses": {status: statuses[status] for status in sorted(statuses, key=(*STATUSES, *statuses).index)},
         "compute": duration(sum(trial["seconds"] or 0 for trial in trials)),
         "figures": [(drawn, _images(drawn)) for drawn in page.figures],
@@ -110,13 +109,6 @@ def _interval(values: pd.Series, log: bool = False) -> str:
         return ""
     mean, low, high = map(three_digits, seed_interval(values.tolist(), log=log)[:3])
     return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
-
-
-def _jobs(trials: Sequence[Mapping[str, Any]]) -> str:
-    """How many trials there are, and how many P-probings, which are told by their command."""
-    p_probings = sum(" p_probe " in (trial["command"] or "") for trial in trials)
-    counts = {"trial": len(trials) - p_probings, "P-probing": p_probings}
-    return " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counts.items() if n or kind == "trial")
 
 
 def _images(drawn: Drawn) -> list[tuple[str, str]]:

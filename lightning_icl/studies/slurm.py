@@ -32,19 +32,16 @@ def slurm_scripts(name: str, planned: Plan, resources: Resources, folder: Path) 
 
     SLURM knows no fractions of a GPU, so each trial is given a whole one.
     """
-    cpus, gpus = max(1, math.ceil(resources.get("cpu", 1))), math.ceil(resources.get("gpu", 0))
-    p_probing, logs = f"{name}-p_probing", folder / "logs"
-    scripts = {}
-    for file, title, jobs, cpu, gpu in (
-        ("slurm_trials.sh", name, planned.trials, cpus, f"#SBATCH --gpus={gpus}\n" if gpus else ""),
-        ("slurm_p_probing.sh", p_probing, planned.p_probings, 1, ""),
+    gpus = math.ceil(resources.get("gpu", 0))
+    cpus, asked = max(1, math.ceil(resources.get("cpu", 1))), f"#SBATCH --gpus={gpus}\n" if gpus else ""
+    logs, scripts = folder / "logs", {}
+    for kind, title, jobs, share in (
+        ("trials", name, planned.trials, {"cpus": cpus, "gpus": asked}),
+        ("p_probing", f"{name}-p_probing", planned.p_probings, {"cpus": 1, "gpus": ""}),
     ):
-        lines = [f"  {shlex.quote(_line(job, logs))}" for job in jobs if not job.is_finished()]
-        if lines:
-            commands = "\n".join(lines)
-            scripts[file] = SCRIPT.format(
-                name=title, last=len(lines) - 1, cpus=cpu, gpus=gpu, logs=logs, commands=commands
-            )
+        if lines := [f"  {shlex.quote(_line(job, logs))}" for job in jobs if not job.is_finished()]:
+            told = {"name": title, "last": len(lines) - 1, "logs": logs, "commands": "\n".join(lines)}
+            scripts[f"slurm_{kind}.sh"] = SCRIPT.format(**told, **share)
     return scripts
 
 

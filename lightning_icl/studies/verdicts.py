@@ -31,15 +31,10 @@ WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "UNDECIDED", "PASS")
 
 
 class Part(NamedTuple):
-    """One comparison that a claim needs.
+    """One comparison that a claim needs: of one number for each seed that has one, and ``missing`` that have none.
 
-    Attributes:
-        label: what is compared, such as "8 heads against 4, n = 8".
-        values: one number for each seed that has one.
-        wanted: the side of the bound on which the mean must lie.
-        log: whether the mean is the geometric one, as for ratios.
-        missing: how many seeds have no number.
-        error: the standard error of one seed's number over its prompts, with ``log`` of its logarithm; 0 if unknown.
+    ``wanted`` is the side of the bound on which the mean must lie, with ``log`` the geometric mean, as for ratios.
+    ``error`` is the standard error of one seed's number over its prompts, with ``log`` of its logarithm; 0 if unknown.
     """
 
     label: str
