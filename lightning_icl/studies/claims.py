@@ -17,7 +17,7 @@ from lightning_icl.figures.pruning import TREATMENTS
 from lightning_icl.figures.style import estimator_label
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.names import error_text, setting_text
-from lightning_icl.studies.selection import Heads, by_seed, measured, models, most_heads, uniform_models
+from lightning_icl.studies.selection import Heads, by_seed, models, most_heads, uniform_models
 from lightning_icl.studies.table import KEYS, by_setting, last_step
 from lightning_icl.studies.verdicts import Finding, Part, Side, finding
 
@@ -151,11 +151,10 @@ class LaterLayersUseOneHead(Claim):
         self.statement = f"Later layers use one head: the top one's share is at least {share:g} (median over layers)."
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
-        heads = several_heads(table)
-        shares = measured(table, "heads/leave_one_out/top_share", heads)
-        median = shares[shares["layer"] > 1].groupby("seed")["value"].median(skipna=False)
-        if len(median):
-            median = median.reindex(sorted(table["seed"].unique()))
+        heads, metric = several_heads(table), "heads/leave_one_out/top_share"
+        by_layer = (by_seed(table, metric, heads, layer=layer) for layer in range(2, len(heads) + 1))
+        if shares := [share for share in by_layer if len(share)]:
+            median = pd.concat(shares, axis=1).median(axis=1, skipna=False)
             yield comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)
 
 

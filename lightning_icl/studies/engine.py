@@ -96,7 +96,7 @@ def _start(address: str | None) -> None:
         raise InputError(f"address is {address}, but there is no Ray cluster to be reached: {error}") from error
 
 
-def _check_resources(share: Mapping[str, float]) -> None:
+def _check_resources(share: Mapping[str, float | int]) -> None:
     """Refuse what no machine has: Tune would wait for it for ever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for name, key in (("CPU cores", "CPU"), ("GPUs", "GPU")):

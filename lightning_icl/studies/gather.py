@@ -1,8 +1,4 @@
-"""From the folders of finished runs to the tidy table of a study, and the table's files.
-
-table = gather([Path("study/trials/a"), Path("study/trials/b")])
-write_table(table, Path("study"))
-"""
+"""From the folders of finished runs to the tidy table of a study, and the table's files."""
 
 import json
 from collections import Counter
