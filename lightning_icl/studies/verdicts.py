@@ -17,7 +17,7 @@ the number, by which three seeds that agree to all digits leave 1.2 % open, five
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from lightning_icl.studies.statistics import SeedInterval, bonferroni_level, seed_interval
@@ -117,13 +117,11 @@ def judged(part: Part, n_parts: int = 1) -> Judged:
 
 
 def finding(
-    claim: str, statement: str, setting: Mapping[str, Any] | None, parts: Sequence[Part], note: str = ""
+    claim: str, statement: str, setting: dict[str, Any] | None, parts: Sequence[Part], note: str = ""
 ) -> Finding:
-    """The verdict on all comparisons of a claim together; UNDECIDED where there are none."""
-    all_judged = [judged(part, len(parts)) for part in parts]
-    verdicts: list[Verdict] = [one.verdict for one in all_judged] or ["UNDECIDED"]
-    worst = min(verdicts, key=WORST_FIRST.index)
-    return Finding(claim, statement, None if setting is None else dict(setting), worst, all_judged, note)
+    """The verdict on all comparisons of a claim together, that of the worst; UNDECIDED where there are none."""
+    found = Finding(claim, statement, setting, "UNDECIDED", [judged(part, len(parts)) for part in parts], note)
+    return found._replace(verdict=found.decisive.verdict) if found.decisive else found
 
 
 def _beyond(interval: SeedInterval, side: Side, bound: float) -> bool:
