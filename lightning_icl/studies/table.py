@@ -1,14 +1,11 @@
 """The tidy table of a study: what its columns mean, and how rows are chosen.
 
-One row per trial x step x metric x stream x layer x head x number of examples, as measured while training:
+One row for each number that a trial measured while training, with the columns of ``lightning_icl.record.rows.Row``
+(``stream`` is missing for the first validation stream), and:
 
-- trial: the name of the run's folder; seed: its ``seed_everything``;
+- trial: the name of the run's folder; seed: its ``seed_everything``; step: optimizer steps behind the number;
 - one column for each config key (``model.heads``, ``data.task.noise_std``, ... as on the command line; lists and
-  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name), and ``depth``, the number of layers;
-- step: optimizer steps behind the numbers;
-- metric, layer, head, n_points, note: as in ``lightning_icl.record.rows``, which lists the metrics;
-- stream: the validation stream; missing for the first, and for what is about none;
-- value, low, high: the number and the ends of its 95 % interval; missing where there is none.
+  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name), and ``depth``, the number of layers.
 """
 
 import json
