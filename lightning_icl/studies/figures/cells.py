@@ -66,16 +66,12 @@ PAIRED = " Numbers of one seed share their prompts, so they differ more surely t
 
 def seeds_said(found: pd.DataFrame, paired: bool = False) -> str:
     """How the intervals of these cells were made, for a caption; ``paired``: numbers of one seed vary together."""
-    if found["n"].max() == 1:
-        return "Every number is of one seed, so there are no intervals."
-    alone = " (no interval where there is one)" if found["n"].min() == 1 else ""
-    return f"Bars and bands: 95 % intervals of the mean (Student's t) over {n_seeds(found)}{alone}." + PAIRED * paired
-
-
-def n_seeds(found: pd.DataFrame) -> str:
-    """How many seeds are behind these cells: "3 to 4 seeds"."""
     low, high = found["n"].min(), found["n"].max()
-    return f"{low} to {high} seeds" if low < high else f"{high} seeds"
+    if high == 1:
+        return "Every number is of one seed, so there are no intervals."
+    seeds = f"{low} to {high} seeds" if low < high else f"{high} seeds"
+    alone = " (no interval where there is one)" if low == 1 else ""
+    return f"Intervals are 95 % ones of the mean (Student's t) over {seeds}{alone}." + PAIRED * paired
 
 
 def missing_said(rows: pd.DataFrame, what: str = "trial") -> str:

@@ -2,11 +2,11 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from lightning_icl.figures import style
 from lightning_icl.figures.heads import CELL, NUMBERS, SCORES, importance_panel, in_use, score_label, unit_of
@@ -24,6 +24,7 @@ ACROSS = 3  # configurations side by side
 class _Heads(OverSeeds):
     """What one of HeadImportance's scores says of every head configuration; a figure a setting."""
 
+    name = title = ""  # each has its own
     needs = "HeadImportance"
     drawn: ClassVar[str] = "n > 0"  # which cells are
 
@@ -54,14 +55,8 @@ class ImportanceMaps(_Heads):
 
     def __init__(self, score: str = "leave_one_out") -> None:
         super().__init__(score)
-
-    @property
-    def name(self) -> str:
-        return "head_importance" + ("" if self.score == "leave_one_out" else f"_{self.score}")
-
-    @property
-    def title(self) -> str:
-        return f"What each head is worth ({score_label(self.score)})"
+        self.name = "head_importance" + ("" if score == "leave_one_out" else f"_{score}")
+        self.title = f"What each head is worth ({score_label(score)})"
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         metric = f"heads/{self.score}/importance"
@@ -96,11 +91,9 @@ class ImportanceMaps(_Heads):
             "leave_one_in": "Fall of the excess risk when a head is the only one of its layer",
             "gradient": "Mean size of the loss's derivative by a head's mask",
         }[next(name for name in SCORES if self.score.startswith(name))]
-        several = bool(found["n"].max() > 1)
-        interval = "± half a 95 % interval (Student's t)" if several else "of one seed, without intervals"
         return [
-            f"{what}, in squared label units: mean {interval}.",
-            f"{cells.n_seeds(found)}." * several,
+            f"{what}, in squared label units: the mean over seeds, ± half its interval.",
+            cells.seeds_said(found),
             "Heads of one layer are exchangeable between seeds, so each seed's are first sorted by importance: column "
             "1 is each seed's most important head of the layer. Sorting alone makes equal heads differ by their noise.",
             "Each map has colours of its own, up to its largest number.",
@@ -125,14 +118,8 @@ class EffectiveHeads(_Heads):
         super().__init__(score)
         self.against, self.on_axis = against, (against,)
         self.axis = "number of layers" if against == "depth" else key_name(against)
-
-    @property
-    def name(self) -> str:
-        return f"effective_heads_by_{slug(self.against.rpartition('.')[2])}"
-
-    @property
-    def title(self) -> str:
-        return "Heads in use over training" if self.against == "step" else f"Heads in use against {self.axis}"
+        self.name = f"effective_heads_by_{slug(against.rpartition('.')[2])}"
+        self.title = "Heads in use over training" if against == "step" else f"Heads in use against {self.axis}"
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """The numbers of models that have more than one head somewhere, called "number"."""
@@ -171,14 +158,12 @@ class EffectiveHeads(_Heads):
         return figure
 
     def _panel(self, axes: Axes, number: str, found: pd.DataFrame, colours: list[Any]) -> None:
-        course = self.against == "step"
-        values = sorted(found[self.against].unique(), key=lambda value: (isinstance(value, str), value))
-        numeric = all(isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values)
-        at = {value: float(value) if numeric else float(i) for i, value in enumerate(values)}
+        course, axis = self.against == "step", found[self.against]
+        numeric = is_numeric_dtype(axis) and not is_bool_dtype(axis)
+        at = {value: float(value if numeric else i) for i, value in enumerate(axis.unique())}  # in order as cells are
         deepest = max(map(head_list, found[HEADS]), key=len)
         n_heads = {layer: n for layer, n in enumerate(deepest, start=1) if n}
-        places, line_width = found[self.against].map(at), 1.4 if numeric else 0.0
-        in_use(axes, number, found, places, n_heads, colours, course=course, line_width=line_width)
+        in_use(axes, number, found, axis.map(at), n_heads, colours, course=course, line_width=1.4 if numeric else 0.0)
         if course or len(at) > 8:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=course, steps=[1, 2, 2.5, 5, 10]))
         else:

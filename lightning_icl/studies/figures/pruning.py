@@ -1,6 +1,7 @@
 """Pruned models beside the full one, their controls, and models trained with as few heads."""
 
 import re
+from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -33,15 +34,13 @@ class Pruning(OverSeeds):
         heads: which model is pruned: the one with so many heads in every layer, unless told the one with most.
     """
 
+    name = "pruning"
     title = "Pruned models, their controls, and fewer heads from the start"
     needs = "HeadPruning"
 
     def __init__(self, heads: int | None = None) -> None:
         self.heads = heads
-
-    @property
-    def name(self) -> str:
-        return "pruning" + ("" if self.heads is None else f"_{self.heads}_heads")
+        self.name = "pruning" + ("" if heads is None else f"_{heads}_heads")
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """With columns treatment, model and number; "trained" are risks of models as they were trained.
@@ -78,14 +77,14 @@ class Pruning(OverSeeds):
     def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         # Settings differ in how many heads their strategies keep, which a run's notes say last.
         labels = model_labels(self.rows(table).dropna(subset="model"))
-        self.labels = {model: re.sub(r" \(\d+( heads)?\)$", "", label) for model, label in labels.items()} | TRAINED
-        by_number = self.found(table).groupby("number")
+        labels = {model: re.sub(r" \(\d+( heads)?\)$", "", label) for model, label in labels.items()} | TRAINED
         suffixes = {"excess_risk": "", "ratio": "_ratio"}
-        return [(suffixes[number], self.figure(found)) for number, found in by_number]
+        by_number = self.found(table).groupby("number")
+        return [(suffixes[number], self.figure(found, labels)) for number, found in by_number]
 
-    def figure(self, found: pd.DataFrame) -> Figure:
+    def figure(self, found: pd.DataFrame, labels: Mapping[str, str] = TRAINED) -> Figure:
         ratio = "ratio" in set(found["number"])
-        labels = {model: label for model, label in self.labels.items() if model in set(found["model"])}
+        labels = {model: label for model, label in labels.items() if model in set(found["model"])}
         low, high, log = style.risk_limits(found)
         limits = style.Limits(min(low, 0.9), max(high, 2.2), log) if ratio else style.Limits(low, high, log)
 
