@@ -22,11 +22,10 @@ from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.context import context, fingerprint
 from lightning_icl.record.folder import run_folder
+from lightning_icl.record.lines import row_lines
 from lightning_icl.record.loading import read_record
 from lightning_icl.record.rows import Row, frame, plain_rows, tag
 from lightning_icl.record.writing import record_rows, trained_steps
-
-WIDTH = 80  # columns of the closing table
 
 
 class Analysis(Callback, ABC):
@@ -54,7 +53,7 @@ class Analysis(Callback, ABC):
     course: ClassVar[str] = ""
 
     def __init__(self, every_n_validations: int = 1) -> None:
-        check_at_least("every_n_validations", every_n_validations, 1)
+        check_at_least(1, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self._begin()
 
@@ -225,10 +224,11 @@ def icl_module(module: LightningModule) -> ICLModule:
     return module
 
 
-def check_at_least(name: str, value: int, smallest: int) -> None:
-    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts)."""
-    if value < smallest:
-        raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
+def check_at_least(smallest: int, **counts: int | None) -> None:
+    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts); None is no count."""
+    for name, value in counts.items():
+        if value is not None and value < smallest:
+            raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
 
 
 def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
@@ -242,16 +242,3 @@ def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterab
     """The items behind a progress bar, where the trainer shows one."""
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
     return tqdm(items, desc=description, leave=False, disable=not shown, delay=1)
-
-
-def row_lines(rows: pd.DataFrame, most: int = 12) -> list[str]:
-    """A line for each of the first rows: its tag, value and interval."""
-    found = [Row._make(None if pd.isna(cell) else cell for cell in row) for row in rows[list(Row._fields)].values]
-    width = min(WIDTH - 34, max((len(tag(row)) for row in found), default=0))
-    lines = []
-    for row in found[:most]:
-        said = "no value" if row.value is None else f"{row.value:.4g}"
-        if row.low is not None and row.high is not None:
-            said += f" [{row.low:.3g}, {row.high:.3g}]"
-        lines.append(f"  {tag(row):<{width}}  {said}")
-    return lines + [f"  and {len(found) - most} more, in record.jsonl"] * (len(found) > most)
