@@ -12,13 +12,11 @@ from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Case, Reference
-from lightning_icl.functional.risk import t_quantile
 from lightning_icl.instruments.algorithms import READ_OUT, Distance, algorithm_distances, comparable
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
-KINDS = ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine")
 MOST_SHOWN = 8  # algorithms in the loggers by default
 
 
@@ -62,8 +60,7 @@ class AlgorithmMatch(Analysis):
         for name, given in (("n_points", n_points), ("algorithms", algorithms)):
             if given == []:
                 raise InputError(f"{name} is [], but it must have at least one entry; leave it out for the default.")
-        for n in n_points or []:
-            check_at_least(1, n_points=n)
+        check_at_least(1, n_points=min(n_points or [1]))
         comparable(algorithms or [])
         self.n_prompts, self.n_points, self.algorithms = n_prompts, n_points, algorithms
         self.alpha, self.chunk_size = alpha, chunk_size
@@ -115,14 +112,9 @@ def distance_rows(d: Distance, n_prompts: int) -> Iterator[Row]:
     """The rows of one reading, algorithm and number of examples."""
     layer = None if d.reading == READ_OUT else int(d.reading.removeprefix("layer"))
     place = f"algorithm/{READ_OUT if layer is None else 'layer'}/{d.algorithm}"
-    for kind in KINDS:
-        value, half = getattr(d, kind), t_quantile(n_prompts) * getattr(d, f"{kind}_error")
-        note = d.label if kind == "relative_spd" else None
-        yield Row(f"{place}/{kind}", value, value - half, value + half, layer, n_points=d.n_points, note=note)
-    excess = d.excess_over_closest, d.excess_low, d.excess_high
-    yield Row(f"{place}/excess_over_closest", *excess, layer, n_points=d.n_points)
-    for name, value in d.setting.items():
-        yield Row(f"{place}/setting/{name}", value, layer=layer, n_points=d.n_points)
+    for name, interval in d.numbers(n_prompts):
+        note = d.label if name == "relative_spd" else None
+        yield Row(f"{place}/{name}", *interval, layer, n_points=d.n_points, note=note)
 
 
 def _closest(rows: pd.DataFrame) -> str:

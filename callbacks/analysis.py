@@ -97,8 +97,13 @@ class Analysis(Callback, ABC):
             validate_within_fit(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.keep_up(trainer, icl_module(pl_module))
+        """Measure and draw what is due."""
+        if trainer.sanity_checking:
+            return
+        if self.due(trainer, module := icl_module(pl_module)):
+            self._measure(trainer, module)
+        if self._owes_figures(trainer):
+            self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make what is due at the end and was not made, as EarlyStopping ends a fit after its last validation."""
@@ -109,13 +114,6 @@ class Analysis(Callback, ABC):
         if any(a._owes(trainer) or a._owes_figures(trainer) for a in analyses(trainer)):
             validate_within_fit(trainer)
         module.closing = False
-
-    def keep_up(self, trainer: Trainer, module: ICLModule) -> None:
-        """Measure and draw what is due."""
-        if self.due(trainer, module):
-            self._measure(trainer, module)
-        if self._owes_figures(trainer):
-            self._draw(trainer, module)
 
     def due(self, trainer: Trainer, module: ICLModule) -> bool:
         """Whether this is one of every n validations, the end of a fit, or a standalone run; and not done already."""
@@ -137,9 +135,10 @@ class Analysis(Callback, ABC):
         datamodule(trainer).drawn.clear()
         # The trained model computes in the trainer's precision; so does the analysed one.
         with trainer.precision_plugin.forward_context(), torch.no_grad():
-            rows = plain_rows(self.analyse(trainer, module) or ())
+            found = plain_rows(self.analyse(trainer, module) or ())
         # Every rank found the same but for rounding; rank 0's word is kept.
-        rows = trainer.strategy.broadcast([row._replace(metric=self._named(row.metric)) for row in rows])
+        found = trainer.strategy.broadcast(found)
+        rows = [row._replace(metric=re.sub("/|$", rf"{self._suffix}\g<0>", row.metric, count=1)) for row in found]
         self.rows = frame(rows)
         self.measured_at, self._drawn_at = trained_steps(trainer, module), -1
         self._ended = no_training_follows(trainer)
@@ -148,17 +147,16 @@ class Analysis(Callback, ABC):
             here = self._on_course(self.rows, self.measured_at)
             self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
         record_rows(trainer, module, self, rows, self.arrays())
-        finite = {tag(row): float(row.value) for row in rows if row.value is not None}
-        scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}
-        new = {name: value for name, value in scalars.items() if (name, self.measured_at) not in self._logged}
+        new = {
+            tag(named): float(row.value)
+            for row, named in zip(found, rows, strict=True)
+            if row.value is not None and self._is_shown(trainer, tag(row))
+        }
+        new = {name: value for name, value in new.items() if (name, self.measured_at) not in self._logged}
         self._logged |= {(name, self.measured_at) for name in new}
         log_scalars(trainer, new, self.measured_at)
         for name, value in new.items():  # for what monitors a run, such as EarlyStopping
             module.log(name, value, logger=False, sync_dist=True, batch_size=1)
-
-    def _named(self, metric: str) -> str:
-        group, slash, rest = metric.partition("/")
-        return f"{group}{self._suffix}{slash}{rest}"
 
     def unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows under the names that ``analyse`` gave them."""
@@ -168,11 +166,9 @@ class Analysis(Callback, ABC):
 
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         every = any(getattr(c, "scalars", "") == "all" for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if self._suffix:
-            name = name.replace(f"{self._suffix}/", "/", 1)
         return every or any(re.match(pattern, name) for pattern in self.shown)
 
-    def _draw(self, trainer: Trainer, module: ICLModule) -> None:
+    def _draw(self, trainer: Trainer) -> None:
         assert self.rows is not None
         self._drawn_at = self.measured_at
         folder = run_folder(trainer)

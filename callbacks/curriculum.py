@@ -60,9 +60,7 @@ class Curriculum(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        sizes = datamodule(trainer).curriculum._asdict().items()
-        of_this_step = {
-            f"curriculum/{name}": float(g.at(trainer.global_step - 1)) for name, g in sizes if g is not None
-        }
         if logs_this_step(trainer):
-            log_scalars(trainer, of_this_step, trainer.global_step)
+            sizes = datamodule(trainer).curriculum._asdict().items()
+            now = {f"curriculum/{name}": float(g.at(trainer.global_step - 1)) for name, g in sizes if g is not None}
+            log_scalars(trainer, now, trainer.global_step)

@@ -7,13 +7,12 @@ from typing import Any
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress, trained_steps
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
-from lightning_icl.instruments.ablation import AblatedHeads, Ablation
+from lightning_icl.instruments.ablation import AblatedHeads, Ablation, squared_error
 from lightning_icl.instruments.importance import (
     SCORES,
     HeadScores,
@@ -71,17 +70,13 @@ class HeadImportance(Analysis):
         self.n_prompts, self.chunk_size = n_prompts, chunk_size
         self.scores, self.ablations, self.n_points = list(scores), list(ablations), list(n_points)
         self.found: HeadScores | None = None
+        self.result: ImportanceScores | None = None  # of it, leave-one-out under zero ablation
         self._found_at: tuple[str | None, int] = (None, -1)
         self.by_points: dict[int, HeadScores] = {}
 
-    @property
-    def result(self) -> ImportanceScores | None:
-        """Leave-one-out under zero ablation."""
-        return None if self.found is None else self.found.scores["leave_one_out"]
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self.found = None
+        self.found = self.result = None
         largest = datamodule(trainer).streams[0].largest_n
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:
             raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {largest} examples.")
@@ -96,18 +91,13 @@ class HeadImportance(Analysis):
                 n = self.n_prompts * (MEAN_REFERENCE if kind == "mean" else 1)
                 other = None if kind == "zero" else data.held_out("head_importance_reference", n, module.device)
                 ablations.append(AblatedHeads(kind, other))
-            shared: dict[str, Any] = {
-                "scores": self.scores,
-                "ablations": ablations,
-                "chunk_size": self.chunk_size,
-                "progress": partial(progress, trainer),
-            }
-            found = head_importance(module.transformer, prompt, **shared)
-            by_points = head_importance_by_points(module.transformer, prompt, self.n_points, **shared)
+            settings = self.scores, ablations, squared_error, self.chunk_size, partial(progress, trainer)
+            found = head_importance(module.transformer, prompt, *settings)
+            by_points = head_importance_by_points(module.transformer, prompt, self.n_points, *settings)
             # Rank 0's, so that no rank keeps other heads than the rest.
             self.found, self.by_points = trainer.strategy.broadcast((found, by_points))
             drawn = {name: n for name, n in data.drawn.items() if name.startswith("head_importance")}
-            self._found_at, self._drawn = now, drawn
+            self._found_at, self._drawn, self.result = now, drawn, self.found.scores["leave_one_out"]
         datamodule(trainer).drawn |= self._drawn  # also where another callback had it measured
         assert self.result is not None
         return self.result
@@ -149,26 +139,9 @@ class HeadImportance(Analysis):
 
 
 def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
-    """The rows of one set of scores; of heads that are there, also where they have no share."""
-    yield _row("risk", found.risk, found.risk_interval)
-    for name, scores in found.scores.items():
-        for i, n_heads in enumerate(heads):
-            yield _row(f"{name}/effective", scores.effective_heads[i], scores.effective_interval[:, i], i)
-            yield _row(f"{name}/top_share", scores.top_share[i], scores.top_interval[:, i], i)
-            yield _row(f"{name}/total", scores.total[i], scores.total_interval[:, i], i)
-            for h in range(n_heads):
-                yield _row(f"{name}/importance", scores.raw[i, h], scores.interval[:, i, h], i, h)
-                yield _row(f"{name}/share", scores.share[i, h], scores.share_interval[:, i, h], i, h)
-    for pair, agreement in found.agreement.items():
-        yield _row(f"agreement/{pair}", agreement.overall, agreement.interval)
-        for i, value in enumerate(agreement.by_layer):
-            yield _row(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i)
-
-
-def _row(metric: str, value: Tensor, interval: Tensor, layer: int | None = None, head: int | None = None) -> Row:
-    """A row of the layer and head with these indices, which are counted from 0."""
-    layer, head = (None if index is None else index + 1 for index in (layer, head))
-    return Row(f"heads/{metric}", value, interval[0], interval[1], layer, head)
+    """The rows of one set of scores."""
+    for name, value, (low, high), layer, head in found.numbers(heads):
+        yield Row(f"heads/{name}", value, low, high, layer, head)
 
 
 def _of(rows: pd.DataFrame, metric: str) -> list[Any]:

@@ -16,25 +16,11 @@ from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module, progress
 from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.moments import no_training_follows
+from lightning_icl.functional import pruning
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask, full_mask
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.pruning import (
-    BesideFull,
-    GreedyPath,
-    GreedyRemoval,
-    ImportanceThreshold,
-    PaperPruning,
-    PruningStrategy,
-    TopHeads,
-    beside_full,
-    check_strategies,
-    keep_lists,
-    n_choices,
-    pruning_controls,
-    rank_among,
-    ranked,
-)
+from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, PruningStrategy
 from lightning_icl.functional.risk import mean_with_interval
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.pruning import pruning_case
@@ -112,8 +98,8 @@ class HeadPruning(Analysis):
                 f"finetune_learning_rate is {finetune_learning_rate}, but it must be a finite number above 0."
             )
         if strategies is None:
-            strategies = [TopHeads(), ImportanceThreshold(), GreedyRemoval()]
-        check_strategies(strategies)
+            strategies = [pruning.TopHeads(), pruning.ImportanceThreshold(), GreedyRemoval()]
+        pruning.check_strategies(strategies)
         self.strategies = [PaperPruning(), *(s for s in strategies if not isinstance(s, PaperPruning))]
         self.n_prompts, self.n_random, self.chunk_size, self.path_to = n_prompts, n_random, chunk_size, path_to
         self.fit_prompts = fit_prompts
@@ -122,11 +108,11 @@ class HeadPruning(Analysis):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        data = datamodule(trainer)
         for strategy in self.strategies:
             strategy.check(sum(icl_module(pl_module).transformer.heads))
         self.others = {
-            name: load_model(Path(path), datamodule(trainer), f"checkpoints: {name}")
-            for name, path in self.checkpoints.items()
+            name: load_model(Path(path), data, f"checkpoints: {name}") for name, path in self.checkpoints.items()
         }
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
@@ -141,17 +127,8 @@ class HeadPruning(Analysis):
             """Training prompts of the far end of the stream, which no run reaches."""
             return data.sample("train", MAX_STEPS - 1 - step, device=module.device)
 
-        treated = treatments(
-            module.transformer,
-            fit,
-            choice,
-            score,
-            batch,
-            self.finetune_steps,
-            self.finetune_learning_rate,
-            self.chunk_size,
-            partial(progress, trainer),
-        )
+        tuning, bar = (self.finetune_steps, self.finetune_learning_rate), partial(progress, trainer)
+        treated = treatments(module.transformer, fit, choice, score, batch, *tuning, self.chunk_size, bar)
         labels = {FULL: f"full model ({int(masks[FULL].sum())} heads)"} | CONTROLS
         labels |= {s.key: f"{s.label} ({int(masks[s.key].sum())})" for s in self.strategies if s.key in masks}
         full: dict[str, Tensor] = {}
@@ -160,27 +137,32 @@ class HeadPruning(Analysis):
             errors = errors_by_model({name: of[:n] for name, of in masks.items()}, treat)
             full[treatment] = errors[FULL]
             for name, of_model in errors.items():
-                beside = beside_full(of_model, errors[FULL], possible if name == RANDOM else 1)
+                beside = pruning.beside_full(of_model, errors[FULL], possible if name == RANDOM else 1)
                 yield from _risk_rows(f"prune/{treatment}/{name}", beside, labels[name])
             # The place of the paper's heads among the random choices, which may be one of them.
             others = errors[RANDOM][(masks[RANDOM] != masks[PAPER]).flatten(1).any(dim=1)[:n]]
             if len(others):
-                rank = rank_among(errors[PAPER][0], others)
+                rank = pruning.rank_among(errors[PAPER][0], others)
                 note = f"{rank.place} of {rank.n}" + f" drawn from {possible:,}" * (rank.n < possible)
                 yield Row(f"prune/{treatment}/{PAPER}/rank", rank.place, rank.low, rank.high, note=note)
         for name, other in self.others.items():
             network, whole = other.to(module.device).transformer, full_mask(other.transformer.heads)[None]
             alone = errors_under_masks(network, score, whole, chunk_size=self.chunk_size).cpu()
-            yield from _risk_rows(f"prune/checkpoint/{name}", beside_full(alone, full["as_is"]), name)
+            yield from _risk_rows(f"prune/checkpoint/{name}", pruning.beside_full(alone, full["as_is"]), name)
         for name, of in masks.items():
             if name != RANDOM:
                 yield from head_rows(f"prune/{name}/n_heads", of[0])
-        if path is not None:
-            yield from _path_rows(path, treated["as_is"](torch.stack(path.masks)).cpu())
+        if path is not None:  # on prompts other than those it was chosen by
+            left = treated["as_is"](torch.stack(path.masks))
+            for mask, n, of_mask in zip(path.masks, path.heads_left, left, strict=True):
+                yield Row(f"prune/greedy_path/heads_{n}/excess_risk", *mean_with_interval(of_mask))
+                yield from head_rows(f"prune/greedy_path/heads_{n}/n_heads", mask)
+            for i, (layer, head) in enumerate(path.removed, start=1):
+                yield Row("prune/greedy_path/removed", i, layer=layer, head=head)
 
     def _choices(
         self, trainer: Trainer, module: ICLModule, prompt: Prompt, ends: bool
-    ) -> tuple[dict[str, Tensor], GreedyPath | None, int]:
+    ) -> tuple[dict[str, Tensor], pruning.GreedyPath | None, int]:
         """The masks of all models, one for each draw; the greedy path, if any; the number of random choices there are.
 
         By the trainer's HeadImportance, so that one measurement serves both, or one of our own; and ``prompt``.
@@ -192,8 +174,8 @@ class HeadPruning(Analysis):
         strategies = [s for s in self.strategies if ends or not isinstance(s, GreedyRemoval)]
         path = case.path(self.path_to) if any(isinstance(s, GreedyRemoval) for s in strategies) else None
         masks = {FULL: case.living[None]} | {s.key: s.keep(case)[None] for s in strategies}
-        masks |= pruning_controls(case.importance, self.n_random, torch.Generator().manual_seed(0))
-        return masks, path, n_choices(case.living.bool())
+        masks |= pruning.pruning_controls(case.importance, self.n_random, torch.Generator().manual_seed(0))
+        return masks, path, pruning.n_choices(case.living.bool())
 
     def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
         found = {"head_pruning": figures.pruning_risks(rows)}
@@ -219,7 +201,7 @@ class HeadPruning(Analysis):
         said = f"The full model's is {plus_minus(whole.loc[f'prune/as_is/{FULL}/excess_risk'], '.4g')} as is."
         if (place := f"prune/as_is/{PAPER}/rank") in whole.index:
             rank, times = whole.loc[place], whole["note"][f"prune/as_is/{RANDOM}/ratio"]
-            said += f" Random heads come to {times}; the paper's heads are {ranked(rank['note'])} as is"
+            said += f" Random heads come to {times}; the paper's heads are {pruning.ranked(rank['note'])} as is"
             said += f" (place {rank.low:.0f} to {rank.high:.0f} at 95 %, 1 the best)."
         cut = f"  lightning-icl prune --keep '{whole['note'][f'prune/{PAPER}/n_heads']}'"
         return [*lines, *wrapped(said, ""), "To cut for good what the paper's strategy cuts:", cut]
@@ -227,24 +209,15 @@ class HeadPruning(Analysis):
 
 def head_rows(metric: str, mask: HeadMask) -> Iterator[Row]:
     """How many heads a mask keeps, with their numbers as ``lightning-icl prune --keep`` takes them, and by layer."""
-    yield Row(metric, float(mask.sum()), note=json.dumps(keep_lists(mask), separators=(",", ":")))
+    yield Row(metric, float(mask.sum()), note=json.dumps(pruning.keep_lists(mask), separators=(",", ":")))
     for layer, n in enumerate(mask.sum(dim=1).tolist(), start=1):
         yield Row(metric, float(n), layer=layer)
 
 
-def _risk_rows(place: str, found: BesideFull, label: str) -> Iterator[Row]:
+def _risk_rows(place: str, found: pruning.BesideFull, label: str) -> Iterator[Row]:
     yield Row(f"{place}/excess_risk", *found.excess_risk, note=label)
     yield Row(f"{place}/difference", *found.difference)
     yield Row(f"{place}/ratio", *found.ratio, note=found.spread)
-
-
-def _path_rows(path: GreedyPath, errors: Tensor) -> Iterator[Row]:
-    """Greedy removal on prompts other than those it was chosen by."""
-    for mask, n, of_mask in zip(path.masks, path.heads_left, errors, strict=True):
-        yield Row(f"prune/greedy_path/heads_{n}/excess_risk", *mean_with_interval(of_mask))
-        yield from head_rows(f"prune/greedy_path/heads_{n}/n_heads", mask)
-    for i, (layer, head) in enumerate(path.removed, start=1):
-        yield Row("prune/greedy_path/removed", i, layer=layer, head=head)
 
 
 def _times(row: pd.Series) -> str:

@@ -13,7 +13,7 @@ from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodul
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate, mean_estimate
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.instruments.probing import Probe, descent_curves, probe_layers, reference_levels, untrained_like
+from lightning_icl.instruments.probing import descent_curves, probe_layers, reference_levels, untrained_like
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
@@ -68,7 +68,8 @@ class LinearProbe(Analysis):
         task, untrained, bar = data.streams[0].task, untrained_like(transformer), partial(progress, trainer)
         sizes = self.alpha, self.context_points, self.chunk_size
         for probe in probe_layers(transformer, task, fit, choose, score, untrained, *sizes, bar).rows:
-            yield from _probe_rows(probe)
+            for name, found, note in probe.numbers():
+                yield _row(f"probe/{probe.token}/{probe.target}/{name}", found, probe.layer, note)
         predicted = torch.cat([module(part) for part in score.chunks(self.chunk_size)])
         yield _row("probe/level/transformer", mean_estimate(squared_errors(predicted, score.f_query)), note="the model")
         with torch.autocast(module.device.type, enabled=False):
@@ -114,15 +115,3 @@ def _best_layer(target: str, known: Mapping[str, pd.DataFrame]) -> str:
 
 def _row(metric: str, estimate: Estimate, layer: int | None = None, note: str | None = None) -> Row:
     return Row(metric, estimate.value, *estimate.interval, layer=layer, note=note)
-
-
-def _probe_rows(probe: Probe) -> Iterator[Row]:
-    place = f"probe/{probe.token}/{probe.target}"
-    for arm in ("trained", "untrained", "shuffled"):
-        scored = getattr(probe, arm)
-        yield _row(f"{place}/{arm}/risk", scored.risk, probe.layer, f"ridge strength {scored.alpha:.3g}")
-        yield _row(f"{place}/{arm}/r2", scored.r2, probe.layer)
-        if scored.auc is not None:
-            yield _row(f"{place}/{arm}/auc", scored.auc, probe.layer)
-    for control in ("untrained", "shuffled"):
-        yield _row(f"{place}/selectivity/{control}", getattr(probe, f"over_{control}"), probe.layer)

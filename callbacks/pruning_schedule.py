@@ -51,9 +51,8 @@ class PruningSchedule(Callback):
                 f"PruningSchedule has {len(self.strategies)} strategies for {len(self.times)} {self.unit}, but each "
                 "cut needs one of both."
             )
-        for before, time in zip([0, *self.times], self.times, strict=False):
-            if time <= before:
-                raise InputError(f"{self.unit} is {self.times}, but it must rise, from 1 on.")
+        if sorted({0, *self.times}) != [0, *self.times]:
+            raise InputError(f"{self.unit} is {self.times}, but it must rise, from 1 on.")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":

@@ -26,7 +26,6 @@ from lightning_icl.functional.risk import mean_with_interval, paired_ratio, squa
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus
 from lightning_icl.record.rows import Row
-from lightning_icl.transformer import TransformerOutput
 
 Errors = dict[str, Tensor]
 MODEL = "transformer"
@@ -58,7 +57,6 @@ class ReferenceRisk(Analysis):
         r"(val|test)/([\w-]+/)?excess_risk/[^/]+$",
         r"against/([\w-]+/)?(zero|ridge|lasso|bayes)/ratio$",
     )
-
     course = r"val/excess_risk/"
 
     def __init__(
@@ -79,7 +77,7 @@ class ReferenceRisk(Analysis):
     def _reset(self) -> None:
         self._settled: dict[tuple[int, int, bool], list[Reference]] = {}
         # Validation replays its prompts, so each batch's targets and the references' errors there are computed once.
-        self._scores: dict[tuple[str, int, int, bool], tuple[Tensor, Errors]] = {}
+        self._scores: dict[tuple[bool, int, int, bool], tuple[Tensor, Errors]] = {}
         # Of the batches so far, by stream, whether of all prefixes, and number of examples.
         self._errors: dict[tuple[int, bool, int], list[Errors]] = defaultdict(list)
 
@@ -91,43 +89,40 @@ class ReferenceRisk(Analysis):
             for reference in self.references or []:
                 reference.check(self._case(trainer, icl_module(pl_module), stream))
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        if not trainer.sanity_checking:
-            self._score(trainer, icl_module(pl_module), "val", *args, **kwargs)
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        self._score(trainer, icl_module(pl_module), "test", *args, **kwargs)
-
-    def _score(
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
-        module: ICLModule,
-        stage: str,
-        output: TransformerOutput,
-        prompt: Prompt,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Prompt,
         batch_idx: int,
-        stream: int = 0,
+        dataloader_idx: int = 0,
     ) -> None:
-        n_points, data = prompt.x.shape[1], datamodule(trainer)
-        read = {False: output.prediction[:, None]}  # (batch, sizes, queries)
+        if trainer.sanity_checking:
+            return
+        module, data, n_points = icl_module(pl_module), datamodule(trainer), batch.x.shape[1]
+        # A TransformerOutput's predictions (batch, sizes, queries): from whole prompts, and from all prefixes.
+        read = {False: outputs.prediction[:, None]}
         # All ranks agree on which batches these are, as they all have a share of each.
-        n_batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[stream]
+        n_batches = (trainer.num_test_batches if trainer.testing else trainer.num_val_batches)[dataloader_idx]
         on_curve = (n_batches - batch_idx - 1) * data.eval_batch_size < self.curve_prompts
-        if on_curve and output.prefix_prediction is not None:
+        if on_curve and outputs.prefix_prediction is not None:
             # After 1 .. n examples: at the example that follows, and at the first query.
-            read[True] = torch.cat([output.prefix_prediction[:, 1:], output.prediction[:, :1]], dim=1)[..., None]
+            read[True] = torch.cat([outputs.prefix_prediction[:, 1:], outputs.prediction[:, :1]], dim=1)[..., None]
         for prefixes, prediction in read.items():
-            key = (stage, stream, batch_idx, prefixes)
+            key = (trainer.testing, dataloader_idx, batch_idx, prefixes)
             with torch.autocast(module.device.type, enabled=False):
                 if key not in self._scores:
-                    problems = every_prefix(prompt) if prefixes else whole_prompts(prompt)
-                    largest = data.streams[stream].largest_n if prefixes else n_points
-                    settled = self.settled(trainer, module, largest, stream, prefixes)
+                    problems = every_prefix(batch) if prefixes else whole_prompts(batch)
+                    largest = data.streams[dataloader_idx].largest_n if prefixes else n_points
+                    settled = self.settled(trainer, module, largest, dataloader_idx, prefixes)
                     self._scores[key] = problems.f, {r.key: r.errors(problems) for r in settled}
                 f, known = self._scores[key]
                 errors = {MODEL: squared_errors(prediction, f)} | known
             for i, n in enumerate(range(1, n_points + 1) if prefixes else [n_points]):
-                self._errors[stream, prefixes, n].append({name: of[:, i] for name, of in errors.items()})
+                self._errors[dataloader_idx, prefixes, n].append({name: of[:, i] for name, of in errors.items()})
+
+    on_test_batch_end = on_validation_batch_end
 
     def settled(
         self, trainer: Trainer, module: ICLModule, n_points: int, stream: int = 0, prefixes: bool = False
@@ -151,9 +146,7 @@ class ReferenceRisk(Analysis):
         super().on_validation_epoch_end(trainer, pl_module)
         self._errors.clear()
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.keep_up(trainer, icl_module(pl_module))
-        self._errors.clear()
+    on_test_epoch_end = on_validation_epoch_end
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, stage = datamodule(trainer), "test" if trainer.testing else "val"
@@ -169,19 +162,19 @@ class ReferenceRisk(Analysis):
                 for prefixes in (False, True)
             )
             self.n_points = list(whole)
-            everywhere, labels = _joined(list(whole.values())), self.labels(stream)
-            for key, errors in everywhere.items():
-                risk = mean_with_interval(errors)
-                yield Row(f"{stage}/excess_risk/{key}", *risk, stream=name, note=labels[key])
-                if key != MODEL:
-                    model = everywhere[MODEL]
-                    yield Row(f"against/{key}/ratio", *paired_ratio(model, errors), stream=name)
-                    yield Row(f"against/{key}/difference", *mean_with_interval(errors - model), stream=name)
             labels = self.labels(stream, prefixes=bool(curve))
-            for n, at_n in (curve or whole).items():
+            places: list[tuple[int | None, Errors, dict[str, str]]] = [
+                (None, _joined(list(whole.values())), self.labels(stream)),
+                *((n, at_n, labels) for n, at_n in (curve or whole).items()),
+            ]
+            for n, at_n, labels in places:
                 for key, errors in at_n.items():
                     risk = mean_with_interval(errors)
                     yield Row(f"{stage}/excess_risk/{key}", *risk, n_points=n, stream=name, note=labels[key])
+                    if n is None and key != MODEL:
+                        yield Row(f"against/{key}/ratio", *paired_ratio(at_n[MODEL], errors), stream=name)
+                        difference = mean_with_interval(errors - at_n[MODEL])
+                        yield Row(f"against/{key}/difference", *difference, stream=name)
 
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         return not name.endswith(f"/{MODEL}") and super()._is_shown(trainer, name)  # the module logs its own
@@ -204,11 +197,8 @@ class ReferenceRisk(Analysis):
 
     def labels(self, stream: int, prefixes: bool = False) -> dict[str, str]:
         """What each estimator is called in figures and tables, with its settings for whole prompts or ``prefixes``."""
-        same = defaultdict(list)
-        for (of_stream, _, of_prefixes), references in self._settled.items():
-            for reference in references if (of_stream, of_prefixes) == (stream, prefixes) else ():
-                same[reference.key].append(reference)
-        return {MODEL: MODEL} | {key: references[0].label(references) for key, references in same.items()}
+        alike = [found for (of, _, each), found in self._settled.items() if (of, each) == (stream, prefixes)]
+        return {MODEL: MODEL} | {same[0].key: same[0].label(same) for same in zip(*alike, strict=True)}
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
         return [line for name, part in _by_stream(rows) for line in ["", *self._table(name, part)]][1:]

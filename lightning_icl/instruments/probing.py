@@ -1,7 +1,7 @@
 """What each layer's states know linearly, beside what an untrained network and shuffled labels let a probe find."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,6 +51,20 @@ class Probe(NamedTuple):
     over_shuffled: Estimate
     untrained: Scored | None = None
     over_untrained: Estimate | None = None
+
+    def numbers(self) -> Iterator[tuple[str, Estimate, str | None]]:
+        """All of it by name, as <arm>/risk, r2 or auc and selectivity/<control>; the risk with a note on its probe."""
+        for arm in ("trained", "untrained", "shuffled"):
+            scored: Scored | None = getattr(self, arm)
+            if scored is None:
+                continue
+            yield f"{arm}/risk", scored.risk, f"ridge strength {scored.alpha:.3g}"
+            yield f"{arm}/r2", scored.r2, None
+            if scored.auc is not None:
+                yield f"{arm}/auc", scored.auc, None
+        for control, over in (("untrained", self.over_untrained), ("shuffled", self.over_shuffled)):
+            if over is not None:
+                yield f"selectivity/{control}", over, None
 
 
 class ProbeTable(NamedTuple):
