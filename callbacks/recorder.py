@@ -95,8 +95,11 @@ class Recorder(Callback):
         if not self._laid_out and (known := measured(trainer)) is not None:
             log_layout(trainer, page.layout(known))
             self._laid_out = True
-        if trainer.state.fn == "validate":
-            self._close(trainer, icl_module(pl_module))
+        module = icl_module(pl_module)
+        if trainer.state.fn == "validate" and module.closing:
+            self.finish(trainer, module)
+        elif trainer.state.fn == "validate":
+            self._close(trainer, module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, icl_module(pl_module))
@@ -105,10 +108,12 @@ class Recorder(Callback):
         self._restore_signals()  # before Lightning puts back what was there before it
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.finish(trainer, icl_module(pl_module))
+        module = icl_module(pl_module)
+        if not analyses(trainer) or not trainer.enable_validation or module.validated_at == trainer.global_step:
+            self.finish(trainer, module)  # else the command line has a validation to make yet
 
     def finish(self, trainer: Trainer, module: ICLModule) -> None:
-        """Say how the fit ended, and what it found."""
+        """Say how a fit ended, and what it found."""
         by = ended_by(trainer)
         if self.signalled and by != "max_steps":
             self._note(trainer, event="stopped", steps=trainer.global_step, by=self.signalled)
@@ -139,9 +144,10 @@ class Recorder(Callback):
         print(*lines, sep="\n")
         log_text(trainer, "results", "\n".join(["```text", *lines[1:], "```"]), step)
         known = measured(trainer)
-        if trainer.state.fn != "fit":  # which says at its start what it is
+        of_fit = trainer.state.fn == "fit" or module.closing
+        if not of_fit:  # which says at its start what it is
             log_text(trainer, "about", page.about(data, module, trainer.max_steps), step)
-        elif known is not None and (risks := page.last_risks(known)):
+        if of_fit and known is not None and (risks := page.last_risks(known)):
             log_hparams(trainer, page.telling_options(data, module, step), risks)
         if folder is not None:
             print(f"\nThis run is in {folder}\n{way_to_look(trainer, folder)}\n")

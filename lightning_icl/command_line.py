@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
+from lightning_icl.callbacks.analysis import analyses
 from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
@@ -177,6 +180,17 @@ class ICLCommandLine(LightningCLI):
             self._clear_away()
             raise
 
+    def after_fit(self) -> None:
+        """Make what was due at the end where a run went on that had made its last step, and tell a signal on."""
+        trainer, module = self.trainer, self.model
+        if analyses(trainer) and trainer.enable_validation and module.validated_at < trainer.global_step:
+            # Such a fit has no training loop, and with it no validation.
+            module.trained_steps, module.closing = trainer.global_step, True
+            trainer.validate(module, self.datamodule, verbose=False)
+            module.closing = False
+        for recorder in (c for c in trainer.callbacks if isinstance(c, Recorder) and c.signalled):  # type: ignore[attr-defined]
+            sys.exit(128 + signal.Signals[str(recorder.signalled)])  # as a shell says of a process so ended
+
     def _settle(self, config: Namespace) -> None:
         """Give the run its folder, with the config in it, and have all that is written lie there."""
         configs = logger_configs(config.trainer)
@@ -213,7 +227,8 @@ class ICLCommandLine(LightningCLI):
         if self.folder is None or self.again:
             return
         lines = journal.read(self.folder / journal.NAME).lines
-        if not any("rows" in line or line.get("steps") for line in lines):
+        begun = any("rows" in line or line.get("steps") for line in lines) or (self.folder / "checkpoints").exists()
+        if not begun:
             (self.folder / CONFIG).unlink(missing_ok=True)  # else there would be a run in it already
             if self.folder in self.made:
                 shutil.rmtree(self.folder, ignore_errors=True)

@@ -33,3 +33,14 @@ class Killer(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Signal(Callback):
+    """Sends its own process a signal once ``step`` optimizer steps are done, on one rank."""
+
+    def __init__(self, step: int, name: str, rank: int = 0) -> None:
+        self.step, self.name, self.rank = step, name, rank
+
+    def on_train_batch_end(self, trainer, *_):
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            os.kill(os.getpid(), getattr(signal, self.name))

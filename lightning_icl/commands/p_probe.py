@@ -95,17 +95,14 @@ def p_probe(
 
 
 def arm_labels(found: PProbing) -> dict[str, str]:
-    """What each arm is called in tables and figures."""
-    layers = {}
-    for h in sorted(set(found.heads.values()), reverse=True):
-        names = [arm.partition("/")[2] for arm, number in found.heads.items() if number == h]
-        layers[f"heads_{h}"] = f"layer 1, {h} head{'s' * (h != 1)} ({names[0]}{', ..' * (len(names) > 1)})"
-    return layers | {
-        UNTRAINED: f"untrained, {max(found.heads.values())} heads",
+    """What each arm is called in tables and figures; gamma is in units of 1 / lambda_max."""
+    numbers = sorted(set(found.heads.values()), reverse=True)
+    return {f"heads_{h}": f"layer 1, {h} head{'s' * (h != 1)}" for h in numbers} | {
+        UNTRAINED: "untrained layer",
         RAW: "x",
         CORRELATION: "R_hat x",
         POWER: f"|r_hat|^{found.power:g} x",
-        GD_PLUS_PLUS: f"GD++: (I - {found.shrinkage:.3g} C/λmax) x",
+        GD_PLUS_PLUS: f"GD++, gamma {found.shrinkage:.3g}",
     }
 
 
@@ -122,8 +119,11 @@ def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[st
     """The tables of risks and of differences, and what became of the claim."""
     comparisons = found.comparisons()
     lines = [f"Excess risk of what was trained on each; {n_points} examples.", "± is 95 %, over seeds and prompts."]
+    for h in sorted(set(found.heads.values()), reverse=True):
+        names = [name.partition("/")[2] for name, number in found.heads.items() if number == h]
+        lines.append(f"{labels[f'heads_{h}']}: of {', '.join(names)}")
     for optimiser, risks in found.risks().items():
-        cells = [(labels[arm], [f"{r.mean:.3f} ± {r.half_width:.3f}" for r in curve]) for arm, curve in risks.items()]
+        cells = [(labels[arm], [f"{r.mean:.3f} ±{r.half_width:.3f}" for r in curve]) for arm, curve in risks.items()]
         lines += ["", f"{HEADINGS[optimiser]}:", *_table(cells)]
     lines += ["", f"Is layer 1 with most heads ({max(found.heads.values())}) better? Risk minus the other's, paired:"]
     for optimiser in found.errors:
@@ -139,9 +139,9 @@ def _differences(
     lines: list[tuple[str, list[str]]] = []
     for rival in dict.fromkeys(c.rival for c in comparisons):
         of_rival = [c for c in comparisons if (c.optimiser, c.rival) == (optimiser, rival)]
-        differences = [f"{c.difference.mean:+.3f} ± {c.difference.half_width:.3f}" for c in of_rival]
+        differences = [f"{c.difference.mean:+.3f} ±{c.difference.half_width:.3f}" for c in of_rival]
         kind = "  claimed" if of_rival[0].claimed else "  a control"
-        lines += [(f"against {labels[rival]}", differences), (kind, [str(c.verdict) for c in of_rival])]
+        lines += [(f"vs {labels[rival]}", differences), (kind, [str(c.verdict) for c in of_rival])]
     return lines
 
 

@@ -14,8 +14,9 @@ from lightning_icl.record.rows import plain
 
 def context(trainer: Trainer, data: PromptDataModule, analysis: object) -> dict[str, Any]:
     """The command, the seed, the laws of the evaluation streams, the prompts drawn, and the analysis' own options."""
+    closing = getattr(trainer.lightning_module, "closing", False)  # of a fit, whatever makes its last validation
     return {
-        "command": trainer.state.fn and str(trainer.state.fn.value),
+        "command": "fit" if closing else trainer.state.fn and str(trainer.state.fn.value),
         "seed": data.seed,
         "law": [
             {"stream": stream.name, "task": repr(stream.task), "n_points": [stream.smallest_n, stream.largest_n]}

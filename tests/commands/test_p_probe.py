@@ -79,11 +79,12 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
                 risk = over_seeds_and_prompts(errors[depth])
                 row = rows.pop(f"p_probing/{optimiser}/{depth + 1}/{merged}")
                 assert row[1:4] == pytest.approx((risk.mean, risk.low, risk.high), rel=1e-6)
-                assert f"{risk.mean:.3f} ± {risk.half_width:.3f}" in said
+                assert f"{risk.mean:.3f} ±{risk.half_width:.3f}" in said
     assert not rows
     comparisons = expected.comparisons()
     assert [c["verdict"] for c in found.arrays["comparisons"]] == [c.verdict for c in comparisons]
-    assert said.count("against layer 1, 1 head (1-2)") == 2
+    assert said.count("vs layer 1, 1 head") == 2
+    assert "layer 1, 2 heads: of 2-2\nlayer 1, 1 head: of 1-2\n" in said
     assert f"The claim (against fewest heads and x, at every k and t): {found.arrays['claim']}" in said
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
     assert (said.count("95 %"), said.count("+-")) == (1, 0)
