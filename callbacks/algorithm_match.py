@@ -71,9 +71,8 @@ class AlgorithmMatch(Analysis):
         task, largest = data.streams[0].task, data.streams[0].largest_n
         for algorithm in self.algorithms or []:
             algorithm.check(Case(task, data.task, 1))
-        for n in self.n_points or []:
-            if n > largest:
-                raise InputError(f"n_points has {n}, but the prompts have at most {largest} examples.")
+        if (n := max(self.n_points or [1])) > largest:
+            raise InputError(f"n_points has {n}, but the prompts have at most {largest} examples.")
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data = datamodule(trainer)

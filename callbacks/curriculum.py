@@ -42,8 +42,7 @@ class Curriculum(Callback):
         check_at_least(1, dims_start=dims_start, points_start=points_start)
         check_at_least(1, dims_step=dims_step, points_step=points_step, every=every)
         self.dims_start, self.dims_step = dims_start, dims_step
-        self.points_start, self.points_step = points_start, points_step
-        self.every = every
+        self.points_start, self.points_step, self.every = points_start, points_step, every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the data module, which applies it to the training stream."""

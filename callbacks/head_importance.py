@@ -113,8 +113,7 @@ class HeadImportance(Analysis):
         found = {"head_importance": figures.importance_map(rows)}
         if rows["metric"].str.startswith("heads/agreement/").any():
             found["head_scores"] = figures.score_maps(rows)
-        course = self.over_training()
-        if course["step"].nunique() > 1:
+        if (course := self.over_training())["step"].nunique() > 1:
             found["head_specialisation"] = figures.specialisation(course)
         return found
 

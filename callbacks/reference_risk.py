@@ -70,8 +70,7 @@ class ReferenceRisk(Analysis):
         check_at_least(1, tuning_prompts=tuning_prompts)
         check_at_least(2, curve_prompts=curve_prompts)
         check_references(references or [])
-        self.tuning_prompts, self.curve_prompts = tuning_prompts, curve_prompts
-        self.references = references
+        self.tuning_prompts, self.curve_prompts, self.references = tuning_prompts, curve_prompts, references
         self._reset()
 
     def _reset(self) -> None:
@@ -173,8 +172,7 @@ class ReferenceRisk(Analysis):
                     yield Row(f"{stage}/excess_risk/{key}", *risk, n_points=n, stream=name, note=labels[key])
                     if n is None and key != MODEL:
                         yield Row(f"against/{key}/ratio", *paired_ratio(at_n[MODEL], errors), stream=name)
-                        difference = mean_with_interval(errors - at_n[MODEL])
-                        yield Row(f"against/{key}/difference", *difference, stream=name)
+                        yield Row(f"against/{key}/difference", *mean_with_interval(errors - at_n[MODEL]), stream=name)
 
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         return not name.endswith(f"/{MODEL}") and super()._is_shown(trainer, name)  # the module logs its own
