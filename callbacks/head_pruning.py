@@ -139,7 +139,7 @@ class HeadPruning(Analysis):
             for name, of_model in errors.items():
                 beside = pruning.beside_full(of_model, errors[FULL], possible if name == RANDOM else 1)
                 yield from _risk_rows(f"prune/{treatment}/{name}", beside, labels[name])
-            # The place of the paper's heads among the random choices, which may be one of them.
+            # The paper's heads are one of the random choices, and are ranked among the others.
             others = errors[RANDOM][(masks[RANDOM] != masks[PAPER]).flatten(1).any(dim=1)[:n]]
             if len(others):
                 rank = pruning.rank_among(errors[PAPER][0], others)
