@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 
-STUDY_PACKAGES = ("jinja2", "pandas", "pyarrow", "ray", "scipy")
+STUDY_PACKAGES = ("jinja2", "pyarrow", "ray")
 
 
 class LightningICL(ICLCommandLine):

@@ -1,5 +1,7 @@
 """A run in a folder of its own: begun, gone on with, and with or without figures."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -116,7 +118,7 @@ def test_what_was_due_after_the_last_step_is_made_up(fit, tmp_path, undrawn):
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_is_told_by_the_exit_status_and_the_run_goes_on(fit, tmp_path, undrawn, name, status):
-    signal = '[{"class_path": "recorder.Signal", "init_args": {"step": 1, "name": "%s"}}]' % name
+    signal = json.dumps([{"class_path": "recorder.Signal", "init_args": {"step": 1, "name": name}}])
     options = ("--run_folder", "mine", "--ckpt_path", "last", "--trainer.max_steps", "4")
     with pytest.raises(SystemExit) as stopped:
         fit(*options, "--trainer.callbacks+", signal, "--trainer.val_check_interval", "4")

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """The figures of a run: rows in, a matplotlib figure out. Studies draw with the same functions, panel by panel."""
 
 from lightning_icl.figures.algorithms import algorithm_match
@@ -8,24 +9,3 @@ from lightning_icl.figures.p_probing import p_probing_risks
 from lightning_icl.figures.probes import probe_map, probe_risks
 from lightning_icl.figures.pruning import greedy_path, pruning_risks
 from lightning_icl.figures.risks import risk_by_estimator, risk_by_points, risk_by_step, risk_by_stream
-
-__all__ = [
-    "algorithm_match",
-    "attention_maps",
-    "greedy_path",
-    "importance_map",
-    "output_value_maps",
-    "p_probing_risks",
-    "prediction_rows",
-    "probe_map",
-    "probe_risks",
-    "pruning_risks",
-    "query_key_maps",
-    "risk_by_estimator",
-    "risk_by_points",
-    "risk_by_step",
-    "risk_by_stream",
-    "score_maps",
-    "specialisation",
-    "write_figure",
-]

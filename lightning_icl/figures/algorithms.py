@@ -1,7 +1,5 @@
 """Which algorithm a layer's reading is closest to."""
 
-import itertools
-import math
 import textwrap
 from typing import Any
 
@@ -15,13 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from lightning_icl.figures import style
 
 FARTHEST = 1.25  # where colours and axes end: 1 is the zero predictor, and least squares at n = d has no mean
-SYMBOLS = {
-    "steps": "t",
-    "step": "c",
-    "gamma": "\N{GREEK SMALL LETTER GAMMA}",
-    "alpha": "\N{GREEK SMALL LETTER ALPHA}",
-    "features": "s",
-}
+SYMBOLS = {"steps": "t", "step": "c", "gamma": "\u03b3", "alpha": "\u03b1", "features": "s"}
 KINDS = {"relative_spd": "predictions", "relative_ilwd": "implied weights"}
 SIDE_BY_SIDE = 4  # readings of maps that stand so
 
@@ -44,16 +36,14 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axes: dict[Any, Axes] = figure.subplot_mosaic([*maps, [0, 1]], height_ratios=ratios)  # type: ignore[list-item]
     for i, (number, said) in enumerate(KINDS.items()):
-        _map(axes[number], whole, number, list(names), readings)
+        _map(axes[number], whole, number, names, readings)
+        if beside and i:
+            axes[number].set_yticks([])
         axes[number].set_title(f"{said}, {n} examples", size=10)
         _by_points(axes[i], found[(found["reading"] == "read-out") & (found["number"] == number)], names)
         axes[i].set_title(f"{said}, read-out", size=10)
-        if i == 0 or not beside:
-            axes[number].set_yticks(range(len(names)), list(names.values()), size=9)
-        else:
-            axes[number].set_yticks([])
     axes[0].set_ylabel("relative distance", size=9)
-    style.legend(figure, columns=2)
+    style.legend(figure)
     style.title(
         figure,
         "How far readings are from the closest member of each family (± and bars: 95 %)\n"
@@ -73,37 +63,29 @@ def _names(whole: pd.DataFrame) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
-def _map(axes: Axes, whole: pd.DataFrame, number: str, names: list[str], readings: list[str]) -> None:
+def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], readings: list[str]) -> None:
     """One row an algorithm, one column a reading; beside predictions the settings of the closest member."""
-    table, texts = np.full((len(names), len(readings)), np.nan), {}
-    at = {key: (names.index(key[0]), readings.index(key[1])) for key in itertools.product(names, readings)}
-    for cell in whole[whole["number"] == number].itertuples():
-        place = at[cell.algorithm, cell.reading]
-        table[place] = cell.mean
-        if math.isfinite(cell.mean):
-            texts[place] = f"{cell.mean:.2f} ±{cell.high - cell.mean:.1g}" if cell.mean < 10 else "> 10"
-    alike = np.zeros(table.shape, dtype=bool)
+    whole = whole.assign(row=whole["algorithm"].map(list(names).index), column=whole["reading"].map(readings.index))
+    found = whole[(whole["number"] == number) & np.isfinite(whole["mean"])].set_index(["row", "column"])
+    texts = {
+        cell.Index: f"{cell.mean:.2f} ±{cell.high - cell.mean:.1g}" if cell.mean < 10 else "> 10"
+        for cell in found.itertuples()
+    }
+    frames: dict[Any, str] = {}
     if number == "relative_spd":
         settings = whole[whole["number"].str.startswith("setting/")]
-        for (algorithm, reading), found in settings.groupby(["algorithm", "reading"]):
-            names_in = found["number"].str.removeprefix("setting/").map(lambda name: SYMBOLS.get(name, name))
-            said = " ".join(f"{name}={value:.2g}" for name, value in zip(names_in, found["mean"], strict=True))
-            if at[algorithm, reading] in texts:
-                texts[at[algorithm, reading]] += "\n" + textwrap.fill(said, 13)
-        for cell in whole[whole["number"] == "over_closest"].query("low <= 0 <= high").itertuples():
-            alike[at[cell.algorithm, cell.reading]] = True
-    style.heat_map(axes, table, texts, (0.0, FARTHEST), size=8.0)
-    for column, distances in enumerate(np.nan_to_num(table, nan=np.inf).T):
-        closest = int(distances.argmin())
-        alike[closest, column] = False
-        axes.add_patch(_frame(column, closest, lw=2.2))
-        for row in np.flatnonzero(alike[:, column]):
-            axes.add_patch(_frame(column, int(row), lw=1.2, ls="--"))
-    axes.set_xticks(range(len(readings)), readings, size=9)
-
-
-def _frame(column: int, row: int, **look: Any) -> Rectangle:
-    return Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, edgecolor="black", **look)
+        for place, said in settings.groupby(["row", "column"]):
+            keys = [SYMBOLS.get(key, key) for key in said["number"].str.removeprefix("setting/")]
+            words = " ".join(f"{key}={value:.2g}" for key, value in zip(keys, said["mean"], strict=True))
+            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 13)}"} if place in texts else {}
+        alike = whole[(whole["number"] == "excess_over_closest") & (whole["low"] <= 0)]
+        frames = dict.fromkeys(zip(alike["row"], alike["column"], strict=True), "--")
+    frames |= dict.fromkeys(found.groupby("column")["mean"].idxmin(), "-")
+    found = found.assign(text=[texts[place] for place in found.index]).reset_index()
+    style.cell_map(axes, found, list(names.values()), readings, ends=(0.0, FARTHEST), size=8.0)
+    for (row, column), ls in frames.items():
+        frame: style.Style = {"fill": False, "edgecolor": "black", "ls": ls, "lw": 2.2 if ls == "-" else 1.2}
+        axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, **frame))
 
 
 def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:
@@ -111,16 +93,14 @@ def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:
     for i, (algorithm, name) in enumerate(names.items()):
         line = found[found["algorithm"] == algorithm].sort_values("n_points")
         x = style.apart(line["n_points"], i, len(names), found["n_points"])
-        look = {"color": style.COLOURS[i % len(style.COLOURS)], "marker": style.MARKERS[i % len(style.MARKERS)]}
         inside = line.assign(mean=line["mean"].where(line["mean"] <= FARTHEST))
-        style.over(axes, x, inside, lw=1.2, ms=4, label=name.replace("\n", " "), **look)
+        style.over(axes, x, inside, lw=1.2, ms=4, label=name.replace("\n", " "), **style.look(i))
         for place in x[line["mean"] > FARTHEST]:
-            style.edge(axes, place, True, color=look["color"])
+            style.edge(axes, place, True, **style.look(i))
     axes.axhline(1, color="black", lw=0.8, ls=":")
-    axes.set_ylim(0, FARTHEST)
     places = found["n_points"].unique().astype(float)
     room = max(0.5, 0.06 * np.ptp(places))
-    axes.set_xlim(places.min() - room, places.max() + room)
+    axes.set(xlim=(places.min() - room, places.max() + room), ylim=(0, FARTHEST))
     axes.xaxis.set_major_locator(FixedLocator(places) if len(places) < 6 else MaxNLocator(5, integer=True))
     axes.set_xlabel("number of in-context examples n", size=9)
     axes.grid(alpha=0.2)

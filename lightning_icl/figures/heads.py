@@ -31,37 +31,31 @@ def importance_map(rows: pd.DataFrame) -> Figure:
     """Layer by head map of leave-one-out importance with its intervals; rows heads/leave_one_out/..."""
     found = _numbers(rows, "leave_one_out")
     n_layers, n_heads = shape = _shape(found)
-    figure = Figure(figsize=(max(style.WIDTH, 1.5 + CELL[0] * n_heads), 0.9 + CELL[1] * n_layers), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = style.panels(1, max(5.0, 0.9 + CELL[0] * n_heads), 0.4 + CELL[1] * n_layers)
     power, unit = unit_of(found["importance"])
     importance_panel(axes, found["importance"], shape, power)
+    effective = found["effective"].set_index("layer")["mean"].dropna()
     labels = dict.fromkeys(range(1, n_layers + 1), "no heads")
     labels |= dict.fromkeys(found["importance"]["layer"], "total not above 0")
-    labels |= {
-        cell.layer: f"{cell.mean:.1f} effective" for cell in found["effective"].dropna(subset="mean").itertuples()
-    }
-    axes.set_yticks(range(n_layers), [f"layer {layer}\n{said}" for layer, said in labels.items()], size=9)
+    labels |= {layer: f"{mean:.1f} effective" for layer, mean in effective.items()}
+    axes.set_yticks(range(n_layers), [f"layer {layer}\n{said}" for layer, said in labels.items()])
     style.title(figure, f"Rise of the excess risk without the head ({unit}, ± 95 %)")
     return figure
 
 
 def unit_of(found: pd.DataFrame) -> tuple[int, str]:
     """A power of ten that numbers are said in, and the unit in words: tiny ones in thousandths and so on."""
-    largest = max(map(abs, style.scale(found["mean"].to_numpy(dtype=float))))
-    power = 3 * math.ceil(max(0.0, -math.log10(largest) - 2) / 3)
+    power = 3 * math.ceil(max(0.0, -math.log10(_largest(found)) - 2) / 3)
     return power, f"$10^{{-{power}}}$ squared label units" if power else "squared label units"
 
 
 def importance_panel(axes: Axes, found: pd.DataFrame, shape: Shape, power: int = 0) -> None:
     """A map of cells by layer and head, with each number and half its interval in units of 10^-power."""
-    mean, half = (_table(found["mean"], found, shape), _table(found["high"] - found["mean"], found, shape))
-    decimals = int(np.clip(2 - power - math.floor(math.log10(max(map(abs, style.scale(mean))))), 0, 3))
-    texts = {}
-    for layer, head in np.argwhere(np.isfinite(mean)).tolist():
-        value, bar = (10**power * float(table[layer, head]) for table in (mean, half))
-        texts[layer, head] = f"{value:z.{decimals}f}" + (f"\n±{bar:.{decimals}f}" if math.isfinite(bar) else "")
-    style.heat_map(axes, mean, texts)
-    _name_heads(axes, shape)
+    decimals = int(np.clip(2 - power - math.floor(math.log10(_largest(found))), 0, 3))
+    number = f"{{:z.{decimals}f}}".format
+    halves = 10**power * (found["high"] - found["mean"])
+    bars = halves.map(lambda half: f"\n±{number(half)}" if math.isfinite(half) else "")
+    _head_map(axes, found.assign(text=(10**power * found["mean"]).map(number) + bars), shape)
 
 
 def score_maps(rows: pd.DataFrame) -> Figure:
@@ -75,40 +69,28 @@ def score_maps(rows: pd.DataFrame) -> Figure:
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     for place, (score, found) in enumerate(by_score.items()):
         axes = figure.add_subplot(grid[place // 2, place % 2])
-        share = 100 * _table(found["share"]["mean"], found["share"], shape)
-        texts = {(layer, head): f"{share[layer, head]:.0f}" for layer, head in np.argwhere(np.isfinite(share)).tolist()}
-        for cell in found["importance"].query("low <= 0 <= high").itertuples():
-            if (at := (cell.layer - 1, cell.head - 1)) in texts:
-                texts[at] = f"({texts[at]})"
-        style.heat_map(axes, share, texts, (0.0, 100.0))
-        for layer in set(found["importance"]["layer"]) - set(found["share"].dropna(subset="mean")["layer"]):
+        heads = found["share"].merge(found["importance"], on=["layer", "head"], suffixes=("", "_importance"))
+        heads["mean"] *= 100
+        noise = (heads["low_importance"] <= 0) & (heads["high_importance"] >= 0)
+        percent = heads["mean"].map("{:.0f}".format)
+        _head_map(axes, heads.assign(text=percent.where(~noise, "(" + percent + ")")), shape, ends=(0.0, 100.0))
+        for layer in set(heads["layer"]) - set(heads.dropna(subset="mean")["layer"]):
             axes.text(n_heads / 2 - 0.5, layer - 1, "total not above 0", ha="center", va="center", size=9)
-        _name_heads(axes, shape)
-        axes.set_yticks(range(n_layers), [str(layer + 1) for layer in range(n_layers)], size=9)
-        axes.set_ylabel("layer", size=9)
-        axes.set_title(score_label(score), size=10)
+        axes.set(ylabel="layer", title=score_label(score))
     _agreement(figure.add_subplot(grid[-1, int(beside) :]), rows, scores)
-    style.title(
-        figure, "Each head's share of its layer's importance in %\n(in brackets: its importance is within noise of 0)"
-    )
+    style.title(figure, "Each head's share of its layer's importance in %\n(in brackets: importance within noise of 0)")
     return figure
 
 
 def _agreement(axes: Axes, rows: pd.DataFrame, scores: Sequence[str]) -> None:
     """Rank correlation of every two scores with its interval; the table is symmetric, so half of it is drawn."""
     whole = rows[rows["layer"].isna() & rows["n_points"].isna()]
-    found = style.cells(whole, r"heads/agreement/(?P<pair>\w+)").set_index("pair")
-    table, texts = np.full((len(scores) - 1, len(scores) - 1), np.nan), {}
-    for row, second in enumerate(scores[1:]):
-        for column, first in enumerate(scores[: row + 1]):
-            mean, low, high = (float(x) for x in found.loc[f"{first}_and_{second}", ["mean", "low", "high"]])
-            table[row, column] = mean
-            said = f"{mean:z.2f}\n[{low:z.2f}, {high:z.2f}]" if math.isfinite(low) else f"{mean:z.2f}"
-            texts[row, column] = said if math.isfinite(mean) else "not defined"
-    style.heat_map(axes, table, texts, (-1.0, 1.0), missing="white")
+    found = style.cells(whole, rf"heads/agreement/(?P<first>{'|'.join(scores)})_and_(?P<second>{'|'.join(scores)})")
+    found = found.assign(row=found["second"].map(scores.index) - 1, column=found["first"].map(scores.index))
+    said = [f"{c.mean:z.2f}" + f"\n[{c.low:z.2f}, {c.high:z.2f}]" * (c.low == c.low) for c in found.itertuples()]
+    found["text"] = pd.Series(said, found.index, dtype=object).where(found["mean"].notna(), "not defined")
     labels = [score_label(name).replace(", ", ",\n").removesuffix(" ablation") for name in scores]
-    axes.set_xticks(range(len(scores) - 1), labels[:-1], size=9)
-    axes.set_yticks(range(len(scores) - 1), labels[1:], size=9)
+    style.cell_map(axes, found, labels[1:], labels[:-1], ends=(-1.0, 1.0), missing="white")
     axes.set_title("rank correlation [95 % interval]", size=10)
 
 
@@ -156,10 +138,8 @@ def in_use(
     bound = BOUNDS[number] * (n_heads.get(1, 0) if number == "effective" else 1)
     axes.axhline(bound, color=colours[0] if number == "effective" else "0.4", lw=1, ls=":")
     if number == "effective":
-        axes.set_ylim(0.7, max(n_heads.values()) + 0.3)
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    else:
-        axes.set_ylim(0, 1.04)
+    axes.set_ylim(*((0.7, max(n_heads.values()) + 0.3) if number == "effective" else (0, 1.04)))
     axes.set_ylabel(NUMBERS[number], size=9)
     axes.grid(alpha=0.2)
 
@@ -180,13 +160,12 @@ def _shape(found: Mapping[str, pd.DataFrame]) -> Shape:
     return int(found["effective"]["layer"].max()), int(found["importance"]["head"].max())
 
 
-def _table(values: pd.Series, found: pd.DataFrame, shape: Shape) -> np.ndarray:
-    """Values as layers by heads; NaN where there is no such head."""
-    table = np.full(shape, np.nan)
-    table[found["layer"].astype(int) - 1, found["head"].astype(int) - 1] = values
-    return table
+def _largest(found: pd.DataFrame) -> float:
+    return max(map(abs, style.scale(found["mean"].to_numpy(dtype=float))))
 
 
-def _name_heads(axes: Axes, shape: Shape) -> None:
-    axes.set_xticks(range(shape[1]), [str(head + 1) for head in range(shape[1])], size=9)
+def _head_map(axes: Axes, found: pd.DataFrame, shape: Shape, **options: Any) -> None:
+    """Cells by layer and head, with their text; nothing where there is no such head or it has no number."""
+    found = found.assign(row=found["layer"] - 1, column=found["head"] - 1).dropna(subset="mean")
+    style.cell_map(axes, found, *([str(i + 1) for i in range(n)] for n in shape), **options)
     axes.set_xlabel("head", size=9)

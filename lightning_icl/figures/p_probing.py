@@ -28,9 +28,9 @@ def p_probing_risks(rows: pd.DataFrame, labels: Mapping[str, str]) -> Figure:
     found = style.cells(rows, METRIC)
     optimisers = list(dict.fromkeys(found["optimiser"]))
     styles = arm_styles(found["arm"], labels)
-    figure = Figure(figsize=(max(style.WIDTH, 0.6 + 2.8 * len(optimisers)), 4.4), layout="constrained")
+    figure, panels = style.panels(len(optimisers), max(2.8, 5.0 / len(optimisers)), 3.9)
     limits = style.risk_limits(found)
-    for axes, optimiser in zip(figure.subplots(1, len(optimisers), squeeze=False)[0], optimisers, strict=True):
+    for axes, optimiser in zip(panels, optimisers, strict=True):
         risk_by_depth(axes, optimiser, found[found["optimiser"] == optimiser], styles, limits)
         style.panel_title(axes, TITLES[optimiser][0], 28)
     figure.axes[0].set_ylabel(style.RISK_WITH_BARS, size=9)
@@ -57,14 +57,10 @@ def risk_by_depth(
     axes: Axes, optimiser: str, found: pd.DataFrame, styles: Mapping[str, tuple[str, Style]], limits: Limits
 ) -> None:
     """One panel: an optimiser's cells with arm and steps."""
-    found = found.assign(steps=found["steps"].astype(int)).sort_values("steps")
-    for i, (arm, (label, look)) in enumerate(styles.items()):
-        line = found[found["arm"] == arm]
-        if len(line):
-            x = style.apart(line["steps"], i, len(styles), found["steps"])
-            style.over(axes, x, line, label=label, **(Style(ms=4) | look))
+    found = found.astype({"steps": int})
+    style.lines(
+        axes, "steps", {label: (found[found["arm"] == arm], look) for arm, (label, look) in styles.items()}, ms=4
+    )
     style.limit(axes, limits)
     deepest = found["steps"].max()
-    axes.set_xticks(range(1, deepest + 1))
-    axes.set_xlim(0.7, deepest + 0.3)
-    axes.set_xlabel(TITLES[optimiser][1])
+    axes.set(xticks=range(1, deepest + 1), xlim=(0.7, deepest + 0.3), xlabel=TITLES[optimiser][1])

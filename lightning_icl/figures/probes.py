@@ -1,5 +1,6 @@
 """What the states know linearly: rows probe/..., listed in lightning_icl.record.rows."""
 
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -31,8 +32,7 @@ WIDE = 7  # layers from which the maps stand one below the other
 def probe_risks(rows: pd.DataFrame) -> Figure:
     """Excess risk of the probe for f(x_q) by depth and of its controls, beside GD after layer - 1 steps and levels."""
     trained, beside = style.cells(rows, PROBE), style.cells(rows, "|".join(BESIDE))
-    figure = Figure(figsize=(style.WIDTH, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = style.panels(1, 5.0, 3.9)
     look = ESTIMATORS[MODEL][1] | {"lw": 2, "zorder": 4}
     risk_by_layer(axes, {"probe": (trained, look)}, beside, style.risk_limits(trained, beside), numbers=True)
     style.legend(figure)
@@ -41,58 +41,48 @@ def probe_risks(rows: pd.DataFrame) -> Figure:
 
 
 def risk_by_layer(
-    axes: Axes,
-    probes: Mapping[str, tuple[pd.DataFrame, Style]],
-    beside: pd.DataFrame,
-    limits: Limits,
+    axes: Axes, probes: Mapping[str, tuple[pd.DataFrame, Style]], beside: pd.DataFrame, limits: Limits,
     numbers: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """One panel: cells with layer by label, and what stands beside them, cells with metric (one of BESIDE) and layer.
 
     ``numbers`` puts those of the lines across into the legend, where there is one panel.
     """
-    every = pd.concat([found for found, _ in probes.values()])["layer"]
-    for i, (label, (found, look)) in enumerate(probes.items()):
-        style.over(axes, style.apart(found["layer"], i, len(probes), every), found, label=label, **(Style(ms=5) | look))
+    style.lines(axes, "layer", probes, ms=5)
     for metric, (label, look) in BESIDE.items():
         found = beside[beside["metric"] == metric]
         if not metric.startswith(LEVEL) and len(found):
             style.over(axes, found["layer"], found, label=label, **(Style(ms=4, lw=1.2) | look))
         for cell in found.itertuples() if metric.startswith(LEVEL) else ():
-            said = f"{label}, {style.number(cell.mean)}" if numbers else label
-            style.level(axes, cell, limits, label=said, **look)
+            style.level(axes, cell, limits, label=label + f", {style.number(cell.mean)}" * numbers, **look)
     style.limit(axes, limits)
-    axes.set_xticks(range(int(every.max()) + 1))
-    axes.set_xlabel("layer (0 is the read-in)")
-    axes.set_ylabel(style.RISK_WITH_BARS, size=9)
+    axes.set_xticks(range(int(max(found["layer"].max() for found, _ in probes.values())) + 1))
+    axes.set(xlabel="layer (0 is the read-in)", ylabel=style.RISK_WITH_BARS)
 
 
 def probe_map(rows: pd.DataFrame) -> Figure:
     """R^2 of every target by layer, and how far it is above the untrained network's; of query and context states."""
-    found = style.parts(rows, rf"probe/(?P<token>query|context)/(?P<target>\w+)/(?P<kind>{'|'.join(COLUMNS)})")
+    found = style.cells(rows, rf"probe/(?P<token>query|context)/(?P<target>\w+)/(?P<kind>{'|'.join(COLUMNS)})")
     tokens, targets = list(dict.fromkeys(found["token"])), list(dict.fromkeys(found["target"]))
     layers = int(found["layer"].max()) + 1
-    ends = max(-1.0, min(0.0, found["value"].min())), 1.0
+    ends = max(-1.0, min(0.0, found["mean"].min())), 1.0
+    found = found.assign(row=found["target"].map(targets.index), column=found["layer"]).dropna(subset="mean")
+    found["text"] = found["mean"].map(_short)
+    found["text"] = found["text"].where((found["low"] > 0) | (found["high"] < 0), "(" + found["text"] + ")")
     across = 1 if layers > WIDE else 2
     down = len(tokens) * 2 // across
     size = max(style.WIDTH, 2.6 + across * 0.42 * layers), 1.2 + down * (0.5 + 0.23 * len(targets))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True)
-    places = [(token, kind) for token in tokens for kind in COLUMNS]
-    for axes, (token, kind) in zip(grid.flat, places, strict=True):
-        values, texts = np.full((len(targets), layers), np.nan), {}
-        for row in found[(found["token"] == token) & (found["kind"] == kind)].itertuples():
-            place = targets.index(row.target), int(row.layer)
-            values[place] = row.value
-            if np.isfinite(row.value):
-                texts[place] = f"({_short(row.value)})" if row.low <= 0 <= row.high else _short(row.value)
-        image = style.heat_map(axes, values, texts, ends, size=7.5)
+    for axes, (token, kind) in zip(grid.flat, itertools.product(tokens, COLUMNS), strict=True):
+        shown, names = found[(found["token"] == token) & (found["kind"] == kind)], list(map(target_label, targets))
+        image = style.cell_map(axes, shown, names, list(map(str, range(layers))), ends=ends, size=7.5)
         axes.set_title(f"{token}: {COLUMNS[kind]}", size=9)
-        axes.set_xticks(range(layers))
-        axes.set_yticks(range(len(targets)), [target_label(target) for target in targets], size=8)
     for axes in grid[-1]:
         axes.set_xlabel("layer (0 is the read-in)", size=9)
-    style.colour_bar(figure, image, grid.ravel().tolist(), "R², or difference of R²", shrink=0.7, aspect=30)
+    figure.colorbar(image, ax=grid, pad=0.02, shrink=0.7, aspect=30).set_label("R², or difference of R²", size=9)
+    for axes in figure.axes:
+        axes.tick_params(labelsize=8)
     by_chance = style.parts(rows, r"probe/\w+/\w+/shuffled/r2")["value"].abs().max()
     said = f"; with shuffled labels |R²| is at most {by_chance:.2g}" if np.isfinite(by_chance) else ""
     how = f"(in brackets: the 95 % interval holds 0; grey: no R², as of a constant{said})"

@@ -30,10 +30,9 @@ def pruning_risks(rows: pd.DataFrame) -> Figure:
     found = style.cells(rows, RISKS)
     treated, beside = found[found["treatment"].isin(TREATMENTS)], found[found["treatment"] == "checkpoint"]
     labels = model_labels(pd.concat([treated, beside]))
-    for row in style.parts(rows, "prune/as_is/(?P<model>paper)/rank").itertuples():
+    for row in rows[rows["metric"] == "prune/as_is/paper/rank"].itertuples():
         labels["paper"] += f"; rank {row.note} random choices, 1 is best"
-    figure = Figure(figsize=(6.9, 1.3 + 0.5 * len(labels)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = style.panels(1, 6.3, 0.8 + 0.5 * len(labels))
     full = treated.query("treatment == 'as_is' and model == 'full'")["mean"].tolist()
     pruned_panel(axes, treated, beside, labels, style.risk_limits(pd.concat([treated, beside])), full, "another model")
     axes.set_xlabel(f"{style.RISK}, bars: 95 % intervals", size=9)
@@ -54,16 +53,13 @@ def pruned_panel(
 ) -> None:  # fmt: skip
     """Cells by treatment and model, a row for each of ``labels``; those ``beside`` were treated in no way."""
     rows = {model: i for i, model in enumerate(labels)}
-    treatments = [name for name in TREATMENTS if name in set(treated["treatment"])]
-    for i, name in enumerate(treatments):
-        found = treated[treated["treatment"] == name]
+    treatments = {name: found for name in TREATMENTS if len(found := treated[treated["treatment"] == name])}
+    for i, (name, found) in enumerate(treatments.items()):
         places = found["model"].map(rows) + 0.16 * (i - (len(treatments) - 1) / 2)
-        label, look = TREATMENTS[name]
-        style.over(axes, places, found, "x", ls="", ms=5, label=label, **look)
+        style.over(axes, places, found, "x", ls="", ms=5, label=TREATMENTS[name][0], **TREATMENTS[name][1])
     if len(beside):
-        style.over(
-            axes, beside["model"].map(rows), beside, "x", ls="", marker="*", ms=9, color="black", label=beside_label
-        )
+        star = {"marker": "*", "ms": 9, "color": "black"}
+        style.over(axes, beside["model"].map(rows), beside, "x", ls="", label=beside_label, **star)
     for line in lines:
         axes.axvline(line, color="0.4", lw=1, ls=":")
     for row in range(1, len(rows), 2):
@@ -78,32 +74,28 @@ def greedy_path(rows: pd.DataFrame) -> Figure:
 
     From prune/greedy_path/heads_<n>/excess_risk and n_heads, prune/<strategy>/n_heads and prune/as_is/.../excess_risk.
     """
-    path, allocation = (
-        style.cells(rows, rf"prune/greedy_path/heads_(?P<left>\d+)/{number}").astype({"left": int})
-        for number in ("excess_risk", "n_heads")
-    )
-    path = path.sort_values("left", ascending=False)
+    cells = style.cells(rows, r"prune/greedy_path/heads_(?P<left>\d+)/(?P<number>excess_risk|n_heads)")
+    cells = cells.astype({"left": int}).sort_values("left", ascending=False)
+    path, allocation = cells[cells["number"] == "excess_risk"], cells[cells["layer"].notna()]
     total = path["left"].max()
-    table = allocation[allocation["layer"].notna()].pivot(index="layer", columns="left", values="mean")[path["left"]]
+    table = allocation.pivot(index="layer", columns="left", values="mean")[path["left"]]
     figure = Figure(figsize=(style.WIDTH, 4.6 + 0.3 * len(table)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 0.5 + 0.3 * len(table)])
     style.band(above, total - path["left"], path, color=style.BLUE, marker="o", ms=3, label="greedy removal")
     above.axhline(path["mean"].iloc[0], color="0.4", lw=1, ls=":", label="full model")
     marked = _strategies(rows)
-    beside = max(0.25, 0.012 * total) * marked.groupby("n_heads").cumcount()  # those with as many heads
+    # Those with as many heads stand beside each other.
+    places = total - marked["n_heads"] + max(0.25, 0.012 * total) * marked.groupby("n_heads").cumcount()
     for i, label in enumerate(marked["label"]):
-        look = {
-            "color": style.COLOURS[(i + 1) % len(style.COLOURS)],
-            "marker": style.MARKERS[(i + 1) % len(style.MARKERS)],
-        }
-        places = (total - marked["n_heads"] + beside).iloc[i : i + 1]
-        style.over(above, places, marked.iloc[i : i + 1], ls="", ms=6, label=textwrap.fill(label, 60), **look)
+        look = style.look(i + 1) | {"ls": "", "ms": 6, "label": textwrap.fill(label, 60)}
+        style.over(above, places.iloc[[i]], marked.iloc[[i]], **look)
     style.limit(above, style.risk_limits(pd.concat([path, marked])))
     above.set_ylabel(style.RISK_WITH_BARS.replace("bars", "band and bars"), size=9)
     values = table.to_numpy(dtype=float)
-    few = values.shape[1] <= MAX_COLUMNS
-    style.heat_map(below, values, {place: f"{value:.0f}" for place, value in np.ndenumerate(values) if few})
+    texts = {place: f"{value:.0f}" for place, value in np.ndenumerate(values) if values.shape[1] <= MAX_COLUMNS}
+    style.heat_map(below, values, texts, missing="white")
     below.set_yticks(range(len(table)), [f"layer {layer}" for layer in table.index], size=9)
+    below.set_xlim(-0.5, max([total - 1, *places]) + 0.5)  # a strategy may leave none
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.xaxis.set_major_formatter(lambda removed, _: f"{total - removed:.0f}")
     below.set_xlabel("heads left, removed one at a time, the cheapest first", size=9)

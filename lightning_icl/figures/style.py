@@ -23,7 +23,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 Style = dict[str, Any]  # what matplotlib's plot takes
@@ -75,12 +75,14 @@ def ordered_colours(n: int) -> list[Any]:
     return list(colormaps["viridis"](np.linspace(0, 0.85, n)))
 
 
+def look(i: int) -> Style:
+    """Colour and marker of the i-th of those that have none of their own."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+
+
 def number(value: float) -> str:
     """A number of three digits, as short as it goes: 0.1234 -> "0.123", 91234.5 -> "9.12e+04"."""
     return f"{value:,.0f}" if 100 <= abs(value) < 1e4 else f"{value:#.3g}"
-
-
-# Cells
 
 
 def parts(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -92,14 +94,8 @@ def parts(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def cells(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of one run whose metric fits, as cells: value is the mean, of n = 1 run.
-
-    cells(rows, r"(val|test)/excess_risk/(?P<estimator>\\w+)") has the column estimator.
-    """
+    """The rows of one run whose metric fits, as cells: value is the mean, of n = 1 run."""
     return parts(rows, metric).rename(columns={"value": "mean"}).assign(n=1)
-
-
-# Numbers with their intervals
 
 
 def bars(found: pd.DataFrame) -> np.ndarray:
@@ -110,11 +106,7 @@ def bars(found: pd.DataFrame) -> np.ndarray:
 
 
 def over(axes: Axes, places: ArrayLike, found: pd.DataFrame, along: str = "y", **style: Any) -> None:
-    """Means at these places with error bars from low to high; ``along`` is the axis that the numbers lie on.
-
-    ls="" leaves out the line. ``limit`` marks what lies outside of the axes; a bar below 0 ends at the foot of a
-    logarithmic axis.
-    """
+    """Means at these places with error bars from low to high; ``along`` is the axis that the numbers lie on."""
     x = np.asarray(places, dtype=float)
     data = (x, found["mean"], bars(found)) if along == "y" else (found["mean"], x, None, bars(found))
     axes.errorbar(*data, **({"capsize": 2, "elinewidth": 1} | style))
@@ -134,15 +126,8 @@ def level(axes: Axes, cell: Any, limits: "Limits | None" = None, along: str = "y
     """
     style = {key: value for key, value in style.items() if key != "marker"}
     if limits is not None and not limits.low <= cell.mean <= limits.high:
-        edge(
-            axes,
-            0.96 - 0.13 * _edges(axes),
-            bool(cell.mean > limits.high),
-            along,
-            axes.transAxes,
-            said=cell.mean,
-            **style,
-        )
+        place = 0.96 - 0.13 * sum(line.get_gid() == EDGE for line in axes.lines)
+        edge(axes, place, bool(cell.mean > limits.high), along, axes.transAxes, cell.mean, **style)
         return
     line, span = (axes.axhline, axes.axhspan) if along == "y" else (axes.axvline, axes.axvspan)
     line(cell.mean, **({"lw": 1.3} | style))
@@ -151,40 +136,35 @@ def level(axes: Axes, cell: Any, limits: "Limits | None" = None, along: str = "y
 
 
 def edge(
-    axes: Axes,
-    place: float,
-    above: bool,
-    along: str = "y",
-    transform: Any = None,
-    said: float | None = None,
+    axes: Axes, place: float, above: bool, along: str = "y", transform: Any = None, said: float | None = None,
     **style: Any,
-) -> None:
+) -> None:  # fmt: skip
     """An arrow at the edge of the axes for what lies outside of them, with its number where there is room for one."""
+    at, back = (0.98, -7) if above else (0.02, 7)
+    if along == "y":
+        marker, xy, offset, ha, va = "v^"[above], (place, at), (0, back), "center", "top" if above else "bottom"
+    else:
+        marker, xy, offset, ha, va = "<>"[above], (at, place), (back, 2), "right" if above else "left", "bottom"
     transform = transform or (axes.get_xaxis_transform() if along == "y" else axes.get_yaxis_transform())
-    at = 0.98 if above else 0.02
-    xy = (place, at) if along == "y" else (at, place)
-    marker = {"y": "v^", "x": "<>"}[along][above]
-    axes.plot(
-        *xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **(style | {"marker": marker, "ls": "", "ms": 6})
-    )
+    look = style | {"marker": marker, "ls": "", "ms": 6}
+    axes.plot(*xy, transform=transform, clip_on=False, zorder=5, gid=EDGE, **look)
     if said is not None:
-        back = -7 if above else 7
-        offset, align = ((0, back), "center") if along == "y" else ((back, 0), "right" if above else "left")
-        upright = "center" if along == "x" else "top" if above else "bottom"
-        axes.annotate(
-            number(said), xy, offset, transform, textcoords="offset points", size=8, ha=align, va=upright, zorder=5
-        )  # fmt: skip
+        text: Style = {"size": 8, "ha": ha, "va": va, "zorder": 5, "textcoords": "offset points"}
+        axes.annotate(number(said), xy, offset, transform, **text)
 
 
-def _edges(axes: Axes) -> int:
-    return sum(line.get_gid() == EDGE for line in axes.lines)
+def lines(axes: Axes, x: str, series: Mapping[str, tuple[pd.DataFrame, Style]], log: bool = False, **look: Any) -> None:
+    """Cells over their column x, a line with bars for each label, moved apart so that no bar hides another."""
+    every = np.concatenate([found[x].to_numpy(dtype=float) for found, _ in series.values()])
+    for i, (label, (found, own)) in enumerate(series.items()):
+        found = found.sort_values(x)
+        over(axes, apart(found[x], i, len(series), every, log), found, label=label, **(look | own))
 
 
 def apart(x: ArrayLike, line: int, n: int, places: ArrayLike, log: bool = False) -> np.ndarray:
     """The places x of one of n lines, moved so that no bar hides another, but not far from where they are.
 
-    How far goes by the ``places`` of all lines, of which a line may have but one. Where all have the same single one,
-    they are moved as if the next were 1 away, and the axis needs limits of its own to show it so.
+    How far goes by the ``places`` of all lines; where that is a single one, as if the next were 1 away.
     """
     x, every = (np.asarray(values, dtype=float) for values in (x, places))
     at, every = (np.log(x), np.log(every)) if log else (x, every)
@@ -192,8 +172,6 @@ def apart(x: ArrayLike, line: int, n: int, places: ArrayLike, log: bool = False)
     moved = at + min(0.4 / n * gap, max(0.03 * gap, 0.012 * length)) * (line - (n - 1) / 2)
     return np.exp(moved) if log else moved
 
-
-# Axes of risks
 
 FURTHEST = 3.0  # times the largest mean: how far an axis follows the intervals, which of two seeds are huge
 DEEPEST = 1e-3  # times the model's smallest risk: below lie references that are exact without noise
@@ -230,8 +208,7 @@ def risk_limits(model: pd.DataFrame, others: pd.DataFrame | None = None, zero: f
 
 
 def _finite(found: pd.DataFrame | None, column: str) -> list[float]:
-    values = [] if found is None else found[column].astype(float)
-    return [value for value in values if math.isfinite(value)]
+    return [] if found is None else [value for value in found[column].astype(float) if math.isfinite(value)]
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -239,41 +216,32 @@ def is_wide(values: Sequence[float]) -> bool:
     return len(values) > 0 and max(values) > 10 * min(values) > 0
 
 
-def limit(axes: Axes, limits: Limits, along: str = "y") -> None:
+def limit(axes: Axes, limits: Limits, along: str = "y", said: bool = False) -> None:
     """Give an axis these limits, after all is drawn: what ``over`` drew outside of them becomes arrows at the edge.
 
-    Lines keep their true course, so they leave the axes towards what lies outside.
+    Lines keep their true course, so they leave the axes towards what lies outside. ``said`` adds the arrows' numbers.
     """
     axis = axes.yaxis if along == "y" else axes.xaxis
     if limits.log:
         (axes.set_yscale if along == "y" else axes.set_xscale)("log")
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(LogLocator(subs=(2, 5)))
         # Two decades have too few whole powers of ten to read.
-        axis.set_minor_formatter(_some_minor if limits.high < 100 * limits.low else NullFormatter())
+        axis.set_minor_formatter("{x:g}" if limits.high < 100 * limits.low else NullFormatter())
         axis.set_tick_params(which="minor", labelsize=8)
     (axes.set_ylim if along == "y" else axes.set_xlim)(limits.low, limits.high)
     axes.grid(axis="both" if along == "y" else "x", which="both" if limits.log else "major", alpha=0.2)
     for line in [bars.lines[0] for bars in axes.containers if isinstance(bars, ErrorbarContainer)]:
         points = np.column_stack(line.get_data(orig=False) if along == "y" else line.get_data(orig=False)[::-1])
-        for place, value in points.astype(float):
+        for place, value in points.astype(float).tolist():
             if not math.isnan(value) and not limits.low <= value <= limits.high:
-                edge(axes, float(place), bool(value > limits.high), along, color=line.get_color())
-
-
-def _some_minor(value: float, _: Any = None) -> str:
-    """The label of a minor tick at 2 or 5 times a power of ten."""
-    digit = round(value / 10 ** math.floor(math.log10(value)))
-    return f"{value:g}" if digit in (2, 5) else ""
-
-
-# Heat maps
+                edge(axes, place, value > limits.high, along, None, value if said else None, color=line.get_color())
 
 
 def scale(*tables: ArrayLike) -> tuple[float, float]:
     """The ends of one colour scale for several tables: 0 and their smallest and largest numbers."""
     values = np.concatenate([np.zeros(1), *map(np.ravel, tables)])
-    values = values[np.isfinite(values)]
-    low, high = min(0.0, values.min(initial=0.0)), max(0.0, values.max(initial=0.0))
+    low, high = (float(end(values[np.isfinite(values)])) for end in (np.min, np.max))
     return (low, high) if low < high else (0.0, 1.0)
 
 
@@ -283,9 +251,8 @@ def heat_map(
 ) -> AxesImage:  # fmt: skip
     """A table in colours: white at 0, red above and blue below, as strong as far from 0 on either side.
 
-    The scale goes from one of ``ends`` to the other (those of ``scale(values)`` unless told; the same for all tables
-    of a figure), so no half of it is empty where nothing is negative. NaN is ``missing``. ``texts`` are written into
-    their (row, column) in an ink that can be read.
+    The scale goes from one of ``ends`` to the other (of ``scale(values)`` unless told), so no half of it is empty where
+    nothing is negative. NaN is ``missing``; ``texts`` are by (row, column).
     """
     low, high = ends or scale(values)
     strongest = max(-low, high)
@@ -299,21 +266,23 @@ def heat_map(
     return image
 
 
-def colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: str, **options: Any) -> None:
-    """The scale of a heat map, or of several that share it, at their right."""
-    bar = figure.colorbar(image, ax=list(axes), pad=0.02, **options)
-    bar.set_label(label, size=9)
-    bar.ax.tick_params(labelsize=8)
-
-
-# Figures and their words
+def cell_map(
+    axes: Axes, found: pd.DataFrame, rows: Sequence[str], columns: Sequence[str], **options: Any
+) -> AxesImage:  # fmt: skip
+    """A heat map of cells that have the columns row, column and text, with the names of its rows and columns."""
+    values, texts = np.full((len(rows), len(columns)), np.nan), {}
+    for row, column, mean, text in found[["row", "column", "mean", "text"]].itertuples(index=False):
+        values[int(row), int(column)], texts[int(row), int(column)] = mean, text
+    axes.set_xticks(range(len(columns)), columns, size=9)
+    axes.set_yticks(range(len(rows)), rows, size=9)
+    return heat_map(axes, values, texts, **options)
 
 
 def panels(
     n: int, width: float | int, height: float | int, legend: float | int = 0, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure of n axes of this size in inches, four of them as two by two; ``legend`` is room at the right."""
-    across = n if n <= 3 else 2 if n == 4 else 3
+    across = 2 if n == 4 else min(n, 3)
     down = -(-n // across)
     figure = Figure(figsize=(0.6 + across * width + legend, 0.5 + down * height), layout="constrained")
     every = figure.subplots(down, across, squeeze=False, **options).flatten().tolist()
@@ -346,9 +315,7 @@ def legend(figure: Figure, where: str = "below", columns: int = 2, order: Sequen
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     rank = {label: i for i, label in enumerate(order)}
-    labels = sorted(
-        known, key=lambda label: (rank.get(label, len(rank)), not isinstance(known[label], ErrorbarContainer))
-    )
-    place: dict[str, Any] = {"below": {"loc": "outside lower center", "ncols": columns}}
-    beside = {"loc": "outside right center"}
-    figure.legend([known[label] for label in labels], labels, fontsize=8, frameon=False, **place.get(where, beside))
+    labels = sorted(known, key=lambda x: (rank.get(x, len(rank)), not isinstance(known[x], ErrorbarContainer)))
+    place: Style = {"loc": "outside lower center", "ncols": columns}
+    place = place if where == "below" else {"loc": "outside right center"}
+    figure.legend([known[label] for label in labels], labels, fontsize=8, frameon=False, **place)

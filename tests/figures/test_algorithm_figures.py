@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 from artists import arrows, assert_nothing_covers_anything, bars, texts
+from conftest import small_data, small_module
 from matplotlib.patches import Rectangle
 
+from lightning_icl.callbacks.algorithm_match import distance_rows
 from lightning_icl.figures import algorithms
+from lightning_icl.instruments.algorithms import algorithm_distances, default_algorithms
 from lightning_icl.record.rows import Row, frame
 
 NOTES = {
@@ -38,7 +41,7 @@ def measured(layers=2, sizes=SIZES, over=True):
                 rows += [Row(f"{name}/setting/{key}", x, **place) for key, x in SETTINGS.get(algorithm, {}).items()]
                 if over:
                     low = {"ridge": -0.01}.get(algorithm, 0.02)
-                    rows.append(Row(f"{name}/over_closest", 0.03, low, 0.08, **place))
+                    rows.append(Row(f"{name}/excess_over_closest", 0.03, low, 0.08, **place))
     return frame(rows)
 
 
@@ -84,6 +87,23 @@ def test_the_closest_is_framed_and_what_cannot_be_told_from_it_lightly():
     assert frames(by_title(figure, "implied weights, 16 examples")) == closest
     without = algorithms.algorithm_match(measured(over=False))
     assert frames(by_title(without, "predictions, 16 examples")) == closest
+
+
+def test_frames_are_those_of_the_distances_that_the_callback_writes():
+    data = small_data()
+    prompts = [data.held_out(name, n) for name, n in (("fit", 40), ("choose", 20), ("score", 20))]
+    known = default_algorithms(data.task, max_steps=8)
+    found = algorithm_distances(small_module().transformer, *prompts, data.task, known, [5])
+    figure = algorithms.algorithm_match(frame(row for d in found for row in distance_rows(d, 20)))
+    names, readings = (list(dict.fromkeys(getattr(d, field) for d in found)) for field in ("algorithm", "reading"))
+    wanted = {}
+    for column, reading in enumerate(readings):
+        of_reading = sorted((d for d in found if d.reading == reading), key=lambda d: d.spd)
+        alike = [d for d in of_reading[1:] if d.excess_low <= 0]
+        wanted |= {(names.index(d.algorithm), column): "dashed" for d in alike}
+        wanted[names.index(of_reading[0].algorithm), column] = "solid"
+    assert len(readings) < len(wanted) < len(found)  # some cannot be told from the closest, and some can
+    assert frames(by_title(figure, "predictions, 5 examples")) == wanted
 
 
 def test_a_line_has_bars_from_low_to_high_over_the_numbers_of_examples():

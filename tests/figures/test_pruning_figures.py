@@ -99,6 +99,7 @@ def test_the_greedy_path_shows_all_strategies_however_many():
         assert removed == pytest.approx(4 - KEPT[model], abs=0.3)  # those with as many heads stand beside each other
         assert risk == cell("as_is", model)[0]
         np.testing.assert_allclose(bars(above, NOTES[model]), [cell("as_is", model)])
+        assert above.get_xlim()[0] < removed < above.get_xlim()[1]  # one that leaves no head too
     looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in above.containers}
     assert len(looks) == len(others)
     path = line(above, "greedy removal")
