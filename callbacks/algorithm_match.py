@@ -1,23 +1,22 @@
 """Which algorithm is it: the distance of every layer's reading to known estimators."""
 
 import re
-import textwrap
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from lightning_icl import figures
-from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Case, Reference
-from lightning_icl.functional.risk import t_quantile
 from lightning_icl.instruments.algorithms import READ_OUT, Distance, algorithm_distances, comparable
 from lightning_icl.module import ICLModule
+from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
-KINDS = ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine")
 MOST_SHOWN = 8  # algorithms in the loggers by default
 
 
@@ -29,11 +28,9 @@ class AlgorithmMatch(Analysis):
     algorithm itself, 1 is no closer than predicting 0. Settings (t, step size, alpha) are fitted for each layer and
     each number of examples on separate prompts. Formulas: lightning_icl.instruments.algorithms.
 
-    Rows, at each number of examples, of each layer's reading (algorithm/layer/...) and of the model's own prediction
-    (algorithm/read_out/...): algorithm/<reading>/<algorithm>/spd, relative_spd, ilwd, relative_ilwd, cosine (of the
-    weights), excess_over_closest (by how much its SPD exceeds that of the closest algorithm, in units of that, with an
-    interval that holds for all pairs of algorithms at once; where it holds 0, the prompts cannot tell the two apart)
-    and the fitted setting/<steps, step, gamma or alpha>. Figure: algorithm_match.
+    Rows are of each layer's reading (algorithm/layer/...) and of the model's own prediction (algorithm/read_out/...).
+    excess_over_closest has an interval that holds for all pairs of algorithms at once; where it holds 0, the prompts
+    cannot tell the two apart. Settings are steps, step, gamma or alpha. Figure: algorithm_match.
 
     Args:
         n_prompts: prompts the settings are chosen on; as many again are scored, and twice as many fit the probes.
@@ -56,15 +53,14 @@ class AlgorithmMatch(Analysis):
         every_n_validations: int = 1,
     ) -> None:
         super().__init__(every_n_validations)
-        check_at_least("n_prompts", n_prompts, 2)
-        check_at_least("chunk_size", chunk_size, 1)
+        check_at_least(2, n_prompts=n_prompts)
+        check_at_least(1, chunk_size=chunk_size)
         if not 0 < alpha < float("inf"):
             raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
         for name, given in (("n_points", n_points), ("algorithms", algorithms)):
             if given == []:
                 raise InputError(f"{name} is [], but it must have at least one entry; leave it out for the default.")
-        for n in n_points or []:
-            check_at_least("n_points", n, 1)
+        check_at_least(1, n_points=min(n_points or [1]))
         comparable(algorithms or [])
         self.n_prompts, self.n_points, self.algorithms = n_prompts, n_points, algorithms
         self.alpha, self.chunk_size = alpha, chunk_size
@@ -75,26 +71,16 @@ class AlgorithmMatch(Analysis):
         task, largest = data.streams[0].task, data.streams[0].largest_n
         for algorithm in self.algorithms or []:
             algorithm.check(Case(task, data.task, 1))
-        for n in self.n_points or []:
-            if n > largest:
-                raise InputError(f"n_points has {n}, but the prompts have at most {largest} examples.")
+        if (n := max(self.n_points or [1])) > largest:
+            raise InputError(f"n_points has {n}, but the prompts have at most {largest} examples.")
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data = datamodule(trainer)
         sizes = {"fit": 2 * self.n_prompts, "choose": self.n_prompts, "score": self.n_prompts}
         fit, choose, score = (data.held_out(f"algorithm_{name}", n, module.device) for name, n in sizes.items())
-        found = algorithm_distances(
-            module.transformer,
-            fit,
-            choose,
-            score,
-            data.streams[0].task,
-            self.algorithms,
-            self.n_points,
-            self.alpha,
-            self.chunk_size,
-            lambda items, description: progress(trainer, items, description),
-        )
+        task, bar = data.streams[0].task, partial(progress, trainer)
+        settings = self.algorithms, self.n_points, self.alpha, self.chunk_size
+        found = algorithm_distances(module.transformer, fit, choose, score, task, *settings, bar)
         largest = max(d.n_points for d in found)
         names = list(dict.fromkeys(d.algorithm for d in found))
         shown = "|".join(map(re.escape, names)) if len(names) <= MOST_SHOWN else "closest"
@@ -117,7 +103,7 @@ class AlgorithmMatch(Analysis):
         for (reading, layer), of_reading in whole.groupby(["reading", "layer"], sort=False):
             name = "the model's read-out" if reading == READ_OUT else f"layer {layer}"
             said = f"{name}: {_closest(of_reading.set_index(['kind', 'algorithm']))}"
-            lines += textwrap.wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
+            lines += wrapped(said, further="    ")
         return lines
 
 
@@ -125,14 +111,9 @@ def distance_rows(d: Distance, n_prompts: int) -> Iterator[Row]:
     """The rows of one reading, algorithm and number of examples."""
     layer = None if d.reading == READ_OUT else int(d.reading.removeprefix("layer"))
     place = f"algorithm/{READ_OUT if layer is None else 'layer'}/{d.algorithm}"
-    for kind in KINDS:
-        value, half = getattr(d, kind), t_quantile(n_prompts) * getattr(d, f"{kind}_error")
-        note = d.label if kind == "relative_spd" else None
-        yield Row(f"{place}/{kind}", value, value - half, value + half, layer, n_points=d.n_points, note=note)
-    excess = d.excess_over_closest, d.excess_low, d.excess_high
-    yield Row(f"{place}/excess_over_closest", *excess, layer, n_points=d.n_points)
-    for name, value in d.setting.items():
-        yield Row(f"{place}/setting/{name}", value, layer=layer, n_points=d.n_points)
+    for name, interval in d.numbers(n_prompts):
+        note = d.label if name == "relative_spd" else None
+        yield Row(f"{place}/{name}", *interval, layer, n_points=d.n_points, note=note)
 
 
 def _closest(rows: pd.DataFrame) -> str:
@@ -142,6 +123,5 @@ def _closest(rows: pd.DataFrame) -> str:
         return "none is closer than predicting 0"
     best = distances.loc[distances["value"].idxmin()]
     alike = excess.index[(excess["low"] <= 0) & (excess.index != best.name)]
-    half = (best["high"] - best["low"]) / 2
-    said = f"{best['note']}; distance {best['value']:.3g} ± {half:.1g}"
+    said = f"{best['note']}; distance {plus_minus(best, half='.1g')}"
     return said + f" (cannot be told from it: {', '.join(alike)})" * bool(len(alike))

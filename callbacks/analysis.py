@@ -22,11 +22,10 @@ from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.context import context, fingerprint
 from lightning_icl.record.folder import run_folder
+from lightning_icl.record.lines import row_lines
 from lightning_icl.record.loading import read_record
 from lightning_icl.record.rows import Row, frame, plain_rows, tag
 from lightning_icl.record.writing import record_rows, trained_steps
-
-WIDTH = 80  # columns of the closing table
 
 
 class Analysis(Callback, ABC):
@@ -54,7 +53,7 @@ class Analysis(Callback, ABC):
     course: ClassVar[str] = ""
 
     def __init__(self, every_n_validations: int = 1) -> None:
-        check_at_least("every_n_validations", every_n_validations, 1)
+        check_at_least(1, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self._begin()
 
@@ -98,8 +97,13 @@ class Analysis(Callback, ABC):
             validate_within_fit(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self.keep_up(trainer, icl_module(pl_module))
+        """Measure and draw what is due."""
+        if trainer.sanity_checking:
+            return
+        if self.due(trainer, module := icl_module(pl_module)):
+            self._measure(trainer, module)
+        if self._owes_figures(trainer):
+            self._draw(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make what is due at the end and was not made, as EarlyStopping ends a fit after its last validation."""
@@ -110,13 +114,6 @@ class Analysis(Callback, ABC):
         if any(a._owes(trainer) or a._owes_figures(trainer) for a in analyses(trainer)):
             validate_within_fit(trainer)
         module.closing = False
-
-    def keep_up(self, trainer: Trainer, module: ICLModule) -> None:
-        """Measure and draw what is due."""
-        if self.due(trainer, module):
-            self._measure(trainer, module)
-        if self._owes_figures(trainer):
-            self._draw(trainer, module)
 
     def due(self, trainer: Trainer, module: ICLModule) -> bool:
         """Whether this is one of every n validations, the end of a fit, or a standalone run; and not done already."""
@@ -138,9 +135,10 @@ class Analysis(Callback, ABC):
         datamodule(trainer).drawn.clear()
         # The trained model computes in the trainer's precision; so does the analysed one.
         with trainer.precision_plugin.forward_context(), torch.no_grad():
-            rows = plain_rows(self.analyse(trainer, module) or ())
+            found = plain_rows(self.analyse(trainer, module) or ())
         # Every rank found the same but for rounding; rank 0's word is kept.
-        rows = trainer.strategy.broadcast([row._replace(metric=self._named(row.metric)) for row in rows])
+        found = trainer.strategy.broadcast(found)
+        rows = [row._replace(metric=re.sub("/|$", rf"{self._suffix}\g<0>", row.metric, count=1)) for row in found]
         self.rows = frame(rows)
         self.measured_at, self._drawn_at = trained_steps(trainer, module), -1
         self._ended = no_training_follows(trainer)
@@ -149,17 +147,16 @@ class Analysis(Callback, ABC):
             here = self._on_course(self.rows, self.measured_at)
             self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
         record_rows(trainer, module, self, rows, self.arrays())
-        finite = {tag(row): float(row.value) for row in rows if row.value is not None}
-        scalars = {name: value for name, value in finite.items() if self._is_shown(trainer, name)}
-        new = {name: value for name, value in scalars.items() if (name, self.measured_at) not in self._logged}
+        new = {
+            tag(named): float(row.value)
+            for row, named in zip(found, rows, strict=True)
+            if row.value is not None and self._is_shown(trainer, tag(row))
+        }
+        new = {name: value for name, value in new.items() if (name, self.measured_at) not in self._logged}
         self._logged |= {(name, self.measured_at) for name in new}
         log_scalars(trainer, new, self.measured_at)
         for name, value in new.items():  # for what monitors a run, such as EarlyStopping
             module.log(name, value, logger=False, sync_dist=True, batch_size=1)
-
-    def _named(self, metric: str) -> str:
-        group, slash, rest = metric.partition("/")
-        return f"{group}{self._suffix}{slash}{rest}"
 
     def unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows under the names that ``analyse`` gave them."""
@@ -169,11 +166,9 @@ class Analysis(Callback, ABC):
 
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         every = any(getattr(c, "scalars", "") == "all" for c in trainer.callbacks)  # type: ignore[attr-defined]
-        if self._suffix:
-            name = name.replace(f"{self._suffix}/", "/", 1)
         return every or any(re.match(pattern, name) for pattern in self.shown)
 
-    def _draw(self, trainer: Trainer, module: ICLModule) -> None:
+    def _draw(self, trainer: Trainer) -> None:
         assert self.rows is not None
         self._drawn_at = self.measured_at
         folder = run_folder(trainer)
@@ -225,10 +220,11 @@ def icl_module(module: LightningModule) -> ICLModule:
     return module
 
 
-def check_at_least(name: str, value: int, smallest: int) -> None:
-    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts)."""
-    if value < smallest:
-        raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
+def check_at_least(smallest: int, **counts: int | None) -> None:
+    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts); None is no count."""
+    for name, value in counts.items():
+        if value is not None and value < smallest:
+            raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
 
 
 def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
@@ -242,16 +238,3 @@ def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterab
     """The items behind a progress bar, where the trainer shows one."""
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
     return tqdm(items, desc=description, leave=False, disable=not shown, delay=1)
-
-
-def row_lines(rows: pd.DataFrame, most: int = 12) -> list[str]:
-    """A line for each of the first rows: its tag, value and interval."""
-    found = [Row._make(None if pd.isna(cell) else cell for cell in row) for row in rows[list(Row._fields)].values]
-    width = min(WIDTH - 34, max((len(tag(row)) for row in found), default=0))
-    lines = []
-    for row in found[:most]:
-        said = "no value" if row.value is None else f"{row.value:.4g}"
-        if row.low is not None and row.high is not None:
-            said += f" [{row.low:.3g}, {row.high:.3g}]"
-        lines.append(f"  {tag(row):<{width}}  {said}")
-    return lines + [f"  and {len(found) - most} more, in record.jsonl"] * (len(found) > most)

@@ -22,14 +22,8 @@ class Circuits(Analysis):
     """Every head's query-key and output-value maps in the coordinates (x, y, 1) of the tokens, and attention patterns.
 
     The maps are of the weights alone, exact for a first layer without norm, else the direct path without the norms'
-    scales: see lightning_icl.instruments.circuits. The record has them in full, by layer and
-    head, beside the names of their coordinates.
-
-    Rows, circuits/<scalar> of each head: query_key_identity (share of the query-key map from x to
-    x that is a multiple of the identity), output_value_y (share of the output-value map that takes y to y),
-    prediction_y (share of its direct effect on the prediction that weighs y), within_input (share of what it writes
-    that lies in the span of the read-in) and step (size of the gradient step that these add up to). Formulas:
-    lightning_icl.instruments.circuits.LayerCircuits.
+    scales; what they and the rows' scalars are: lightning_icl.instruments.circuits. The record has the maps in full, by
+    layer and head, beside the names of their coordinates.
     Figures: circuits_query_key, circuits_output_value, circuits_prediction, and attention_patterns on one held-out
     prompt.
 
@@ -59,13 +53,12 @@ class Circuits(Analysis):
         return [getattr(layer, name) for layer in self.found]
 
     def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
-        draw = {
-            "query_key": figures.query_key_maps,
-            "output_value": figures.output_value_maps,
-            "prediction": figures.prediction_rows,
+        return {
+            "circuits_query_key": figures.query_key_maps(self._maps("query_key"), self.names),
+            "circuits_output_value": figures.output_value_maps(self._maps("output_value"), self.names),
+            "circuits_prediction": figures.prediction_rows(self._maps("prediction"), self.names),
+            "attention_patterns": figures.attention_maps(self.patterns, self.first_query),
         }
-        found = {f"circuits_{name}": drawn(self._maps(name), self.names) for name, drawn in draw.items()}
-        return {**found, "attention_patterns": figures.attention_maps(self.patterns, self.first_query)}
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
         lines = [

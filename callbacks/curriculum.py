@@ -5,8 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_icl.callbacks.analysis import check_at_least, datamodule
-from lightning_icl.data import PromptDataModule
-from lightning_icl.functional.curriculum import Growth, Sizes
+from lightning_icl.functional.curriculum import Sizes, growing_dims, growing_points
 from lightning_icl.functional.errors import InputError
 from lightning_icl.loggers import log_scalars, logs_this_step
 
@@ -40,13 +39,10 @@ class Curriculum(Callback):
     ) -> None:
         if dims_start is None and points_start is None:
             raise InputError("Curriculum has nothing to grow: set dims_start, points_start or both.")
-        for name, value in (("dims_start", dims_start), ("points_start", points_start)):
-            check_at_least(name, 1 if value is None else value, 1)
-        for name, value in (("dims_step", dims_step), ("points_step", points_step), ("every", every)):
-            check_at_least(name, value, 1)
+        check_at_least(1, dims_start=dims_start, points_start=points_start)
+        check_at_least(1, dims_step=dims_step, points_step=points_step, every=every)
         self.dims_start, self.dims_step = dims_start, dims_step
-        self.points_start, self.points_step = points_start, points_step
-        self.every = every
+        self.points_start, self.points_step, self.every = points_start, points_step, every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the data module, which applies it to the training stream."""
@@ -55,42 +51,15 @@ class Curriculum(Callback):
         data = datamodule(trainer)
         if data.curriculum != Sizes():
             raise InputError("trainer.callbacks has two Curriculum callbacks, but dims and points grow in one.")
-        data.curriculum = Sizes(self._dims(data), self._points(data))
-
-    def _dims(self, data: PromptDataModule) -> Growth | None:
-        if self.dims_start is None:
-            return None
-        n_dims = data.task.n_dims
-        if self.dims_start > n_dims:
-            raise InputError(f"dims_start is {self.dims_start}, but the task has only {n_dims} dimensions.")
-        growth = Growth(self.dims_start, self.dims_step, self.every, n_dims)
-        for smaller in growth.sizes()[:-1]:
-            try:
-                data.task.truncated(smaller)
-            except InputError as error:
-                raise InputError(
-                    f"the task cannot grow from {self.dims_start} to {n_dims} dimensions: {error}"
-                ) from error
-        return growth
-
-    def _points(self, data: PromptDataModule) -> Growth | None:
-        if self.points_start is None:
-            return None
-        if data.smallest_n < data.largest_n:
-            raise InputError(
-                f"n_points is {[data.smallest_n, data.largest_n]}, but points_start needs one number of examples to "
-                "grow to."
-            )
-        if self.points_start > data.largest_n:
-            raise InputError(f"points_start is {self.points_start}, but n_points is only {data.largest_n}.")
-        return Growth(self.points_start, self.points_step, self.every, data.largest_n)
+        data.curriculum = Sizes(
+            growing_dims(self.dims_start, self.dims_step, self.every, data.task),
+            growing_points(self.points_start, self.points_step, self.every, (data.smallest_n, data.largest_n)),
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        sizes = datamodule(trainer).curriculum._asdict().items()
-        of_this_step = {
-            f"curriculum/{name}": float(g.at(trainer.global_step - 1)) for name, g in sizes if g is not None
-        }
         if logs_this_step(trainer):
-            log_scalars(trainer, of_this_step, trainer.global_step)
+            sizes = datamodule(trainer).curriculum._asdict().items()
+            now = {f"curriculum/{name}": float(g.at(trainer.global_step - 1)) for name, g in sizes if g is not None}
+            log_scalars(trainer, now, trainer.global_step)

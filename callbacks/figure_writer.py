@@ -6,8 +6,6 @@ from lightning.pytorch import Callback, Trainer
 
 from lightning_icl.callbacks.moments import no_training_follows
 
-When = Literal["every", "last", "never"]
-
 
 class FigureWriter(Callback):
     """Says when the analyses draw; what they measure is recorded all the same.
@@ -19,7 +17,7 @@ class FigureWriter(Callback):
         when: at every analysis, at the last one of a ``fit`` (and each standalone one), or never.
     """
 
-    def __init__(self, when: When = "every") -> None:
+    def __init__(self, when: Literal["every", "last", "never"] = "every") -> None:
         self.when = when
 
 

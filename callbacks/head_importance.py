@@ -1,6 +1,5 @@
 """Which heads matter, by several scores, and since when."""
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from lightning_icl import figures
-from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress, trained_steps
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress, trained_steps
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
-from lightning_icl.instruments.ablation import AblatedHeads, Ablation
+from lightning_icl.instruments.ablation import AblatedHeads, Ablation, squared_error
 from lightning_icl.instruments.importance import (
     SCORES,
     HeadScores,
@@ -24,6 +22,7 @@ from lightning_icl.instruments.importance import (
     head_importance_by_points,
 )
 from lightning_icl.module import ICLModule
+from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
 MEAN_REFERENCE = 8  # times the scored prompts; one pass each, so their mean costs little and adds little noise
@@ -32,12 +31,9 @@ MEAN_REFERENCE = 8  # times the scored prompts; one pass each, so their mean cos
 class HeadImportance(Analysis):
     """What every head is worth, on fixed held-out prompts, paired: since when, and by which score.
 
-    Rows, at all examples and at each of ``n_points``: heads/risk, of the full model on the same prompts;
-    heads/<score>/importance and share of each head, heads/<score>/effective (exp of the shares' entropy), top_share and
-    total of each layer, with intervals; heads/agreement/<score>_and_<score>, the rank correlation over all heads, and
-    within each layer. Scores are leave_one_out, leave_one_in and gradient, with the ablation after the name where it is
-    not zero (leave_one_out_mean). A layer whose total is within noise of zero has no shares.
-
+    Scores are leave_one_out, leave_one_in and gradient, with the ablation after the name where it is not zero
+    (leave_one_out_mean). A layer whose total is within noise of zero has no shares; its effective heads are exp of
+    their entropy. The agreement of two scores is a rank correlation, over all heads and within each layer.
     Figures: head_importance, head_scores (all scores side by side, and their agreement) and, once there have been two
     validations, head_specialisation (effective heads and top share of each layer beside the risk, over training).
     Formulas: lightning_icl.functional.heads.ImportanceScores and lightning_icl.instruments.importance.values_by_score.
@@ -65,8 +61,8 @@ class HeadImportance(Analysis):
         n_points: Sequence[int] = (),
     ) -> None:
         super().__init__(every_n_validations)
-        check_at_least("n_prompts", n_prompts, 2)
-        check_at_least("chunk_size", chunk_size, 1)
+        check_at_least(2, n_prompts=n_prompts)
+        check_at_least(1, chunk_size=chunk_size)
         check_scores(scores, ablations)
         for name, given, needed in (("scores", scores, "leave_one_out"), ("ablations", ablations, "zero")):
             if needed not in given:
@@ -74,17 +70,13 @@ class HeadImportance(Analysis):
         self.n_prompts, self.chunk_size = n_prompts, chunk_size
         self.scores, self.ablations, self.n_points = list(scores), list(ablations), list(n_points)
         self.found: HeadScores | None = None
+        self.result: ImportanceScores | None = None  # of it, leave-one-out under zero ablation
         self._found_at: tuple[str | None, int] = (None, -1)
         self.by_points: dict[int, HeadScores] = {}
 
-    @property
-    def result(self) -> ImportanceScores | None:
-        """Leave-one-out under zero ablation."""
-        return None if self.found is None else self.found.scores["leave_one_out"]
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self.found = None
+        self.found = self.result = None
         largest = datamodule(trainer).streams[0].largest_n
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:
             raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {largest} examples.")
@@ -93,29 +85,22 @@ class HeadImportance(Analysis):
         """Importance now; computed once per training step, however many callbacks ask, in each run."""
         now = (trainer.state.fn, trained_steps(trainer, module))
         if self.found is None or self._found_at != now:
-            prompt = datamodule(trainer).held_out("head_importance", self.n_prompts, module.device)
-            ablations = [AblatedHeads(kind, self._reference(trainer, module, kind)) for kind in self.ablations]
-            shared: dict[str, Any] = {
-                "scores": self.scores,
-                "ablations": ablations,
-                "chunk_size": self.chunk_size,
-                "progress": partial(progress, trainer),
-            }
-            found = head_importance(module.transformer, prompt, **shared)
-            by_points = head_importance_by_points(module.transformer, prompt, self.n_points, **shared)
+            data, ablations = datamodule(trainer), []
+            prompt = data.held_out("head_importance", self.n_prompts, module.device)
+            for kind in self.ablations:
+                n = self.n_prompts * (MEAN_REFERENCE if kind == "mean" else 1)
+                other = None if kind == "zero" else data.held_out("head_importance_reference", n, module.device)
+                ablations.append(AblatedHeads(kind, other))
+            settings = self.scores, ablations, squared_error, self.chunk_size, partial(progress, trainer)
+            found = head_importance(module.transformer, prompt, *settings)
+            by_points = head_importance_by_points(module.transformer, prompt, self.n_points, *settings)
             # Rank 0's, so that no rank keeps other heads than the rest.
             self.found, self.by_points = trainer.strategy.broadcast((found, by_points))
-            drawn = datamodule(trainer).drawn.items()
-            self._found_at, self._drawn = now, {name: n for name, n in drawn if name.startswith("head_importance")}
+            drawn = {name: n for name, n in data.drawn.items() if name.startswith("head_importance")}
+            self._found_at, self._drawn, self.result = now, drawn, self.found.scores["leave_one_out"]
         datamodule(trainer).drawn |= self._drawn  # also where another callback had it measured
         assert self.result is not None
         return self.result
-
-    def _reference(self, trainer: Trainer, module: ICLModule, ablation: Ablation) -> Any:
-        if ablation == "zero":
-            return None
-        n_prompts = self.n_prompts * (MEAN_REFERENCE if ablation == "mean" else 1)
-        return datamodule(trainer).held_out("head_importance_reference", n_prompts, module.device)
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         self.measure(trainer, module)
@@ -128,8 +113,7 @@ class HeadImportance(Analysis):
         found = {"head_importance": figures.importance_map(rows)}
         if rows["metric"].str.startswith("heads/agreement/").any():
             found["head_scores"] = figures.score_maps(rows)
-        course = self.over_training()
-        if course["step"].nunique() > 1:
+        if (course := self.over_training())["step"].nunique() > 1:
             found["head_specialisation"] = figures.specialisation(course)
         return found
 
@@ -138,42 +122,25 @@ class HeadImportance(Analysis):
         (risk,) = _of(rows, "heads/risk")
         lines = [
             f"Heads that matter, by leaving each out, on {self.n_prompts:,} held-out prompts (the full model's",
-            f"excess risk there: {risk.value:.3g} ± {(risk.high - risk.low) / 2:.2g}); 95 % intervals:",
-            *(f"  {line}" for line in _layer_lines(rows)),
+            f"excess risk there: {plus_minus(risk)}); 95 % intervals:",
+            *_layer_lines(rows),
         ]
         pairs = rows[rows["metric"].str.startswith("heads/agreement/leave_one_out_and_") & rows["layer"].isna()]
-        if agreement := [
-            _agreement_line(pair) for pair in pairs.dropna(subset="value").itertuples()
-        ]:  # of one head: none
-            lines += ["Do the scores agree? Rank correlation over all heads, 95 % interval:", *agreement]
+        if len(pairs := pairs.dropna(subset="value")):  # of one head: none
+            lines.append("Do the scores agree? Rank correlation over all heads, 95 % interval:")
+        for pair in pairs.itertuples():
+            name = pair.metric.removeprefix("heads/agreement/").replace("_and_", " and ")
+            lines.append(f"  {name}: {pair.value:z.2f} [{pair.low:z.2f}, {pair.high:z.2f}]")
         if spared := _spared(rows):
             lines += ["Alone as good as their layer's average head, yet not missed; others may do the", "same work:"]
-            heads = ", ".join(f"layer {layer} head {head}" for layer, head in spared)
-            lines += textwrap.wrap(heads, WIDTH, initial_indent="  ", subsequent_indent="  ")
+            lines += wrapped(", ".join(f"layer {layer} head {head}" for layer, head in spared))
         return lines
 
 
 def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
-    """The rows of one set of scores; of heads that are there, also where they have no share."""
-    yield _row("risk", found.risk, found.risk_interval)
-    for name, scores in found.scores.items():
-        for i, n_heads in enumerate(heads):
-            yield _row(f"{name}/effective", scores.effective_heads[i], scores.effective_interval[:, i], i)
-            yield _row(f"{name}/top_share", scores.top_share[i], scores.top_interval[:, i], i)
-            yield _row(f"{name}/total", scores.total[i], scores.total_interval[:, i], i)
-            for h in range(n_heads):
-                yield _row(f"{name}/importance", scores.raw[i, h], scores.interval[:, i, h], i, h)
-                yield _row(f"{name}/share", scores.share[i, h], scores.share_interval[:, i, h], i, h)
-    for pair, agreement in found.agreement.items():
-        yield _row(f"agreement/{pair}", agreement.overall, agreement.interval)
-        for i, value in enumerate(agreement.by_layer):
-            yield _row(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i)
-
-
-def _row(metric: str, value: Tensor, interval: Tensor, layer: int | None = None, head: int | None = None) -> Row:
-    """A row of the layer and head with these indices, which are counted from 0."""
-    layer, head = (None if index is None else index + 1 for index in (layer, head))
-    return Row(f"heads/{metric}", value, interval[0], interval[1], layer, head)
+    """The rows of one set of scores."""
+    for name, value, (low, high), layer, head in found.numbers(heads):
+        yield Row(f"heads/{name}", value, low, high, layer, head)
 
 
 def _of(rows: pd.DataFrame, metric: str) -> list[Any]:
@@ -183,24 +150,17 @@ def _of(rows: pd.DataFrame, metric: str) -> list[Any]:
 
 def _layer_lines(rows: pd.DataFrame) -> list[str]:
     heads = rows[rows["metric"] == "heads/leave_one_out/importance"].groupby("layer").size()
+    effective, top = (_of(rows, f"heads/leave_one_out/{name}") for name in ("effective", "top_share"))
     lines = []
-    for effective, top in zip(
-        _of(rows, "heads/leave_one_out/effective"), _of(rows, "heads/leave_one_out/top_share"), strict=True
-    ):
-        n_heads = int(heads.get(effective.layer, 0))
+    for n, share in zip(effective, top, strict=True):
+        n_heads = int(heads.get(n.layer, 0))
         said = "total not above 0 beyond noise"
-        if not pd.isna(effective.value):
-            said = f"{effective.value:.1f} [{effective.low:.1f}, {effective.high:.1f}] effective; "
-            said += f"top {top.value:.0%} [{top.low:.0%}, {top.high:.0%}]"
+        if not pd.isna(n.value):
+            said = f"{n.value:.1f} [{n.low:.1f}, {n.high:.1f}] effective; "
+            said += f"top {share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
         of = f"{said}, of {n_heads} {'head' if n_heads == 1 else 'heads'}" if n_heads else "no heads"
-        lines.append(f"layer {effective.layer}: {of}")
+        lines.append(f"  layer {n.layer}: {of}")
     return lines
-
-
-def _agreement_line(pair: Any) -> str:
-    """How a score agrees with leave-one-out."""
-    name = pair.metric.removeprefix("heads/agreement/").replace("_and_", " and ")
-    return f"  {name}: {pair.value:z.2f} [{pair.low:z.2f}, {pair.high:z.2f}]"
 
 
 def _spared(rows: pd.DataFrame) -> list[tuple[int, int]]:

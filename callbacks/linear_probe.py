@@ -1,7 +1,7 @@
 """What each layer's states know, read out linearly."""
 
-import textwrap
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import pandas as pd
 import torch
@@ -9,16 +9,13 @@ from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 
 from lightning_icl import figures
-from lightning_icl.callbacks.analysis import WIDTH, Analysis, check_at_least, datamodule, progress
-from lightning_icl.functional import estimators
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.probes import Estimate, descent_paths, mean_estimate
-from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
+from lightning_icl.functional.probes import Estimate, mean_estimate
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.functional.tasks import Task
-from lightning_icl.instruments.probing import Probe, probe_layers, untrained_like
+from lightning_icl.instruments.probing import descent_curves, probe_layers, reference_levels, untrained_like
 from lightning_icl.module import ICLModule
+from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
 TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
@@ -31,19 +28,11 @@ class LinearProbe(Analysis):
     beside which controls: ``lightning_icl.instruments.probing.probe_layers``; the untrained network has the model's
     architecture and weights of a fixed seed.
 
-    Rows, by layer, of the query's and of the context's states (<token>), with the targets f, w, support, r_hat,
-    preprocessed (R_hat x), least_squares, ridge, gd_{t} and preprocess_then_gd_{t} (the algorithms' predictions at the
-    token's x; t = 1 .. depth) and the arms trained, untrained and shuffled:
-
-    - probe/<token>/<target>/<arm>/risk: squared error on fresh prompts, for f the excess risk; its note has the
-      probe's strength;
-    - probe/<token>/<target>/<arm>/r2: R^2, without a value for what is constant;
-    - probe/<token>/support/<arm>/auc: how well the support is told, 1/2 by chance;
-    - probe/<token>/<target>/selectivity/<untrained or shuffled>: R^2 minus the control's, paired;
-
-    and beside the risk of f: probe/curve/gd and preprocess_then_gd after layer - 1 steps, and probe/level/<estimator>
-    for ridge, Bayes where its posterior can be computed, and the model (transformer).
-
+    In the rows' names <token> is query or context, <target> f, w, support, r_hat, preprocessed (R_hat x),
+    least_squares, ridge, gd_{t} or preprocess_then_gd_{t} (the algorithms' predictions at the token's x;
+    t = 1 .. depth) and <arm> trained, untrained or shuffled. Beside the risk of f: the curves of gd and
+    preprocess_then_gd after layer - 1 steps, and the levels of ridge, of Bayes where its posterior can be computed, and
+    of the model (transformer). An R^2 of what is constant has no value.
     Figures: linear_probe, these risks; probe_map, R^2 of every target and layer.
 
     Args:
@@ -66,38 +55,29 @@ class LinearProbe(Analysis):
         every_n_validations: int = 1,
     ) -> None:
         super().__init__(every_n_validations)
-        check_at_least("n_prompts", n_prompts, 2)
-        check_at_least("context_points", context_points, 1)
-        check_at_least("chunk_size", chunk_size, 1)
+        check_at_least(2, n_prompts=n_prompts)
+        check_at_least(1, context_points=context_points, chunk_size=chunk_size)
         if alpha is not None and not 0 < alpha < float("inf"):
             raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
         self.n_prompts, self.alpha, self.context_points, self.chunk_size = n_prompts, alpha, context_points, chunk_size
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, transformer = datamodule(trainer), module.transformer
-        fit, choose, score = (
-            data.held_out(f"probe_{name}", self.n_prompts, module.device) for name in ("fit", "choose", "score")
-        )
-        task = data.streams[0].task
-        table = probe_layers(
-            transformer,
-            task,
-            fit,
-            choose,
-            score,
-            untrained_like(transformer),
-            self.alpha,
-            self.context_points,
-            self.chunk_size,
-            lambda items, description: progress(trainer, items, description),
-        )
-        for probe in table.rows:
-            yield from _probe_rows(probe)
+        names = ("probe_fit", "probe_choose", "probe_score")
+        fit, choose, score = (data.held_out(name, self.n_prompts, module.device) for name in names)
+        task, untrained, bar = data.streams[0].task, untrained_like(transformer), partial(progress, trainer)
+        sizes = self.alpha, self.context_points, self.chunk_size
+        for probe in probe_layers(transformer, task, fit, choose, score, untrained, *sizes, bar).rows:
+            for name, found, note in probe.numbers():
+                yield _row(f"probe/{probe.token}/{probe.target}/{name}", found, probe.layer, note)
         predicted = torch.cat([module(part) for part in score.chunks(self.chunk_size)])
         yield _row("probe/level/transformer", mean_estimate(squared_errors(predicted, score.f_query)), note="the model")
         with torch.autocast(module.device.type, enabled=False):
-            yield from _reference_levels(task, fit, score)
-            yield from _gd_curves(score, len(transformer.heads))
+            for name, (risk, label) in reference_levels(task, fit, score).items():
+                yield _row(f"probe/level/{name}", risk, note=label)
+            for name, curve in descent_curves(score, len(transformer.heads)).items():
+                for layer, risk in enumerate(curve, start=1):
+                    yield _row(f"probe/curve/{name}", risk, layer)
 
     def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:
         return {"linear_probe": figures.probe_risks(rows), "probe_map": figures.probe_map(rows)}
@@ -109,7 +89,7 @@ class LinearProbe(Analysis):
         return [
             "Excess risk of a linear probe of the query's state for f(x_q), by layer (0 is",
             f"the read-in), on {self.n_prompts:,} held-out prompts:",
-            *textwrap.wrap(by_layer, WIDTH, initial_indent="  ", subsequent_indent="  "),
+            *wrapped(by_layer),
             "What else the query's state knows: R^2 where it is highest, and how far that is",
             "above the untrained network's there (± 95 %):",
             *(_best_layer(target, known) for target in TOLD if f"probe/query/{target}/trained/r2" in known),
@@ -122,47 +102,16 @@ def _best_layer(target: str, known: Mapping[str, pd.DataFrame]) -> str:
     if r2["value"].isna().all():
         return f"  {name}: constant on these prompts"
     layer = r2["value"].idxmax()
-    said = f"{name}: {_plus_minus(r2.loc[layer])}"
+    at = plus_minus(r2.loc[layer], ".3f")
     if r2["low"][layer] <= 0:
-        said = f"{name}: not above 0 in any layer, {_plus_minus(r2.loc[layer])} at most"
+        said = f"  {name}: not above 0 in any layer, {at} at most"
     else:
-        said += f" in layer {layer}, {_plus_minus(known[f'{place}/selectivity/untrained'].loc[layer])} above"
+        above = plus_minus(known[f"{place}/selectivity/untrained"].loc[layer], ".3f")
+        said = f"  {name}: {at} in layer {layer}, {above} above"
     if (auc := f"{place}/trained/auc") in known:
-        said += f"; AUC {_plus_minus(known[auc].loc[layer])}"
-    return f"  {said}"
-
-
-def _plus_minus(row: pd.Series) -> str:
-    return f"{row['value']:.3f} ± {(row['high'] - row['low']) / 2:.2g}"
+        said += f"; AUC {plus_minus(known[auc].loc[layer], '.3f')}"
+    return said
 
 
 def _row(metric: str, estimate: Estimate, layer: int | None = None, note: str | None = None) -> Row:
     return Row(metric, estimate.value, *estimate.interval, layer=layer, note=note)
-
-
-def _probe_rows(probe: Probe) -> Iterator[Row]:
-    place = f"probe/{probe.token}/{probe.target}"
-    for arm in ("trained", "untrained", "shuffled"):
-        scored = getattr(probe, arm)
-        yield _row(f"{place}/{arm}/risk", scored.risk, probe.layer, f"ridge strength {scored.alpha:.3g}")
-        yield _row(f"{place}/{arm}/r2", scored.r2, probe.layer)
-        if scored.auc is not None:
-            yield _row(f"{place}/{arm}/auc", scored.auc, probe.layer)
-    for control in ("untrained", "shuffled"):
-        yield _row(f"{place}/selectivity/{control}", getattr(probe, f"over_{control}"), probe.layer)
-
-
-def _reference_levels(task: Task, fit: Prompt, score: Prompt) -> Iterator[Row]:
-    """The excess risk of ridge and, where its posterior is quick to compute, of Bayes."""
-    for reference in [Ridge(), *default_bayes(task)]:
-        settled = reference.settled(Case(task, task, 1), whole_prompts(fit))
-        risk = mean_estimate(settled.errors(whole_prompts(score))[:, 0])
-        yield _row(f"probe/level/{reference.key}", risk, note=settled.label())
-
-
-def _gd_curves(prompt: Prompt, depth: int) -> Iterator[Row]:
-    """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
-    for name, w_hat in descent_paths(prompt, depth - 1).items():
-        path = estimators.predictions(w_hat, prompt.x_query.double())
-        for layer, predicted in enumerate(path, start=1):
-            yield _row(f"probe/curve/{name}", mean_estimate(squared_errors(predicted, prompt.f_query)), layer)

@@ -28,12 +28,11 @@ class PredictionWriter(Callback):
 
     def __init__(self, filename: str = "predictions.npz") -> None:
         self.filename = filename
-        self._batches: list[dict[str, Tensor]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = [c for c in trainer.callbacks if isinstance(c, ReferenceRisk)]  # type: ignore[attr-defined]
         self._references = found[0] if found else ReferenceRisk()
-        self._batches = []
+        self._batches: list[dict[str, Tensor]] = []
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any

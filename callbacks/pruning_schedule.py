@@ -7,9 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_icl.callbacks.analysis import check_at_least, datamodule, icl_module, record_rows
 from lightning_icl.callbacks.head_pruning import head_rows
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.pruning import PruningStrategy
+from lightning_icl.functional.pruning import PruningStrategy, check_targets
 from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
-from lightning_icl.module import ICLModule
 
 
 class PruningSchedule(Callback):
@@ -38,8 +37,8 @@ class PruningSchedule(Callback):
         n_prompts: int = 1024,
         chunk_size: int = 512,
     ) -> None:
-        check_at_least("n_prompts", n_prompts, 2)
-        check_at_least("chunk_size", chunk_size, 1)
+        check_at_least(2, n_prompts=n_prompts)
+        check_at_least(1, chunk_size=chunk_size)
         if (validations is None) == (steps is None):
             raise InputError("PruningSchedule cuts after some validations or after some steps: set one of the two.")
         self.unit = "validations" if steps is None else "steps"
@@ -52,32 +51,14 @@ class PruningSchedule(Callback):
                 f"PruningSchedule has {len(self.strategies)} strategies for {len(self.times)} {self.unit}, but each "
                 "cut needs one of both."
             )
-        for before, time in zip([0, *self.times], self.times, strict=False):
-            if time <= before:
-                raise InputError(f"{self.unit} is {self.times}, but it must rise, from 1 on.")
+        if sorted({0, *self.times}) != [0, *self.times]:
+            raise InputError(f"{self.unit} is {self.times}, but it must rise, from 1 on.")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         datamodule(trainer)
-        self._check_targets(sum(icl_module(pl_module).transformer.heads))
-        self._check_times(trainer)
-
-    def _check_targets(self, total: int) -> None:
-        """Refuse a target that leaves nothing to cut."""
-        left = total
-        for strategy in self.strategies:
-            if strategy.n_heads is None:
-                continue
-            if strategy.n_heads >= left:
-                raise InputError(
-                    f"PruningSchedule is to keep {strategy.n_heads} heads where {left} are left: make n_heads fall "
-                    "from cut to cut."
-                )
-            left = strategy.n_heads
-
-    def _check_times(self, trainer: Trainer) -> None:
-        """Refuse a cut that no training would follow."""
+        check_targets(self.strategies, sum(icl_module(pl_module).transformer.heads))
         every = self._steps_between(trainer)
         # In steps, since a run that is killed between a step and its validation resumes without this validation.
         self.steps = [time * every for time in self.times]
@@ -108,20 +89,18 @@ class PruningSchedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         while self.n_cuts < len(self.steps) and self.steps[self.n_cuts] <= trainer.global_step:
-            self.left = self._cut(trainer, icl_module(pl_module), self.strategies[self.n_cuts])
+            data, module = datamodule(trainer), icl_module(pl_module)
+            data.drawn.clear()
+            prompt = data.held_out("pruning_schedule", self.n_prompts, module.device)
+            with trainer.precision_plugin.forward_context():
+                case = pruning_case(module.transformer, prompt, chunk_size=self.chunk_size)
+                kept = self.strategies[self.n_cuts].keep(case)
+            kept = trainer.strategy.broadcast(kept)  # rank 0's, so that no rank keeps other heads than the rest
+            cut_heads_(module.transformer, kept, trainer.optimizers[0])
+            record_rows(trainer, module, self, list(head_rows("prune/schedule/n_heads", kept)))
+            self.left = float(kept.sum())
             self.n_cuts += 1
         pl_module.log("prune/schedule/n_heads", self.left, batch_size=1)
-
-    def _cut(self, trainer: Trainer, module: ICLModule, strategy: PruningStrategy) -> float:
-        """Cut, and return how many heads are left."""
-        datamodule(trainer).drawn.clear()
-        prompt = datamodule(trainer).held_out("pruning_schedule", self.n_prompts, module.device)
-        with trainer.precision_plugin.forward_context():
-            kept = strategy.keep(pruning_case(module.transformer, prompt, chunk_size=self.chunk_size))
-        kept = trainer.strategy.broadcast(kept)  # rank 0's, so that no rank keeps other heads than the rest
-        cut_heads_(module.transformer, kept, trainer.optimizers[0])
-        record_rows(trainer, module, self, list(head_rows("prune/schedule/n_heads", kept)))
-        return float(kept.sum())
 
     def state_dict(self) -> dict[str, Any]:
         return {"n_cuts": self.n_cuts}

@@ -96,10 +96,8 @@ class Recorder(Callback):
             log_layout(trainer, page.layout(known))
             self._laid_out = True
         module = icl_module(pl_module)
-        if trainer.state.fn == "validate" and module.closing:
-            self.finish(trainer, module)
-        elif trainer.state.fn == "validate":
-            self._close(trainer, module)
+        if trainer.state.fn == "validate":
+            (self.finish if module.closing else self._close)(trainer, module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, icl_module(pl_module))
@@ -115,10 +113,8 @@ class Recorder(Callback):
     def finish(self, trainer: Trainer, module: ICLModule) -> None:
         """Say how a fit ended, and what it found."""
         by = ended_by(trainer)
-        if self.signalled and by != "max_steps":
-            self._note(trainer, event="stopped", steps=trainer.global_step, by=self.signalled)
-        else:
-            self._note(trainer, event="finished", steps=trainer.global_step, by=by)
+        signalled = self.signalled if by != "max_steps" else None
+        self._note(trainer, event="stopped" if signalled else "finished", steps=trainer.global_step, by=signalled or by)
         self._close(trainer, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -71,9 +71,8 @@ def p_probe(
         seed: of the optimisers' starts and of all prompts.
         cpu_threads: threads; 1 is fastest for models this small.
     """
-    for option, value, smallest in (("steps", steps, 1), ("seeds", seeds, 1), ("prompts", prompts, 2)):
-        check_at_least(option, value, smallest)
-    check_at_least("cpu_threads", cpu_threads, 1)
+    check_at_least(1, steps=steps, seeds=seeds, cpu_threads=cpu_threads)
+    check_at_least(2, prompts=prompts)
     torch.set_num_threads(cpu_threads)
     runs = _opened(ckpt_paths, names)
     _check_alike(runs, ckpt_paths)

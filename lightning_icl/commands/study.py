@@ -70,7 +70,7 @@ def study(
         raise InputError(f"name is {name!r}, but a study's name is made of letters, digits, _, - and dots.")
     chosen, size = _scale(scales, scale, seeds)
     folder = Path(output or Path("studies", f"{name}-{chosen}"))
-    check_at_least("retries", retries, 0)
+    check_at_least(0, retries=retries)
     planned = plan(size, folder)
     if dry_run:
         _list(planned, size)

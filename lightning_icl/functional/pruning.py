@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask, single_removals
-from lightning_icl.functional.risk import joint_quantile, mean_and_standard_error, t_quantile
+from lightning_icl.functional.risk import Interval, joint_quantile, mean_and_standard_error, t_quantile
 
 Errors = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
 Rounds = Callable[[range], Iterable[int]]  # what goes through a loop, such as a progress bar
@@ -109,6 +109,38 @@ def mean_half_width(values: Float[Tensor, "draws batch"], n_choices: int) -> flo
     return math.hypot(half, (1 - draws / n_choices) ** 0.5 * t_quantile(draws) * float(over_draws))
 
 
+class BesideFull(NamedTuple):
+    """A pruned model's excess risk and, paired, its difference from the full model's and its ratio to that.
+
+    ``spread`` says between which ratios the draws lie; None where there is one choice.
+    """
+
+    excess_risk: Interval
+    difference: Interval
+    ratio: Interval
+    spread: str | None
+
+
+def beside_full(
+    errors: Float[Tensor, "draws batch"], full: Float[Tensor, "one batch"], n_choices: int = 1
+) -> BesideFull:
+    """The mean over draws, of ``n_choices`` in all, beside the full model on the same prompts.
+
+    The ratio's interval is that of its logarithm, whose error is that of the mean of error / risk - full / full risk.
+    """
+
+    def mean(values: Tensor) -> Interval:
+        value, half = float(values.mean()), mean_half_width(values, n_choices)
+        return Interval(value, value - half, value + half)
+
+    risk, whole = errors.mean(), full.mean()
+    ratio, spread = float(risk / whole), errors.mean(dim=1) / whole
+    factor = float(torch.tensor(mean_half_width(errors / risk - full / whole, n_choices)).exp())
+    of = f"the {n_choices:,}" if len(errors) == n_choices else f"{len(errors)} of {n_choices:,}"
+    said = f"{spread.min():.2f} to {spread.max():.2f} times over {of} choices" if n_choices > 1 else None
+    return BesideFull(mean(errors), mean(errors - full), Interval(ratio, ratio / factor, ratio * factor), said)
+
+
 class Rank(NamedTuple):
     """The place of one model among ``n``, 1 the best, and the ends of its 95 % interval."""
 
@@ -128,6 +160,15 @@ def rank_among(errors: Float[Tensor, " batch"], others: Float[Tensor, "others ba
     margin, n = joint_quantile(len(others)) * error, len(others) + 1
     better, surely_better = int((difference < 0).sum()), int((difference < -margin).sum())
     return Rank(1 + better, 1 + surely_better, n - int((difference > margin).sum()), n)
+
+
+def ranked(note: str) -> str:
+    """A place in words: "63 of 64" is the 2nd worst of 64."""
+    place, _, of = note.split(" ", 2)
+    from_end = int(of.split()[0]) + 1 - int(place)
+    n, end = min((int(place), "best"), (from_end, "worst"))
+    suffix = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{end} of {of}" if n == 1 else f"{n}{suffix} {end} of {of}"
 
 
 class GreedyPath(NamedTuple):
@@ -315,6 +356,19 @@ class GreedyRemoval(PruningStrategy):
     def keep(self, case: PruningCase) -> HeadMask:
         n = self.n_heads or case.paper_total
         return case.path(n).at(n)
+
+
+def check_targets(strategies: list[PruningStrategy], total: int) -> None:
+    """Refuse a target that leaves nothing to cut, where the strategies cut ``total`` heads one after another."""
+    for strategy in strategies:
+        if strategy.n_heads is None:
+            continue
+        if strategy.n_heads >= total:
+            raise InputError(
+                f"PruningSchedule is to keep {strategy.n_heads} heads where {total} are left: make n_heads fall "
+                "from cut to cut."
+            )
+        total = strategy.n_heads
 
 
 def check_strategies(strategies: list[PruningStrategy]) -> None:

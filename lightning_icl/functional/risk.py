@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -90,6 +91,31 @@ def joint_quantile(n_intervals: int) -> float:
 def mean_interval(mean: Float[Tensor, "*rest"], error: Float[Tensor, "*rest"], n: int) -> Float[Tensor, "bounds *rest"]:
     """The 95 % interval of a mean of ``n`` values, lower bound first: mean +- t times its standard error."""
     return torch.stack([mean - t_quantile(n) * error, mean + t_quantile(n) * error])
+
+
+class Interval(NamedTuple):
+    """A number and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_with_interval(values: Float[Tensor, " batch"]) -> Interval:
+    """The mean over prompts."""
+    mean, error = mean_and_standard_error(values)
+    return Interval(float(mean), *mean_interval(mean, error, len(values)).tolist())
+
+
+def paired_ratio(values: Float[Tensor, " batch"], others: Float[Tensor, " batch"]) -> Interval:
+    """mean(values) / mean(others) on the same prompts; its interval is that of its logarithm, by the jackknife.
+
+    On the log scale because risks have long tails above.
+    """
+    both = torch.stack([values, others], dim=1)
+    (log_error,) = jackknife_errors(both, lambda means: ((means[:, 0] / means[:, 1]).log(),))
+    ratio = values.mean() / others.mean()
+    return Interval(float(ratio), *mean_interval(ratio.log(), log_error, len(values)).exp().tolist())
 
 
 def bootstrap_weights(n: int, draws: int, generator: Generator) -> Float[Tensor, "draws n"]:

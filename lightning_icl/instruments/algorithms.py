@@ -21,7 +21,8 @@ all pairs of algorithms hold at once (Bonferroni), since which one is a* is read
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,10 +59,12 @@ from lightning_icl.functional.references.reference import (
     strengths,
 )
 from lightning_icl.functional.risk import (
+    Interval,
     jackknife_errors,
     joint_quantile,
     mean_and_standard_error,
     squared_errors,
+    t_quantile,
 )
 from lightning_icl.functional.tasks import Task
 from lightning_icl.instruments.ablation import Progress, silent
@@ -120,6 +123,15 @@ class Distance(NamedTuple):
     excess_over_closest: float = float("nan")
     excess_low: float = float("nan")
     excess_high: float = float("nan")
+
+    def numbers(self, n_prompts: int) -> Iterator[tuple[str, Interval]]:
+        """All of it by name, with Student's intervals for ``n_prompts`` scored prompts; setting/<name> has none."""
+        for name in ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine"):
+            value, half = getattr(self, name), t_quantile(n_prompts) * getattr(self, f"{name}_error")
+            yield name, Interval(value, value - half, value + half)
+        yield "excess_over_closest", Interval(self.excess_over_closest, self.excess_low, self.excess_high)
+        for name, value in self.setting.items():
+            yield f"setting/{name}", Interval(value, math.nan, math.nan)
 
 
 class TunedRidge(Ridge):

@@ -7,7 +7,7 @@ found.scores["leave_one_out"].raw        # (layers, heads), in squared label uni
 found.agreement["leave_one_out_and_leave_one_in"].overall
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
@@ -61,6 +61,37 @@ class HeadScores(NamedTuple):
     risk: Float[Tensor, ""]
     risk_error: Float[Tensor, ""]
     risk_interval: Float[Tensor, " bounds"]
+
+    def numbers(self, heads: Sequence[int]) -> Iterator["HeadNumber"]:
+        """All of it, number by number; of heads that are there, also where they have no share."""
+        yield HeadNumber("risk", self.risk, self.risk_interval)
+        for name, scores in self.scores.items():
+            for i, n_heads in enumerate(heads):
+                layer = i + 1
+                yield HeadNumber(f"{name}/effective", scores.effective_heads[i], scores.effective_interval[:, i], layer)
+                yield HeadNumber(f"{name}/top_share", scores.top_share[i], scores.top_interval[:, i], layer)
+                yield HeadNumber(f"{name}/total", scores.total[i], scores.total_interval[:, i], layer)
+                for h in range(n_heads):
+                    of_head = layer, h + 1
+                    yield HeadNumber(f"{name}/importance", scores.raw[i, h], scores.interval[:, i, h], *of_head)
+                    yield HeadNumber(f"{name}/share", scores.share[i, h], scores.share_interval[:, i, h], *of_head)
+        for pair, agreement in self.agreement.items():
+            yield HeadNumber(f"agreement/{pair}", agreement.overall, agreement.interval)
+            for i, value in enumerate(agreement.by_layer):
+                yield HeadNumber(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i + 1)
+
+
+class HeadNumber(NamedTuple):
+    """One number of HeadScores, with its interval and its place, counted from 1; None where it is about no single one.
+
+    ``name`` is risk, <score>/effective, top_share, total, importance or share, or agreement/<score>_and_<score>.
+    """
+
+    name: str
+    value: Float[Tensor, ""]
+    interval: Float[Tensor, " bounds"]
+    layer: int | None = None
+    head: int | None = None
 
 
 def head_importance(

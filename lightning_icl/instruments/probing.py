@@ -1,18 +1,19 @@
 """What each layer's states know linearly, beside what an untrained network and shuffled labels let a probe find."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_icl.functional import probes
+from lightning_icl.functional import estimators, probes
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import Case, Ridge, whole_prompts
+from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
+from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Task
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.transformer import Transformer
@@ -50,6 +51,20 @@ class Probe(NamedTuple):
     over_shuffled: Estimate
     untrained: Scored | None = None
     over_untrained: Estimate | None = None
+
+    def numbers(self) -> Iterator[tuple[str, Estimate, str | None]]:
+        """All of it by name, as <arm>/risk, r2 or auc and selectivity/<control>; the risk with a note on its probe."""
+        for arm in ("trained", "untrained", "shuffled"):
+            scored: Scored | None = getattr(self, arm)
+            if scored is None:
+                continue
+            yield f"{arm}/risk", scored.risk, f"ridge strength {scored.alpha:.3g}"
+            yield f"{arm}/r2", scored.r2, None
+            if scored.auc is not None:
+                yield f"{arm}/auc", scored.auc, None
+        for control, over in (("untrained", self.over_untrained), ("shuffled", self.over_shuffled)):
+            if over is not None:
+                yield f"selectivity/{control}", over, None
 
 
 class ProbeTable(NamedTuple):
@@ -127,6 +142,28 @@ def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
         if fresh.position is not None:
             fresh.position.normal_(std=0.02)
     return fresh.to(transformer.read_out.weight.device)
+
+
+def reference_levels(task: Task, fit: Prompt, score: Prompt) -> dict[str, tuple[Estimate, str]]:
+    """The excess risk of ridge and, where its posterior is quick to compute, of Bayes; each with its label.
+
+    Their settings follow from the law or are tuned on ``fit``.
+    """
+    levels = {}
+    for reference in [Ridge(), *default_bayes(task)]:
+        settled = reference.settled(Case(task, task, 1), whole_prompts(fit))
+        risk = probes.mean_estimate(settled.errors(whole_prompts(score))[:, 0])
+        levels[reference.key] = risk, settled.label()
+    return levels
+
+
+def descent_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
+    """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
+    curves = {}
+    for name, w_hat in probes.descent_paths(prompt, depth - 1).items():
+        path = estimators.predictions(w_hat, prompt.x_query.double())
+        curves[name] = [probes.mean_estimate(squared_errors(predicted, prompt.f_query)) for predicted in path]
+    return curves
 
 
 class _Task(NamedTuple):

@@ -5,6 +5,7 @@ run.table[run.table.metric == "val/excess_risk/transformer"]  # one row a number
 run.model.on_prompt(run.data.held_out("a name", 1024)).prediction
 """
 
+import pickle
 import pydoc
 from collections.abc import Sequence
 from functools import cached_property
@@ -74,8 +75,7 @@ class LoadedRun:
         path = self.folder / "checkpoints" / "last.ckpt"
         if not path.is_file():
             raise InputError(f"{self.folder} has no checkpoints/last.ckpt to take the model from.")
-        with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
-            return ICLModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+        return _loaded(path)
 
     @property
     def model(self) -> Transformer:
@@ -85,6 +85,30 @@ class LoadedRun:
 def load_run(folder: str | Path) -> LoadedRun:
     """A run's config, task, model and table, from its folder; raises InputError where that is none."""
     return LoadedRun(folder)
+
+
+def load_model(path: Path, data: PromptDataModule, said: str) -> ICLModule:
+    """The module of a checkpoint, on the CPU.
+
+    Refuses what is none or cannot predict on the prompts of ``data``, in a sentence that begins with ``said``.
+    """
+    if not path.is_file():
+        raise InputError(f"{said} is {path}, but there is no such file.")
+    try:
+        module = _loaded(path)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{said} is {path}, but that is not a checkpoint of lightning_icl.") from error
+    transformer, longest = module.transformer, data.streams[0].largest_n
+    if transformer.n_dims != data.task.n_dims:
+        raise InputError(f"{said} was trained on n_dims {transformer.n_dims}, but the task has {data.task.n_dims}.")
+    if transformer.max_points is not None and transformer.max_points < longest:
+        raise InputError(f"{said} has positions for {transformer.max_points} examples, but the prompts have {longest}.")
+    return module
+
+
+def _loaded(path: Path) -> ICLModule:
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+        return ICLModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
 
 
 def read_record(folder: Path) -> tuple[list[Measurement], list[dict[str, Any]], list[int]]:

@@ -12,9 +12,9 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from lightning_icl import PromptDataModule, Task, ValidationStream
 from lightning_icl.callbacks import PredictionWriter, Recorder, ReferenceRisk
-from lightning_icl.callbacks.reference_risk import _against
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Bayes, LeastSquares, NearestNeighbours, ZeroPredictor
+from lightning_icl.functional.risk import mean_with_interval, paired_ratio
 from lightning_icl.record.folder import set_run_folder
 
 
@@ -119,10 +119,10 @@ def test_the_interval_of_a_ratio_covers(generator):
     for _ in range(n_repeats):
         common, own, other = torch.randn(3, 200, generator=generator, dtype=torch.float64)
         model, reference = (common + 0.5 * own).exp(), (common + 0.5 * other).exp()  # of equal means
-        ratio, _ = _against("a", model, reference, None)
+        ratio = paired_ratio(model, reference)
         hits += ratio.low <= 1 <= ratio.high
     assert abs(hits / n_repeats - 0.95) < 0.015 + 4 * (0.95 * 0.05 / n_repeats) ** 0.5
-    same, difference = _against("a", model, model, None)
+    same, difference = paired_ratio(model, model), mean_with_interval(model - model)
     assert (same.low, same.value, same.high) == (1, 1, 1)
     assert (difference.low, difference.value, difference.high) == (0, 0, 0)
 
