@@ -138,31 +138,26 @@ class Analysis(Callback, ABC):
             found = plain_rows(self.analyse(trainer, module) or ())
         # Every rank found the same but for rounding; rank 0's word is kept.
         found = trainer.strategy.broadcast(found)
-        rows = [row._replace(metric=re.sub("/|$", rf"{self._suffix}\g<0>", row.metric, count=1)) for row in found]
-        self.rows = frame(rows)
+        self.rows = frame(found)
         self.measured_at, self._drawn_at = trained_steps(trainer, module), -1
         self._ended = no_training_follows(trainer)
         if self.course:
             self._past = self._earlier(trainer) if self._past is None else self._past
             here = self._on_course(self.rows, self.measured_at)
             self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
-        record_rows(trainer, module, self, rows, self.arrays())
+        named = [row._replace(metric=re.sub("/|$", rf"{self._suffix}\g<0>", row.metric, count=1)) for row in found]
+        record_rows(trainer, module, self, named, self.arrays())
         new = {
-            tag(named): float(row.value)
-            for row, named in zip(found, rows, strict=True)
-            if row.value is not None and self._is_shown(trainer, tag(row))
+            name: float(row.value)
+            for row, name in zip(found, map(tag, named), strict=True)
+            if row.value is not None
+            and self._is_shown(trainer, tag(row))
+            and (name, self.measured_at) not in self._logged
         }
-        new = {name: value for name, value in new.items() if (name, self.measured_at) not in self._logged}
         self._logged |= {(name, self.measured_at) for name in new}
         log_scalars(trainer, new, self.measured_at)
         for name, value in new.items():  # for what monitors a run, such as EarlyStopping
             module.log(name, value, logger=False, sync_dist=True, batch_size=1)
-
-    def unsuffixed(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows under the names that ``analyse`` gave them."""
-        if not self._suffix:
-            return rows
-        return rows.assign(metric=rows["metric"].str.replace(f"{self._suffix}/", "/", n=1, regex=False))
 
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         every = any(getattr(c, "scalars", "") == "all" for c in trainer.callbacks)  # type: ignore[attr-defined]
@@ -174,7 +169,7 @@ class Analysis(Callback, ABC):
         folder = run_folder(trainer)
         if not trainer.is_global_zero or folder is None:
             return
-        for name, figure in self.figures(self.unsuffixed(self.rows)).items():
+        for name, figure in self.figures(self.rows).items():
             pixels = write_figure(folder / "figures", name + self._suffix, figure)
             log_picture(trainer, name + self._suffix, pixels, self.measured_at)
 
@@ -183,7 +178,6 @@ class Analysis(Callback, ABC):
         return pd.concat(self._past or [frame([]).assign(step=0)], ignore_index=True)
 
     def _on_course(self, rows: pd.DataFrame, step: int) -> pd.DataFrame:
-        rows = self.unsuffixed(rows)
         return rows[rows["metric"].str.match(self.course) & rows["n_points"].isna()].assign(step=step)
 
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:
@@ -192,9 +186,12 @@ class Analysis(Callback, ABC):
         if trainer.state.fn != "fit" or folder is None or not (folder / journal.NAME).exists():
             return []
         now = fingerprint(context(trainer, datamodule(trainer), self))
-        fits = [m for m in read_record(folder)[0] if m.context["command"] == "fit" and m.analysis == self.name]
-        alike = [self._on_course(frame(m.rows), m.step) for m in fits if fingerprint(m.context) == now]
-        return [past for past in alike if len(past)]
+        past = []
+        for m in read_record(folder)[0]:
+            if m.analysis == self.name and m.context["command"] == "fit" and fingerprint(m.context) == now:
+                own = [r._replace(metric=re.sub(rf"{self._suffix}(?=/|$)", "", r.metric, count=1)) for r in m.rows]
+                past.append(self._on_course(frame(own), m.step))
+        return [course for course in past if len(course)]
 
 
 def analyses(trainer: Trainer) -> list[Analysis]:

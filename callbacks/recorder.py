@@ -13,11 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module, trained_steps
+from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module
 from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal, page
-from lightning_icl.record.folder import run_folder
+from lightning_icl.record.folder import AGREED, run_folder
+from lightning_icl.record.writing import note, trained_steps
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BATCHES_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
@@ -47,7 +48,8 @@ class Recorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._laid_out, self.signalled = False, None
         run_folder(trainer)  # a collective: every rank asks
-        self._note(trainer, event="started", lightning_icl=version("lightning-icl"), command=stage, argv=sys.argv[1:])
+        ours = version("lightning-icl")
+        note(trainer, {"event": "started", "lightning_icl": ours, "command": stage, "argv": sys.argv[1:]})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back what a fit that goes on from a checkpoint had measured after it."""
@@ -60,7 +62,7 @@ class Recorder(Callback):
             for line in journal.in_force(journal.read(before).lines):  # its series go on in this folder
                 if "rows" in line and line["context"]["command"] == "fit":
                     journal.append(path, line)
-        self._note(trainer, event="resumed", kept_to=module.validated_at, step=module.trained_steps)
+        note(trainer, {"event": "resumed", "kept_to": module.validated_at, "step": module.trained_steps})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         about = page.about(datamodule(trainer), icl_module(pl_module), trainer.max_steps)
@@ -114,19 +116,15 @@ class Recorder(Callback):
         """Say how a fit ended, and what it found."""
         by = ended_by(trainer)
         signalled = self.signalled if by != "max_steps" else None
-        self._note(trainer, event="stopped" if signalled else "finished", steps=trainer.global_step, by=signalled or by)
+        event = "stopped" if signalled else "finished"
+        note(trainer, {"event": event, "steps": trainer.global_step, "by": signalled or by})
         self._close(trainer, module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_signals()
         said = " ".join(f"{type(exception).__name__}: {exception}".split()).removesuffix(": ").removesuffix(":")
-        self._note(trainer, event="stopped", steps=trainer.global_step, by=said)
-
-    def _note(self, trainer: Trainer, **event: Any) -> None:
-        folder = run_folder(trainer)
-        if trainer.is_global_zero and folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            journal.append(folder / journal.NAME, event)
+        if trainer in AGREED:  # else nothing of the run is there yet, and another rank may be elsewhere
+            note(trainer, {"event": "stopped", "steps": trainer.global_step, "by": said})
 
     def _close(self, trainer: Trainer, module: ICLModule) -> None:
         """The closing table, on the terminal and in TEXT, and the row in HPARAMS."""
@@ -134,7 +132,7 @@ class Recorder(Callback):
             return
         folder, step, data, lines = run_folder(trainer), trained_steps(trainer, module), datamodule(trainer), []
         for analysis in analyses(trainer):
-            if analysis.rows is not None and (said := analysis.summary(analysis.unsuffixed(analysis.rows))):
+            if analysis.rows is not None and (said := analysis.summary(analysis.rows)):
                 old = [f"  (as of step {analysis.measured_at})"] * (analysis.measured_at != step)
                 lines += ["", *said, *old]
         print(*lines, sep="\n")

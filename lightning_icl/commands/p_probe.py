@@ -30,9 +30,9 @@ from lightning_icl.instruments.p_probing import (
     p_probing,
 )
 from lightning_icl.record import journal
+from lightning_icl.record.configs import shared_values
 from lightning_icl.record.loading import line_of, read_config
 from lightning_icl.record.rows import Measurement, Row, frame, plain
-from lightning_icl.studies.configs import shared_values
 
 WIDTH = 80  # columns of the report
 HEADINGS: dict[Optimiser, str] = {

@@ -69,7 +69,8 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that are not about a part: over all examples, on the first stream."""
     streams = rows["stream"].dropna()
     first = rows["stream"].isna() | rows["stream"].eq(streams.iloc[0] if len(streams) else "")
-    return rows[first & rows[["n_points", "layer", "head"]].isna().all(axis=1)]
+    whole = rows[["n_points", "layer", "head"]].isna().all(axis=1)
+    return rows[first & whole].drop_duplicates("metric")  # the first of two analyses of one class
 
 
 def last_risks(rows: pd.DataFrame) -> dict[str, float]:

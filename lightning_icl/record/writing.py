@@ -23,17 +23,22 @@ def record_rows(
     arrays: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Append what an analysis found, at the present step, with what it was found on."""
+    found = context(trainer, trainer.datamodule, analysis)  # type: ignore[attr-defined]
+    name = getattr(analysis, "name", type(analysis).__name__)
+    note(trainer, line_of(Measurement(name, trained_steps(trainer, module), found, rows, plain(arrays))))
+
+
+def note(trainer: Trainer, line: Mapping[str, Any]) -> None:
+    """Append a line to the run's record, on rank 0; a full disk costs the line, and not the run."""
     folder = run_folder(trainer)
     if not trainer.is_global_zero or folder is None:
         return
-    found = context(trainer, trainer.datamodule, analysis)  # type: ignore[attr-defined]
-    name = getattr(analysis, "name", type(analysis).__name__)
-    measurement = Measurement(name, trained_steps(trainer, module), found, rows, plain(arrays))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        journal.append(folder / journal.NAME, line_of(measurement))
-    except OSError as error:  # a full disk costs this measurement, and not the run
-        rank_zero_warn(f"{name} at step {measurement.step} could not be written to {folder}: {error}")
+        journal.append(folder / journal.NAME, dict(line))
+    except OSError as error:
+        what = f"{line['analysis']} at step {line['step']}" if "analysis" in line else f"that the run {line['event']}"
+        rank_zero_warn(f"{what} could not be written to {folder}: {error}")
 
 
 def trained_steps(trainer: Trainer, module: ICLModule) -> int:

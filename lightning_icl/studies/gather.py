@@ -12,9 +12,9 @@ from pyarrow import csv
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import journal
+from lightning_icl.record.configs import config_values, n_parameters
 from lightning_icl.record.loading import read_config, read_record
 from lightning_icl.record.rows import Row, frame
-from lightning_icl.studies.configs import config_values, n_parameters
 from lightning_icl.studies.names import few
 from lightning_icl.studies.table import KEYS, config_columns
 

@@ -13,10 +13,10 @@ from lightning_icl.callbacks import FigureWriter, HeadImportance, ReferenceRisk
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import GD, Ridge
 from lightning_icl.record import journal
+from lightning_icl.record.configs import shared_values
 from lightning_icl.record.folder import set_run_folder
 from lightning_icl.record.loading import line_of, load_run
 from lightning_icl.record.rows import Measurement, Row
-from lightning_icl.studies.configs import shared_values
 from lightning_icl.studies.gather import damage, gather, joined, read_table, write_table
 from lightning_icl.studies.table import KEYS, config_columns, last_step, varied
 
