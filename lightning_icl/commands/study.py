@@ -25,7 +25,7 @@ from lightning_icl.studies.names import error_text
 from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, flag_value, keeping_configs, plan
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
-from lightning_icl.studies.worker import USAGE_ERROR, failure, known, write_whole
+from lightning_icl.studies.worker import USAGE_ERROR, failure, known, tell
 
 VERSIONS = ("torch", "lightning", "ray")
 
@@ -183,7 +183,7 @@ def _tell_refused(refused: Mapping[str, str], logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     for trial, sentence in refused.items():
         print(f"will not run {trial}: {sentence}", file=sys.stderr)
-        write_whole(logs / f"{trial}.json", json.dumps({"attempts": 0, "ended": True, "error": sentence}))
+        tell(logs / f"{trial}.txt", {"attempts": 0, "ended": True, "error": sentence})
 
 
 def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:

@@ -6,27 +6,20 @@ cancels, and ratios are averaged geometrically. Models of different depth are ne
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
 from lightning_icl.figures.pruning import TREATMENTS
+from lightning_icl.figures.style import estimator_label
 from lightning_icl.functional.errors import InputError
-from lightning_icl.studies.names import error_text, estimator_label, setting_text
-from lightning_icl.studies.selection import (
-    by_seed,
-    measured,
-    models,
-    most_heads,
-    numbers_of_examples,
-    uniform_models,
-)
+from lightning_icl.studies.names import error_text, setting_text
+from lightning_icl.studies.selection import Heads, by_seed, models, most_heads, uniform_models
 from lightning_icl.studies.table import KEYS, by_setting, last_step
-from lightning_icl.studies.verdicts import Finding, Judged, Part, Side, Verdict, finding
-
-__all__ = ["Claim", "Finding", "Judged", "Part", "Verdict", "comparison", "judge"]
+from lightning_icl.studies.verdicts import Finding, Part, Side, finding
 
 Treatment = Literal["as_is", "read_out", "rescaled", "fine_tuned"]
 MODEL = "val/excess_risk/transformer"
@@ -39,18 +32,20 @@ class Claim(ABC):
     Attributes:
         statement: what it says, in words, with its bound.
         needs: what the table must have for it to be judged.
+        which: what tells it from others of its class, if anything does.
     """
 
     statement: str
     needs: str
+    which: str = ""
 
     @property
     def name(self) -> str:
         """What its findings are called."""
-        return type(self).__name__
+        return type(self).__name__ + f" ({self.which})" * bool(self.which)
 
     @abstractmethod
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterable[Part]:
         """The comparisons it needs, from one setting's last steps; none where the table lacks what it is about."""
 
 
@@ -60,24 +55,27 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Finding]:
     A setting that lacks what a claim is about has no finding of it, and the one over all settings says how many have.
     A claim that fails to be worked out is UNDECIDED, with its error as the note.
     """
-    settings = by_setting(last_step(_checked(table)))
-    return [found for claim in claims for found in _judged(claim, settings)]
-
-
-def _judged(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
-    try:
-        return _findings(claim, settings)
-    except Exception as error:  # a claim is anyone's code, and the others and the report must stand
-        statement = getattr(claim, "statement", "It has no statement.")
-        return [finding(claim.name, statement, None, [], error_text(error))]
+    needed = (*KEYS, "depth", "model.heads")
+    if missing := [column for column in needed if column not in table.columns]:
+        raise InputError(f"the table has no column {missing[0]}, but a study's table has {', '.join(needed)}.")
+    if table.empty:
+        raise InputError("the table has no rows, but claims are judged by those of at least one trial.")
+    if len(unknown := table[table["seed"].isna()]):
+        raise InputError(f"trial {unknown['trial'].iloc[0]} has no seed, but seeds are what intervals are over.")
+    settings, findings = by_setting(last_step(table)), []
+    for claim in claims:
+        try:
+            findings += _findings(claim, settings)
+        except Exception as error:  # a claim is anyone's code, and the others and the report must stand
+            statement = getattr(claim, "statement", "It has no statement.")
+            findings.append(finding(claim.name, statement, None, [], error_text(error)))
+    return findings
 
 
 def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
-    found = [(setting, parts) for setting, rows in settings if (parts := claim.parts(rows))]
+    found = [(setting, parts) for setting, rows in settings if (parts := list(claim.parts(rows)))]
     if not found:
         return [finding(claim.name, claim.statement, None, [], f"it needs {claim.needs}")]
-    if len(settings) == 1:
-        return [finding(claim.name, claim.statement, None, found[0][1])]
     together = [
         part._replace(label=": ".join(filter(None, [setting_text(setting), part.label])))
         for setting, parts in found
@@ -85,45 +83,32 @@ def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFram
     ]
     of_models = sum(rows["model.heads"].notna().any() for _, rows in settings)
     note = f"in {len(found)} of {of_models} settings" if len(found) < of_models else ""
-    apart = [finding(claim.name, claim.statement, setting, parts) for setting, parts in found]
+    apart = [finding(claim.name, claim.statement, setting, parts) for setting, parts in found if len(settings) > 1]
     return [finding(claim.name, claim.statement, None, together, note), *apart]
 
 
 class RiskFallsWithHeads(Claim):
-    """With each larger number of heads in every layer, the excess risk over all examples is lower."""
-
     statement = "The excess risk falls from each number of heads to the next larger one."
     needs = "uniform models of at least two numbers of heads"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        found = {heads[0]: by_seed(table, MODEL, heads) for heads in uniform_models(table)}
-        risks = {h: risk for h, risk in found.items() if len(risk)}
-        return [
-            lower_risk(f"{more} heads against {fewer}", risks[more], risks[fewer])
-            for fewer, more in zip(list(risks)[:-1], list(risks)[1:], strict=True)
-        ]
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        risks = [(heads[0], risk) for heads in uniform_models(table) if len(risk := by_seed(table, MODEL, heads))]
+        for (fewer, other), (more, risk) in pairwise(risks):
+            yield from lower_risk(f"{more} heads against {fewer}", risk, other)
 
 
 class OneHeadWorst(Claim):
-    """The model with one head in every layer has the largest excess risk, at every number of examples."""
-
     statement = "One head a layer is worst at every number of examples."
     needs = "a model with one head in every layer, a uniform one with more, and risks by number of examples"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
         one, *more = uniform_models(table) or [()]
-        if one[:1] != (1,):
-            return []
-        parts = []
-        for n in numbers_of_examples(table, MODEL):
+        numbers = table.loc[table["metric"] == MODEL, "n_points"].dropna() if one[:1] == (1,) else ()
+        for n in sorted(set(map(int, numbers))):
             worst = by_seed(table, MODEL, one, n_points=n)
-            risks = {heads[0]: by_seed(table, MODEL, heads, n_points=n) for heads in more}
-            parts += [
-                lower_risk(f"{h} heads against 1, n = {n}", risk, worst)
-                for h, risk in risks.items()
-                if len(risk) and len(worst)
-            ]
-        return parts
+            for heads in more:
+                risk = by_seed(table, MODEL, heads, n_points=n)
+                yield from lower_risk(f"{heads[0]} heads against 1, n = {n}", risk, worst)
 
 
 class FirstLayerUsesAllHeads(Claim):
@@ -141,14 +126,12 @@ class FirstLayerUsesAllHeads(Claim):
         self.fraction = checked_fraction("fraction", fraction)
         self.statement = f"Layer 1 uses its heads: at least {fraction:g} of them in effect, by leave-one-out."
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        heads = most_heads(table)
-        metric = "heads/leave_one_out/effective"
-        effective = by_seed(table, metric, heads, layer=1)
-        if not len(effective) or heads[0] == 1:
-            return []
-        h, errors = heads[0], by_seed(table, metric, heads, layer=1, column="error")
-        return [comparison(f"effective heads of layer 1, of {h}", effective, "above", self.fraction * h, errors=errors)]
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        heads, metric = several_heads(table), "heads/leave_one_out/effective"
+        effective, errors = (by_seed(table, metric, heads, layer=1, column=column) for column in ("value", "error"))
+        if len(effective):
+            label, bound = f"effective heads of layer 1, of {heads[0]}", self.fraction * heads[0]
+            yield comparison(label, effective, "above", bound, errors=errors)
 
 
 class LaterLayersUseOneHead(Claim):
@@ -167,95 +150,84 @@ class LaterLayersUseOneHead(Claim):
         self.share = checked_fraction("share", share)
         self.statement = f"Later layers use one head: the top one's share is at least {share:g} (median over layers)."
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        heads = most_heads(table)
-        shares = measured(table, "heads/leave_one_out/top_share", heads)
-        shares = shares[shares["layer"] > 1]
-        if not len(shares) or heads[0] == 1:
-            return []
-        median = shares.groupby("seed")["value"].median(skipna=False).reindex(sorted(table["seed"].unique()))
-        return [comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)]
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        heads, metric = several_heads(table), "heads/leave_one_out/top_share"
+        by_layer = (by_seed(table, metric, heads, layer=layer) for layer in range(2, len(heads) + 1))
+        if shares := [share for share in by_layer if len(share)]:
+            median = pd.concat(shares, axis=1).median(axis=1, skipna=False)
+            yield comparison(f"top share of later layers, of {heads[0]} heads", median, "above", self.share)
 
 
 class OfPruning(Claim):
-    """What the claims about pruned models share: the treatment, of which their name and statement tell.
-
-    Of the uniform model with most heads.
-    """
-
-    needs = "head pruning of a uniform model with several heads and layers"
-
-    def __init__(self, treatment: Treatment, statement: str) -> None:
-        if treatment not in get_args(Treatment):
-            raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
-        self.treatment = treatment
-        self.statement = statement.format(treated=TREATMENTS[treatment][0])
-
-    @property
-    def name(self) -> str:
-        return super().name if self.treatment == "as_is" else f"{super().name} ({self.treatment})"
-
-    def ratios(self, table: pd.DataFrame, model: str, column: str = "value") -> pd.Series:
-        """Risk of a pruned model over the full one's, by seed; none where no later layer has several heads to prune."""
-        heads = most_heads(table)
-        found = by_seed(table, f"prune/{self.treatment}/{model}/ratio", heads, column=column)
-        return found if len(heads) > 1 and heads[0] > 1 else found.iloc[:0]
-
-    def against(self, bound: float, wanted: Side, table: pd.DataFrame, model: str, label: str) -> list[Part]:
-        """The comparison of a pruned model's ratio with a bound, if there is one."""
-        ratios = self.ratios(table, model)
-        errors = self.ratios(table, model, "error") / ratios
-        return [comparison(label, ratios, wanted, bound, log=True, errors=errors)] if len(ratios) else []
-
-
-class PrunedKeepsRisk(OfPruning):
-    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
+    """What the claims about pruned models share. Of the uniform model with most heads.
 
     Args:
         ratio: of the pruned model's excess risk to the full one's.
         treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
+
+    Attributes:
+        says: the statement, but for its treatment and its ratio.
+        label: what is compared.
+        model: the pruned model whose risk is compared, on the side of the bound that is ``wanted``.
+        against: with the risk of which pruned model; with the full model's if "".
     """
 
-    def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
-        self.ratio = checked_positive("ratio", ratio)
-        statement = f"Pruned to one head in each later layer, {{treated}}, the excess risk is at most {ratio:g} times"
-        super().__init__(treatment, f"{statement} the full.")
+    needs = "head pruning of a uniform model with several heads and layers"
+    says: ClassVar[str]
+    label: ClassVar[str]
+    model: ClassVar[str] = "paper"
+    against: ClassVar[str] = ""
+    wanted: ClassVar[Side] = "below"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        return self.against(self.ratio, "below", table, "paper", "pruned over full")
+    def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
+        if not 0 < ratio < np.inf:
+            raise InputError(f"ratio is {ratio}, but it must be a finite number above 0.")
+        if treatment not in get_args(Treatment):
+            raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
+        self.ratio, self.treatment, self.which = ratio, treatment, treatment if treatment != "as_is" else ""
+        self.statement = self.says.format(treated=TREATMENTS[treatment][0], ratio=ratio)
+
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        heads = several_heads(table)
+        metric = f"prune/{self.treatment}/{self.model}/ratio"
+        ratios = by_seed(table, metric, heads)
+        if len(heads) == 1:  # no later layer to prune
+            return
+        if self.against:
+            yield from lower_risk(self.label, ratios, by_seed(table, metric.replace(self.model, self.against), heads))
+        elif len(ratios):
+            errors = by_seed(table, metric, heads, column="error") / ratios
+            yield comparison(self.label, ratios, self.wanted, self.ratio, log=True, errors=errors)
+
+
+class PrunedKeepsRisk(OfPruning):
+    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads."""
+
+    says = "Pruned to one head in each later layer, {treated}, the excess risk is at most {ratio:g} times the full."
+    label = "pruned over full"
 
 
 class FirstLayerCannotBePruned(OfPruning):
-    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads.
+    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads."""
 
-    Args:
-        ratio: of that model's excess risk to the full one's.
-        treatment: what was done to the pruned model: as_is, read_out (refitted), rescaled or fine_tuned.
-    """
+    says = "With layer 1 pruned instead, {treated}, the excess risk is at least {ratio:g} times the full."
+    label, model, wanted = "layer 1 pruned over full", "prune_layer1_instead", "above"
 
     def __init__(self, ratio: float = 2.0, treatment: Treatment = "as_is") -> None:
-        self.ratio = checked_positive("ratio", ratio)
-        statement = f"With layer 1 pruned instead, {{treated}}, the excess risk is at least {ratio:g} times the full."
-        super().__init__(treatment, statement)
-
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        return self.against(self.ratio, "above", table, "prune_layer1_instead", "layer 1 pruned over full")
+        super().__init__(ratio, treatment)
 
 
 class PaperHeadsBeatRandom(OfPruning):
-    """The control of which heads are kept: the top head of each later layer does better than a random one.
+    """The control of which heads are kept: the top head of each later layer does better than a random one."""
 
-    Args:
-        treatment: what was done to the pruned models: as_is, read_out (refitted), rescaled or fine_tuned.
-    """
+    says = (
+        "Pruned to the top head of each later layer, {treated}, the excess risk is lower than with random heads "
+        "instead."
+    )
+    label, against = "top heads over random ones", "random_head"
 
     def __init__(self, treatment: Treatment = "as_is") -> None:
-        statement = "Pruned to the top head of each later layer, {treated}, the excess risk is lower than with random"
-        super().__init__(treatment, f"{statement} heads instead.")
-
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        paper, random = self.ratios(table, "paper"), self.ratios(table, "random_head")
-        return [lower_risk("top heads over random ones", paper, random)] if len(paper) and len(random) else []
+        super().__init__(1.0, treatment)
 
 
 class BeatsReference(Claim):
@@ -268,77 +240,51 @@ class BeatsReference(Claim):
     """
 
     def __init__(self, reference: str = "ridge") -> None:
-        self.reference = reference
+        self.which = reference
         self.statement = f"The model's excess risk is below that of {estimator_label(reference)}."
         self.needs = f"a uniform model and val/excess_risk/{reference}"
 
-    @property
-    def name(self) -> str:
-        return f"{super().name} ({self.reference})"
-
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        heads = most_heads(table)
-        model, reference = (
-            by_seed(table, f"val/excess_risk/{name}", heads) for name in ("transformer", self.reference)
-        )
-        if not len(model) or not len(reference):
-            return []
-        paired = f"against/{self.reference}/ratio"
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        heads, paired = most_heads(table), f"against/{self.which}/ratio"
+        model, other = (by_seed(table, metric, heads) for metric in (MODEL, f"val/excess_risk/{self.which}"))
         errors = by_seed(table, paired, heads, column="error") / by_seed(table, paired, heads)
-        return [lower_risk(f"{heads[0]} heads over {estimator_label(self.reference)}", model, reference, errors)]
+        label = f"{max(heads, default=0)} heads over {estimator_label(self.which)}"
+        yield from lower_risk(label, model, other, errors)
 
 
 class HeadsBelongInFirstLayer(Claim):
-    """Of two models with the same heads in total, h in one layer and 1 in the others, that with h in layer 1 is better.
-
-    Trained from scratch: [h, 1, .., 1] against [1, .., 1, h], over all examples.
-    """
-
     statement = "Heads belong in layer 1: [h, 1, .., 1] has a lower excess risk than [1, .., 1, h]."
     needs = "models [h, 1, .., 1] and [1, .., 1, h] with the same h"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        first = [heads for heads in models(table) if heads[0] > 1 == max(heads[1:], default=0)]
-        risks = {heads: (by_seed(table, MODEL, heads), by_seed(table, MODEL, heads[::-1])) for heads in first}
-        return [
-            lower_risk(f"{list(heads)} against {list(heads[::-1])}", *both)
-            for heads, both in risks.items()
-            if all(map(len, both))
-        ]
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        for heads in models(table):
+            if heads[0] > 1 == max(heads[1:], default=0):
+                first, last = (by_seed(table, MODEL, h) for h in (heads, heads[::-1]))
+                yield from lower_risk(f"{list(heads)} against {list(heads[::-1])}", first, last)
 
 
 class FirstLayerPreprocesses(Claim):
-    """P-probing: what layer 1 with most heads makes of the examples is easier to optimise on.
-
-    Easier than what layer 1 with fewest heads makes of them, and than the raw examples, at every depth of each
-    optimiser. Against the raw examples alone where all models have equally many heads.
-    """
+    """P-probing, at every depth of each optimiser; against the raw examples alone where all have as many heads."""
 
     statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on the raw examples."
     needs = "P-probing of a first layer with several heads"
 
-    def parts(self, table: pd.DataFrame) -> list[Part]:
-        arms = pd.DataFrame(
-            [m.split("/")[1:] for m in table["metric"].unique() if m.startswith("p_probing/")],
-            columns=["optimiser", "depth", "arm"],
-        )
-        parts = []
-        for (optimiser, depth), found in arms.groupby(["optimiser", "depth"]):
-            heads = sorted(int(arm.removeprefix("heads_")) for arm in found["arm"] if arm.startswith("heads_"))
-            if not heads or heads[-1] == 1:
+    def parts(self, table: pd.DataFrame) -> Iterator[Part]:
+        arms = table["metric"].drop_duplicates().str.extract(r"^p_probing/(.+)/(.+)/heads_(\d+)$").dropna()
+        for (optimiser, depth), found in arms.groupby([0, 1]):
+            fewest, *_, most = sorted(map(int, [*found[2]] * 2))
+            if most == 1:
                 continue
-            rivals = [f"heads_{heads[0]}"] * (len(heads) > 1) + ["raw"] * ("raw" in set(found["arm"]))
-            place = f"p_probing/{optimiser}/{depth}"
-            most = by_seed(table, f"{place}/heads_{heads[-1]}")
-            parts += [
-                lower_risk(
-                    f"{optimiser} {depth}: {heads[-1]} heads against {rival.removeprefix('heads_')}",
-                    most,
-                    by_seed(table, f"{place}/{rival}"),
-                )
-                for rival in rivals
-            ]
-        return parts
+            risk = by_seed(table, f"p_probing/{optimiser}/{depth}/heads_{most}")
+            for rival in [f"heads_{fewest}"] * (fewest < most) + ["raw"]:
+                label = f"{optimiser} {depth}: {most} heads against {rival.removeprefix('heads_')}"
+                yield from lower_risk(label, risk, by_seed(table, f"p_probing/{optimiser}/{depth}/{rival}"))
+
+
+def several_heads(table: pd.DataFrame) -> Heads:
+    """The uniform model with most heads, if those are several; else (), of which there are no numbers."""
+    heads = most_heads(table)
+    return heads if heads[:1] > (1,) else ()
 
 
 def comparison(
@@ -348,38 +294,21 @@ def comparison(
 
     ``errors``: the standard errors of the numbers over prompts, with ``log`` those of their logarithms, where known.
     """
-    found = values.dropna()
-    known = np.array([] if errors is None else errors, dtype=float)
+    found, known = values.dropna(), pd.Series(errors, dtype=float)
     known = known[np.isfinite(known)]
     error = float(np.sqrt(np.mean(known**2))) if len(known) else 0.0
     numbers = tuple(found.clip(lower=ZERO) if log else found)
     return Part(label, numbers, wanted, bound, log, len(values) - len(found), error)
 
 
-def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> Part:
-    """Whether a risk is below another, by their ratio in each seed."""
-    return comparison(label, risk.clip(lower=ZERO) / other.clip(lower=ZERO), "below", 1.0, log=True, errors=errors)
+def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> Iterator[Part]:
+    """Whether a risk is below another, by their ratio in each seed; no comparison where one was not measured."""
+    if len(risk) and len(other):
+        ratio = risk.clip(lower=ZERO) / other.clip(lower=ZERO)
+        yield comparison(label, ratio, "below", 1.0, log=True, errors=errors)
 
 
 def checked_fraction(name: str, value: float) -> float:
     if not 0 < value <= 1:
         raise InputError(f"{name} is {value}, but it must be above 0 and at most 1.")
     return value
-
-
-def checked_positive(name: str, value: float) -> float:
-    if not 0 < value < np.inf:
-        raise InputError(f"{name} is {value}, but it must be a finite number above 0.")
-    return value
-
-
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
-    """The table, if it has the columns and seeds that claims go by."""
-    needed = (*KEYS, "depth", "model.heads")
-    if missing := [column for column in needed if column not in table.columns]:
-        raise InputError(f"the table has no column {missing[0]}, but a study's table has {', '.join(needed)}.")
-    if table.empty:
-        raise InputError("the table has no rows, but claims are judged by those of at least one trial.")
-    if len(unknown := table[table["seed"].isna()]):
-        raise InputError(f"trial {unknown['trial'].iloc[0]} has no seed, but seeds are what intervals are over.")
-    return table

@@ -1,6 +1,7 @@
 """What a run's config.yaml says, as columns of a study's table."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -9,7 +10,6 @@ import torch
 
 from lightning_icl.transformer import Transformer
 
-MODEL_OPTIONS = frozenset(signature(Transformer).parameters)
 # Of the trainer what its weights and measurements depend on, and not where it runs (devices, strategy), what it writes
 # (loggers, checkpoints, default_root_dir) or what it shows. Callbacks are its analyses, long lists of options.
 TRAINER_KEYS = (
@@ -45,25 +45,18 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def n_parameters(config: Mapping[str, Any]) -> int | None:
     """Parameters of the model of a config; None where its task does not say n_dims."""
-    n_dims = _n_dims(config["data"]["task"])
+    # The n_dims of a pool or of a mixture is its tasks'.
+    n_dims = re.search(r'"n_dims": (\d+)', json.dumps(config["data"]["task"]))
     if n_dims is None:
         return None
-    options = {key: value for key, value in config["model"].items() if key in MODEL_OPTIONS}
+    options = {key: value for key, value in config["model"].items() if key in signature(Transformer).parameters}
     with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        transformer = Transformer(**{**options, "n_dims": n_dims})
+        transformer = Transformer(**{**options, "n_dims": int(n_dims[1])})
     return sum(parameter.numel() for parameter in transformer.parameters())
-
-
-def _n_dims(task: Any) -> int | None:
-    """The first n_dims in a task's config; that of a pool or of a mixture is its tasks'."""
-    if isinstance(task, dict) and isinstance(task.get("n_dims"), int):
-        return task["n_dims"]
-    nested = task.values() if isinstance(task, dict) else task if isinstance(task, list) else ()
-    return next((found for found in map(_n_dims, nested) if found is not None), None)
 
 
 def shared_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The columns that several runs have in common, and their seed; without the heads, by which they are compared."""
     first, *others = [{"seed": config.get("seed_everything"), **config_values(config)} for config in configs]
-    shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
-    return {key: value for key, value in shared.items() if key != "model.heads"}
+    del first["model.heads"]
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

@@ -1,13 +1,12 @@
 """Runs the jobs of a study on Ray Tune, which owns scheduling, GPUs and retries."""
 
-import json
 import logging
 import os
 import runpy
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -40,9 +39,9 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
         return
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    cpu, gpu = resources.get("cpu", 1), resources.get("gpu", 0)
+    share = {"cpu": resources.get("cpu", 1), "gpu": resources.get("gpu", 0)}
     _start(cluster.address)
-    _check_resources(resources)
+    _check_resources(share)
     options = {
         job.name: {
             "kind": job.kind,
@@ -50,7 +49,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
             "command": [*worker.PROGRAM, *job.command],
             "log": str((logs / f"{job.name}.txt").absolute()),
             "cwd": os.getcwd(),
-            "cpu": cpu,
+            "cpu": share["cpu"],
         }
         for job in left
     }
@@ -63,7 +62,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
 
     try:
         tune.Tuner(
-            tune.with_resources(trainable, {"cpu": cpu, "gpu": gpu}),
+            tune.with_resources(trainable, share),
             param_space={"job": tune.grid_search(list(options))},
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(
@@ -85,7 +84,8 @@ def _start(address: str | None) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # Ray would count all
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         return
     try:
         host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -96,16 +96,11 @@ def _start(address: str | None) -> None:
         raise InputError(f"address is {address}, but there is no Ray cluster to be reached: {error}") from error
 
 
-def _cores() -> int | None:
-    """The cores this process may use, where the system tells; Ray counts all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-
-
-def _check_resources(resources: Resources) -> None:
+def _check_resources(share: Mapping[str, float | int]) -> None:
     """Refuse what no machine has: Tune would wait for it for ever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, key, asked in (("CPU cores", "CPU", resources.get("cpu", 1)), ("GPUs", "GPU", resources.get("gpu", 0))):
-        most = max((machine.get(key, 0) for machine in machines), default=0)
+    for name, key in (("CPU cores", "CPU"), ("GPUs", "GPU")):
+        asked, most = share[key.lower()], max((machine.get(key, 0) for machine in machines), default=0)
         if asked > most:
             raise InputError(
                 f"a trial is given {asked:g} {name} (resources), but no machine here has more than {most:g}; name a "
@@ -129,21 +124,17 @@ class Progress(TrialProgressCallback):  # in the place of Tune's own
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None: ...
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial)
-
-    def _ended(self, trial: Any) -> None:
         log = self.logs / f"{trial.config['job']}.txt"
         status = worker.known(log)
         if not status.get("ended"):  # the process that would have told is gone, maybe with its machine
             status = {"attempts": 1, "seconds": None, **status, "ended": True, "error": "lost by Ray"}
-            worker.write_whole(log.with_suffix(".json"), json.dumps(status))
+            worker.tell(log, status)
         error = status["error"]
         self.running.discard(trial.trial_id)
         self.done, self.failed = self.done + (error is None), self.failed + (error is not None)
         print(self.line(trial.config["job"], error, time.monotonic() - self.started), flush=True)
+
+    on_trial_error = on_trial_complete  # its status tells which
 
     def line(self, name: str, error: str | None, elapsed: float) -> str:
         """What is said of a job that has ended, ``elapsed`` seconds after the start."""

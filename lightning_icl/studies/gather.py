@@ -1,12 +1,8 @@
-"""From the folders of finished runs to the tidy table of a study, and the table's files.
-
-table = gather([Path("study/trials/a"), Path("study/trials/b")])
-write_table(table, Path("study"))
-"""
+"""From the folders of finished runs to the tidy table of a study, and the table's files."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +13,12 @@ from pyarrow import csv
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import journal
 from lightning_icl.record.loading import read_config, read_record
-from lightning_icl.record.rows import COLUMNS, TYPES, Measurement, Row
+from lightning_icl.record.rows import Row, frame
 from lightning_icl.studies.configs import config_values, n_parameters
 from lightning_icl.studies.names import few
 from lightning_icl.studies.table import KEYS, config_columns
 
 ORDER = ["trial", "step", "metric", "stream", "layer", "head", "n_points"]
-KINDS = TYPES | {"trial": "str", "seed": "Int64", "step": "Int64"}
 
 
 class Trial(NamedTuple):
@@ -38,11 +33,9 @@ class Trial(NamedTuple):
 def gather(runs: Sequence[Path]) -> pd.DataFrame:
     """The table of finished runs and P-probings, in an order that is always the same.
 
-    A run's folder has config.yaml and record.jsonl; what it measured while training is kept, at all its steps. The
-    config columns are all keys under model and data and the trainer's TRAINER_KEYS, but for keys that no run gives a
-    value; numbers stay numbers in a column of numbers alone. Besides what was measured a run has run/parameters, the
-    size of its model (missing where the config does not say n_dims), and run/steps. Raises InputError for a folder that
-    is no such run.
+    Config keys that no run gives a value are no columns; numbers stay numbers in a column of numbers alone. Besides
+    what was measured a run has run/parameters, the size of its model (missing where the config does not say n_dims),
+    and run/steps. Raises InputError for a folder that is no run's.
     """
     return table_of([read_trial(folder) for folder in runs])
 
@@ -56,7 +49,10 @@ def read_trial(folder: Path) -> Trial:
         config = dict(probed[-1].context["models"])
         return Trial(name, config.pop("seed", None), config, [(probed[-1].step, row) for row in probed[-1].rows])
     config = read_config(folder)
-    rows = [(found.step, row) for found in measurements if found.context["command"] == "fit" for row in _rows(found)]
+    rows = []
+    for found in (found for found in measurements if found.context["command"] == "fit"):
+        first = next((law["stream"] for law in found.context.get("law", ())), None)
+        rows += [(found.step, row._replace(stream=None) if row.stream == first else row) for row in found.rows]
     steps = max([0, *(event["steps"] for event in events if "steps" in event), *(step for step, _ in rows)])
     rows += [(steps, Row("run/parameters", n_parameters(config))), (steps, Row("run/steps", steps))]
     return Trial(name, config.get("seed_everything"), config_values(config), rows)
@@ -75,29 +71,24 @@ def damage(folder: Path) -> str | None:
     return f"{which} of its {path.name} cannot be read; the others stand" if damaged else None
 
 
-def _rows(found: Measurement) -> list[Row]:
-    """The rows of a measurement; those on its first stream without the stream's name."""
-    first = next((law["stream"] for law in found.context.get("law", ())), None)
-    return [row._replace(stream=None) if row.stream == first else row for row in found.rows]
-
-
 def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Tables of different trials as one, with the order and the types of columns of one that is gathered."""
-    configs = [
-        (trial, {key: None if pd.isna(value) else value for key, value in config.items()})
-        for table in tables
-        for trial, config in zip(*_by_trial(table), strict=True)
-    ]
+    configs: list[tuple[str, dict[str, Any]]] = []
+    for table in tables:
+        of_trials = table.drop_duplicates("trial").set_index("trial")[config_columns(table)].astype(object)
+        configs += of_trials.where(of_trials.notna(), None).to_dict("index").items()
     return _assembled(pd.concat([table[list(KEYS)] for table in tables], ignore_index=True), configs)
 
 
 def write_table(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Write results.parquet, which keeps the types, and results.csv with the same numbers; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / "results.parquet", lambda path: table.to_parquet(path, index=False))
+    partial = folder / "results.partial"  # so that a kill leaves the old files or the new ones
+    table.to_parquet(partial, index=False)
+    partial.replace(folder / "results.parquet")
     # As pandas' to_csv, ten times as fast, with the shortest digits that give each number back.
-    rows = pa.Table.from_pandas(table, preserve_index=False)
-    _write_whole(folder / "results.csv", lambda path: csv.write_csv(rows, path))
+    csv.write_csv(pa.Table.from_pandas(table, preserve_index=False), partial)
+    partial.replace(folder / "results.csv")
     return table
 
 
@@ -117,11 +108,11 @@ def table_of(trials: Sequence[Trial]) -> pd.DataFrame:
     """The table of trials that were read."""
     if not trials:
         raise InputError("there are no folders, but a table needs at least one.")
-    numbers = [(trial.name, trial.seed, step, row) for trial in trials for step, row in trial.rows]
-    columns = dict(zip(("trial", "seed", "step"), zip(*(number[:3] for number in numbers), strict=True), strict=True))
-    columns |= zip(COLUMNS, zip(*(row for *_, row in numbers), strict=True), strict=True)
-    rows = pd.DataFrame({key: pd.array(columns[key], KINDS[key]) for key in KEYS})
-    return _assembled(rows, [(trial.name, trial.config) for trial in trials])
+    leading = [(trial.name, trial.seed, step) for trial in trials for step, _ in trial.rows]
+    types = {"trial": "str", "seed": "Int64", "step": "Int64"}
+    rows = frame(row for trial in trials for _, row in trial.rows)
+    rows = pd.concat([pd.DataFrame(leading, columns=list(types)).astype(types), rows], axis=1)
+    return _assembled(rows[list(KEYS)], [(trial.name, trial.config) for trial in trials])
 
 
 def _assembled(rows: pd.DataFrame, configs: Sequence[tuple[str, Mapping[str, Any]]]) -> pd.DataFrame:
@@ -136,27 +127,11 @@ def _assembled(rows: pd.DataFrame, configs: Sequence[tuple[str, Mapping[str, Any
     return table.sort_values(ORDER, na_position="first", kind="stable", ignore_index=True)
 
 
-def _by_trial(table: pd.DataFrame) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of a table's trials and their configs."""
-    first = table.drop_duplicates("trial")
-    return first["trial"].tolist(), first[config_columns(table)].to_dict("records")
-
-
 def _column(values: Sequence[Any]) -> Any:
     """The values of a config key as an array: truth values, whole numbers, numbers, or else all as text."""
-    given, missing = [value for value in values if value is not None], None in values
-    kinds = {type(value) for value in given}
-    if kinds == {bool}:
-        return pd.array(values, "boolean" if missing else "bool")
-    if kinds == {int}:
-        return pd.array(values, "Int64" if missing else "int64")
+    kinds, missing = {type(value) for value in values if value is not None}, None in values
+    if kinds in ({bool}, {int}):
+        return pd.array(values) if missing else pd.Series(values).array
     if kinds and kinds <= {int, float}:
         return pd.array(values, "float64")
     return pd.array([v if v is None or isinstance(v, str) else json.dumps(v) for v in values], "str")
-
-
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    write(partial)
-    partial.replace(path)

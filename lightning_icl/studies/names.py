@@ -1,11 +1,11 @@
 """Words that people read: for config keys, their values, head configurations, estimators, and errors."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning_icl.figures.style import estimator_label as estimator_label  # one of the words, from where it is drawn
+import pandas as pd
+
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.table import head_list, uniform_heads
 
@@ -25,7 +25,6 @@ KEYS = {
     "depth": "layers",
     "step": "training step",
 }
-TELLING = ("data.task",)  # values that need no name before them
 
 
 def key_name(key: str) -> str:
@@ -43,22 +42,11 @@ def value_text(value: Any) -> str:
         return str(value)
 
 
-def is_missing(value: Any) -> bool:
-    """Whether a cell of a config column is empty, as that of a key this trial's task does not have."""
-    return value is None or str(value) in ("<NA>", "nan", "NaN") or (isinstance(value, float) and math.isnan(value))
-
-
 def setting_text(setting: Mapping[str, Any] | None) -> str:
     """A setting in words: {"data.task.noise_std": 0.4} -> "noise sd 0.4"; keys without a value are left out."""
-    return ", ".join(_said(key, value) for key, value in (setting or {}).items() if not is_missing(value))
-
-
-def _said(key: str, value: Any) -> str:
-    if key in TELLING:
-        return value_text(value)
-    if key == "depth":
-        return f"{value_text(value)} layer{'' if value == 1 else 's'}"
-    return f"{key_name(key)} {value_text(value)}"
+    given = {key: value_text(value) for key, value in (setting or {}).items() if not pd.isna(value)}
+    words = {"data.task": "{}", "depth": "{} layer" if given.get("depth") == "1" else "{} layers"}
+    return ", ".join(words.get(key, f"{key_name(key)} {{}}").format(text) for key, text in given.items())
 
 
 def heads_label(text: str) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, Required, TypedDict
 
@@ -95,19 +96,55 @@ class Plan(NamedTuple):
 
 def plan(scale: Scale, folder: Path) -> Plan:
     """The jobs of a study in its folder, each once."""
-    common = dict(scale.get("overrides", {}))
     seeds = scale["seeds"]
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds is {seeds}, but it must list each seed once, such as [1, 2, 3].")
     contents = [_config(name) for name in scale["base"]]
+    configs = [part for file in scale["base"] for part in ("--config", file)]
     trials: dict[str, Job] = {}
     for varied, seed in itertools.product(variations(scale), seeds):
         # In one order, so that the same trial has the same name; a class comes before its options in it.
-        overrides = dict(sorted((common | varied).items()))
-        name = _job_name(varied, seed, [contents, list(overrides.items())])
-        job = _fit(name, scale["base"], overrides, varied, seed, folder)
-        trials.setdefault(job.name, job)
-    return Plan(list(trials.values()), list(_p_probings(scale, list(trials.values()), folder)))
+        overrides = dict(sorted((scale.get("overrides", {}) | varied).items()))
+        name = _job_name(varied, [contents, list(overrides.items())], seed)
+        where = folder / "trials" / name
+        command = ["fit", *configs, *_flags(overrides), f"--seed_everything={seed}"]
+        command += ["--run_folder", str(where), "--ckpt_path", "last"]
+        if "figures.when" not in overrides:
+            command += ["--figures.when", "never"]
+        trials.setdefault(name, Job(name, "fit", where, command, varied, seed))
+    return Plan(list(trials.values()), _p_probings(scale, list(trials.values()), folder))
+
+
+def _p_probings(scale: Scale, trials: Sequence[Job], folder: Path) -> list[Job]:
+    """One job for each seed and setting that has models of several head counts, each with as many in every layer."""
+    if "p_probing" not in scale:
+        return []
+    where, common = scale["p_probing"].get("where", {}), scale.get("overrides", {})
+    options = {key: value for key, value in scale["p_probing"].items() if key != "where"}
+    groups = defaultdict(list)
+    for trial in trials:
+        heads = trial.overrides.get("model.heads")
+        if isinstance(heads, list) and len(set(heads)) == 1 and where.items() <= (common | trial.overrides).items():
+            setting = {"depth": len(heads)} | {k: v for k, v in trial.overrides.items() if k != "model.heads"}
+            groups[json.dumps([setting, trial.seed])].append(trial)
+    jobs = []
+    for group, models in groups.items():
+        if len(models) == 1:
+            continue
+        setting, seed = json.loads(group)
+        name = _job_name(setting, [[], [("models", [model.name for model in models]), *options.items()]], seed)
+        output = folder / "p_probing" / name
+        checkpoints = [str(model.folder / "checkpoints" / "last.ckpt") for model in models]
+        names = [str(model.overrides["model.heads"][0]) for model in models]
+        command = ["p_probe", "--ckpt_paths", json.dumps(checkpoints), "--names", json.dumps(names)]
+        command += [*_flags(options), f"--seed={seed}", "--output", str(output)]
+        jobs.append(Job(name, "p_probe", output, command, setting, seed))
+    if not jobs:
+        raise InputError(
+            "p_probing has nothing to compare: it needs trials that differ in model.heads alone, each with as many in "
+            f"every layer, trained with where, {where}."
+        )
+    return jobs
 
 
 def keeping_configs(scale: Scale, folder: Path) -> Scale:
@@ -120,11 +157,9 @@ def keeping_configs(scale: Scale, folder: Path) -> Scale:
     copies = []
     for name in scale["base"]:
         text = config_text(name)
-        copies.append(kept / f"{Path(name).stem}_{_digest(text)}.yaml")
-        copies[-1].write_text(text)
-    scale = scale.copy()
-    scale["base"] = [str(copy) for copy in copies]
-    return scale
+        copies.append(str(kept / f"{Path(name).stem}_{_digest(text)}.yaml"))
+        Path(copies[-1]).write_text(text)
+    return {**scale, "base": copies}
 
 
 def variations(scale: Scale) -> list[dict[str, Any]]:
@@ -165,66 +200,19 @@ def flag_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _fit(
-    name: str, base: Sequence[str], overrides: Mapping[str, Any], varied: Mapping[str, Any], seed: int, folder: Path
-) -> Job:
-    command = ["fit", *(part for file in base for part in ("--config", file))]
-    command += [f"--{key}={flag_value(value)}" for key, value in overrides.items()]
-    where = folder / "trials" / name
-    command += [f"--seed_everything={seed}", "--run_folder", str(where), "--ckpt_path", "last"]
-    if "figures.when" not in overrides:
-        command += ["--figures.when", "never"]
-    return Job(name, "fit", where, command, dict(varied), seed)
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{key}={flag_value(value)}" for key, value in options.items()]
 
 
-def _job_name(varied: Mapping[str, Any], seed: int, depends_on: list[Any]) -> str:
+def _job_name(varied: Mapping[str, Any], depends_on: list[Any], seed: int) -> str:
     """What was varied, in words, and a hash of all that the job depends on, so that no other is taken for it."""
-    told = "_".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sorted(varied.items()))
-    return "_".join(filter(None, [told[:NAME_LENGTH], f"seed={seed}", _digest([*depends_on, seed])]))
+    told = []
+    for key, value in sorted(varied.items()):
+        parts = value if isinstance(value, list) else [value]  # [8, 1, 1] -> 8-1-1: what a folder's name can hold
+        short = "-".join(re.sub(r"[^\w.+-]+", "-", flag_value(part)).strip("-") for part in parts)
+        told.append(f"{key.rpartition('.')[2]}={short}")
+    return "_".join(filter(None, ["_".join(told)[:NAME_LENGTH], f"seed={seed}", _digest([*depends_on, seed])]))
 
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:8]
-
-
-def _short(value: Any) -> str:
-    """[8, 1, 1] -> 8-1-1: what a folder's name can hold."""
-    parts = value if isinstance(value, list) else [value]
-    return "-".join(re.sub(r"[^\w.+-]+", "-", flag_value(part)).strip("-") for part in parts)
-
-
-def _p_probings(scale: Scale, trials: Sequence[Job], folder: Path) -> Iterator[Job]:
-    """One job for each seed and setting that has models of several head counts, each with as many in every layer."""
-    options = dict(scale.get("p_probing", {}))
-    if "p_probing" not in scale:
-        return
-    where = options.pop("where", {})
-    assert isinstance(where, dict)
-    common = scale.get("overrides", {})
-    groups: dict[str, list[Job]] = {}
-    for trial in trials:
-        heads = trial.overrides.get("model.heads")
-        if isinstance(heads, list) and len(set(heads)) == 1 and where.items() <= (common | trial.overrides).items():
-            others = {key: value for key, value in trial.overrides.items() if key != "model.heads"}
-            groups.setdefault(json.dumps([len(heads), others, trial.seed]), []).append(trial)
-    compared = [models for models in groups.values() if len(models) > 1]
-    if not compared:
-        raise InputError(
-            "p_probing has nothing to compare: it needs trials that differ in model.heads alone, each with as many in "
-            f"every layer, trained with where, {where}."
-        )
-    yield from (_p_probe(models, options, folder) for models in compared)
-
-
-def _p_probe(models: Sequence[Job], options: Mapping[str, Any], folder: Path) -> Job:
-    depth = len(models[0].overrides["model.heads"])
-    varied = {"depth": depth} | {k: v for k, v in models[0].overrides.items() if k != "model.heads"}
-    names = [str(model.overrides["model.heads"][0]) for model in models]
-    checkpoints = [str(model.folder / "checkpoints" / "last.ckpt") for model in models]
-    depends_on = {"models": [model.name for model in models], **options}
-    name = _job_name(varied, models[0].seed, [[], list(depends_on.items())])
-    where = folder / "p_probing" / name
-    command = ["p_probe", "--ckpt_paths", json.dumps(checkpoints), "--names", json.dumps(names)]
-    command += [f"--{key}={flag_value(value)}" for key, value in options.items()]
-    command += [f"--seed={models[0].seed}", "--output", str(where)]
-    return Job(name, "p_probe", where, command, varied, models[0].seed)

@@ -1,42 +1,35 @@
 """The report of a study: one HTML file that needs no other."""
 
 import base64
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml  # type: ignore[import-untyped]
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
+from lightning_icl.figures.style import estimator_label
+from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.figures import Drawn
-from lightning_icl.studies.names import estimator_label, heads_label, in_order, is_missing, setting_text, value_text
-from lightning_icl.studies.risks import COMPARED, model_risks
-from lightning_icl.studies.table import config_columns, varied
-from lightning_icl.studies.verdicts import Finding
+from lightning_icl.studies.names import heads_label, in_order, setting_text, value_text
+from lightning_icl.studies.selection import by_seed
+from lightning_icl.studies.statistics import seed_interval
+from lightning_icl.studies.table import by_setting, config_columns, head_list, last_step, varied
+from lightning_icl.studies.verdicts import Finding, three_digits
 
 STATUSES = ("done", "failed", "not finished", "not run")  # in order; others come after
+COMPARED = ("ridge", "lasso", "bayes")  # with the models, in the table of risks
 LARGEST_SVG = 600_000  # bytes; a larger drawing is shown as PNG
 
 
-@dataclass(frozen=True)
-class StudyPage:
+class StudyPage(NamedTuple):
     """What a report shows.
 
-    Attributes:
-        name: the study's.
-        about: what it asks, in a paragraph.
-        findings: the verdicts.
-        trials: one row a trial: trial, status (done, failed, not finished, not run), error and damage (one sentence, or
-            none), seconds, folder, command.
-        figures: the figures on disk, and those that could not be drawn or have nothing to draw.
-        table: the tidy table behind them.
-        settings: what the study file said, by key.
-        versions: of packages, by name.
-        command: what to type to have it all again.
+    ``trials`` has one row a trial: trial, status (done, failed, not finished, not run), error and damage (one sentence,
+    or none), seconds, folder, command. ``settings`` is what the study file said; ``command`` makes it all again.
     """
 
     name: str
@@ -50,46 +43,40 @@ class StudyPage:
     command: str
 
 
-class Image(NamedTuple):
-    """A picture as the page has it."""
-
-    uri: str
-    alt: str
-
-
 def write_report(page: StudyPage, folder: Path, now: datetime | None = None) -> Path:
     """Write report.html into the folder and return its path."""
-    environment = Environment(
-        loader=PackageLoader("lightning_icl.studies", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     path = folder / "report.html"
     folder.mkdir(parents=True, exist_ok=True)
-    text = environment.get_template("report.html.jinja").render(_content(page, now or datetime.now(UTC)))
-    path.write_text(text, encoding="utf-8")
+    path.write_text(template.render(_content(page, now or datetime.now(UTC))), encoding="utf-8")
     return path
 
 
 def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
     """What the template asks for."""
-    overall = [finding for finding in page.findings if finding.setting is None]
     trials = page.trials.astype(object).where(page.trials.notna(), None).to_dict("records")
+    p_probings = sum(" p_probe " in (trial["command"] or "") for trial in trials)
+    jobs = {"trial": len(trials) - p_probings, "P-probing": p_probings}
+    statuses = Counter(trial["status"] for trial in trials)
+    of_settings = defaultdict(list)
+    for finding in page.findings:
+        of_settings[None if finding.setting is None else setting_text(finding.setting)].append(finding)
+    values = {key: ", ".join(_values(key, page.table[key])) for key in config_columns(page.table)}
+    different = varied(page.table)
     return {
         "page": page,
-        "overall": overall,
-        "by_setting": _by_setting(page.findings),
-        "by_verdict": _by_verdict,
+        "overall": of_settings.pop(None, []),
+        "by_setting": of_settings,
         "trials": trials,
-        "failed": [trial for trial in trials if trial["status"] == "failed"],
-        "damaged": [trial for trial in trials if trial["damage"]],
-        "risks": model_risks(page.table),
+        "risks": _risks(page.table),
         "compared": [estimator_label(name) for name in COMPARED],
-        "jobs": _jobs(trials),
-        "statuses": Counter(sorted((trial["status"] for trial in trials), key=_order)),
+        "jobs": " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in jobs.items() if n or kind == "trial"),
+        "statuses": {status: statuses[status] for status in sorted(statuses, key=(*STATUSES, *statuses).index)},
         "compute": duration(sum(trial["seconds"] or 0 for trial in trials)),
         "figures": [(drawn, _images(drawn)) for drawn in page.figures],
-        "varied": _varied(page.table),
-        "common": _common(page.table),
+        "varied": {key: values[key] for key in different},
+        "common": {key: text for key, text in values.items() if text and key not in different},
         "settings": {key: _as_text(value) for key, value in page.settings.items()},
         "seeds": ", ".join(str(seed) for seed in sorted(page.table["seed"].dropna().unique())),
         "now": f"{now:%Y-%m-%d %H:%M %Z}".strip(),
@@ -97,61 +84,51 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
     }
 
 
-def _jobs(trials: Sequence[Mapping[str, Any]]) -> str:
-    """How many trials there are, and how many P-probings, which are told by their command."""
-    p_probings = sum(" p_probe " in (trial["command"] or "") for trial in trials)
-    counts = {"trial": len(trials) - p_probings, "P-probing": p_probings}
-    return " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in counts.items() if n or kind == "trial")
+def _risks(table: pd.DataFrame) -> list[tuple[str, str, int, str, list[str]]]:
+    """Setting, heads, seeds, excess risk over all examples and its ratios to references' of every model that has one.
+
+    At its last step, with 95 % intervals over seeds; of ratios the geometric mean, "" for what was not measured.
+    """
+    found = []
+    for setting, rows in by_setting(last_step(table)):
+        for text in in_order(rows["model.heads"].dropna()):
+            metrics = (f"val/excess_risk/{name}" for name in ("transformer", *COMPARED))
+            try:
+                risk, *others = (by_seed(rows, metric, head_list(text)) for metric in metrics)
+                ratios = [_interval(risk / other.where(other > 0), log=True) if len(other) else "" for other in others]
+                told = int(risk.notna().sum()), _interval(risk), ratios
+            except InputError as error:  # two trials of one seed
+                told = 0, str(error), []
+            found.append((setting_text(setting), heads_label(text), *told))
+    return [row for row in found if row[3]]
 
 
-def _order(status: str) -> int:
-    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
+def _interval(values: pd.Series, log: bool = False) -> str:
+    values = (values.where(values > 0) if log else values).dropna()
+    if values.empty:
+        return ""
+    mean, low, high = map(three_digits, seed_interval(values.tolist(), log=log)[:3])
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean
 
 
-def _by_setting(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
-    """The findings of each setting, by the setting in words."""
-    found: dict[str, list[Finding]] = {}
-    for finding in findings:
-        if finding.setting is not None:
-            found.setdefault(setting_text(finding.setting), []).append(finding)
-    return found
-
-
-def _by_verdict(findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """The names of the claims that have each verdict."""
-    found = {verdict: [f.claim for f in findings if f.verdict == verdict] for verdict in ("PASS", "FAIL", "UNDECIDED")}
-    return {verdict: names for verdict, names in found.items() if names}
-
-
-def _images(drawn: Drawn) -> list[Image]:
-    """Each picture of a figure: the SVG, sharp at every size, or the PNG where it is smaller by far."""
+def _images(drawn: Drawn) -> list[tuple[str, str]]:
+    """Address and words of each picture of a figure: the SVG, sharp at every size, or the PNG if it is far smaller."""
     images = []
     for png in (file for file in drawn.files if file.suffix == ".png"):
         svg = png.with_suffix(".svg")
         sharp = svg in drawn.files and svg.stat().st_size <= LARGEST_SVG
         kind, file = ("svg+xml", svg) if sharp else ("png", png)
         content = base64.b64encode(file.read_bytes()).decode()
-        images.append(Image(f"data:image/{kind};base64,{content}", f"{drawn.title} ({png.stem})"))
+        images.append((f"data:image/{kind};base64,{content}", f"{drawn.title} ({png.stem})"))
     return images
 
 
-def _varied(table: pd.DataFrame) -> dict[str, str]:
-    """The config keys that differ between trials, with all their values."""
-    return {key: ", ".join(_values(key, table[key])) for key in varied(table)}
-
-
 def _values(key: str, column: pd.Series) -> list[str]:
-    values = [value for value in column.drop_duplicates() if not is_missing(value)]
+    """All values of a config key, in words."""
+    values = column.dropna().unique().tolist()
     if key == "model.heads":
         return [text if heads_label(text) == text else f"{text} ({heads_label(text)})" for text in in_order(values)]
     return [value_text(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value))]
-
-
-def _common(table: pd.DataFrame) -> dict[str, str]:
-    """The config keys that are the same in all trials."""
-    different = varied(table)
-    same = {key: table[key].iloc[0] for key in config_columns(table) if key not in different and len(table)}
-    return {key: value_text(value) for key, value in same.items() if not is_missing(value)}
 
 
 def _as_text(value: Any) -> str:
@@ -167,6 +144,5 @@ def duration(seconds: float | int | None) -> str:
         return ""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

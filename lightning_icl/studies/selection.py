@@ -1,5 +1,7 @@
 """Numbers by seed, chosen from the rows of one setting of a study's table, of the last step each was measured at."""
 
+import json
+
 import numpy as np
 import pandas as pd
 
@@ -7,7 +9,6 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.table import head_list
 
 Heads = tuple[int, ...]
-PLACE = ["seed", "layer", "head", "n_points"]
 ERRORS_WIDE = 2 * 1.96  # a 95 % interval over many prompts, in standard errors
 
 
@@ -26,28 +27,6 @@ def most_heads(table: pd.DataFrame) -> Heads:
     return max(uniform_models(table), default=())
 
 
-def measured(table: pd.DataFrame, metric: str, heads: Heads | None = None, n_points: int | None = None) -> pd.DataFrame:
-    """A metric's rows, of one model if told, at one number of examples or over all (None), on the first stream.
-
-    What is not finite, as of a run that diverged, is no number. ``error`` is the standard error over prompts.
-    """
-    found = table.loc[table["metric"] == metric, ["trial", *PLACE, "stream", "model.heads", "value", "low", "high"]]
-    found = _at(_at(found, "n_points", n_points), "stream", None)
-    if heads is not None:
-        texts = found["model.heads"].dropna().unique()
-        found = found[found["model.heads"].isin([text for text in texts if head_list(text) == heads])]
-    again = found[found.duplicated(PLACE, keep=False)]
-    if len(again):
-        seed = again["seed"].iloc[0]
-        trials = again["trial"][again["seed"] == seed].unique()
-        raise InputError(
-            f"{' and '.join(trials)} have {metric} of seed {seed} more than once in one setting, but seeds are the "
-            "replications: each needs one trial."
-        )
-    value = found["value"].where(np.isfinite(found["value"]))
-    return found.assign(value=value, error=(found["high"] - found["low"]) / ERRORS_WIDE)
-
-
 def by_seed(
     table: pd.DataFrame,
     metric: str,
@@ -58,17 +37,22 @@ def by_seed(
 ) -> pd.Series:
     """A metric in one place, by seed: NaN for one of the table's seeds that has no number; empty where none has any.
 
-    ``column`` "error" gives its standard errors over prompts instead.
+    Of one model if told, on the first stream; without a layer or a number of examples, what is about none. What is not
+    finite, as of a run that diverged, is no number. ``column`` "error" gives the standard errors over prompts instead.
     """
-    found = _at(measured(table, metric, heads, n_points), "layer", layer).set_index("seed")[column]
-    return found.reindex(sorted(table["seed"].dropna().unique())) if len(found) else found
-
-
-def numbers_of_examples(table: pd.DataFrame, metric: str) -> list[int]:
-    """The numbers of examples at which a metric was measured, smallest first."""
-    return sorted(map(int, table.loc[table["metric"] == metric, "n_points"].dropna().unique()))
-
-
-def _at(rows: pd.DataFrame, column: str, value: int | None) -> pd.DataFrame:
-    """The rows of one layer, number of examples or stream; None for those that are not about one."""
-    return rows[rows[column].isna() if value is None else rows[column].eq(value).fillna(False)]
+    found = table[table["metric"] == metric]
+    for key, wanted in {"layer": layer, "n_points": n_points, "stream": None}.items():
+        found = found[found[key].isna() if wanted is None else found[key].eq(wanted).fillna(False)]
+    if heads is not None:
+        found = found[found["model.heads"].eq(json.dumps(heads)).fillna(False)]
+    if len(again := found[found.duplicated("seed", keep=False)]):
+        seed = again["seed"].iloc[0]
+        trials = again["trial"][again["seed"] == seed].unique()
+        raise InputError(
+            f"{' and '.join(trials)} have {metric} of seed {seed} more than once in one setting, but seeds are the "
+            "replications: each needs one trial."
+        )
+    found = found.set_index("seed")
+    errors = (found["high"] - found["low"]) / ERRORS_WIDE
+    numbers = errors if column == "error" else found["value"].where(np.isfinite(found["value"]))
+    return numbers.reindex(sorted(table["seed"].dropna().unique())) if len(found) else numbers

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_icl.record import journal
@@ -33,19 +32,17 @@ def slurm_scripts(name: str, planned: Plan, resources: Resources, folder: Path) 
 
     SLURM knows no fractions of a GPU, so each trial is given a whole one.
     """
-    cpus, gpus = max(1, math.ceil(resources.get("cpu", 1))), math.ceil(resources.get("gpu", 0))
-    trials = [job for job in planned.trials if not job.is_finished()]
-    p_probings = [job for job in planned.p_probings if not job.is_finished()]
-    scripts = {"slurm_trials.sh": _script(name, trials, cpus, gpus, folder)} if trials else {}
-    if p_probings:
-        scripts["slurm_p_probing.sh"] = _script(f"{name}-p_probing", p_probings, 1, 0, folder)
+    gpus = math.ceil(resources.get("gpu", 0))
+    cpus, asked = max(1, math.ceil(resources.get("cpu", 1))), f"#SBATCH --gpus={gpus}\n" if gpus else ""
+    logs, scripts = folder / "logs", {}
+    for kind, title, jobs, share in (
+        ("trials", name, planned.trials, {"cpus": cpus, "gpus": asked}),
+        ("p_probing", f"{name}-p_probing", planned.p_probings, {"cpus": 1, "gpus": ""}),
+    ):
+        if lines := [f"  {shlex.quote(_line(job, logs))}" for job in jobs if not job.is_finished()]:
+            told = {"name": title, "last": len(lines) - 1, "logs": logs, "commands": "\n".join(lines)}
+            scripts[f"slurm_{kind}.sh"] = SCRIPT.format(**told, **share)
     return scripts
-
-
-def _script(name: str, jobs: Sequence[Job], cpus: int, gpus: int, folder: Path) -> str:
-    commands = "\n".join(f"  {shlex.quote(_line(job, folder / 'logs'))}" for job in jobs)
-    asked = f"#SBATCH --gpus={gpus}\n" if gpus else ""
-    return SCRIPT.format(name=name, last=len(jobs) - 1, cpus=cpus, gpus=asked, logs=folder / "logs", commands=commands)
 
 
 def _line(job: Job, logs: Path) -> str:

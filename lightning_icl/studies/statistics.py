@@ -30,7 +30,16 @@ def seed_interval(
     larger. With ``log`` the same of their logarithms, taken back: the interval of the geometric mean, for ratios and
     risks. One value alone has no spread, so its interval is without end (from 0 on with ``log``).
     """
-    x = _checked(values, level, log)
+    if not 0 < level < 1:
+        raise InputError(f"level is {level}, but it must lie between 0 and 1.")
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        raise InputError(f"values is {list(values)}, but an interval needs a number for each seed.")
+    if not np.isfinite(x).all():
+        raise InputError(f"values is {x.tolist()}, but an interval over seeds needs finite numbers.")
+    if log and (x <= 0).any():
+        raise InputError(f"values is {x.tolist()}, but a geometric mean needs numbers above 0.")
+    x = np.log(x) if log else x
     n, mean = len(x), x.mean()
     half = t_quantile(n, level) * max(x.std(ddof=1), least_spread) / math.sqrt(n) if n > 1 else math.inf
     numbers = np.array([mean, mean - half, mean + half])
@@ -42,17 +51,3 @@ def seed_interval(
 def bonferroni_level(level: float, n: int) -> float:
     """The level of each of n intervals of which, in at least ``level`` of all studies, none misses."""
     return 1 - (1 - level) / n
-
-
-def _checked(values: Sequence[float], level: float, log: bool) -> np.ndarray:
-    """The values as float64, in logarithms where asked for."""
-    if not 0 < level < 1:
-        raise InputError(f"level is {level}, but it must lie between 0 and 1.")
-    x = np.asarray(values, dtype=np.float64)
-    if not len(x):
-        raise InputError(f"values is {list(values)}, but an interval needs a number for each seed.")
-    if not np.isfinite(x).all():
-        raise InputError(f"values is {x.tolist()}, but an interval over seeds needs finite numbers.")
-    if log and (x <= 0).any():
-        raise InputError(f"values is {x.tolist()}, but a geometric mean needs numbers above 0.")
-    return np.log(x) if log else x

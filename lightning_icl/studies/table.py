@@ -1,14 +1,11 @@
 """The tidy table of a study: what its columns mean, and how rows are chosen.
 
-One row per trial x step x metric x stream x layer x head x number of examples, as measured while training:
+One row for each number that a trial measured while training, with the columns of ``lightning_icl.record.rows.Row``
+(``stream`` is missing for the first validation stream), and:
 
-- trial: the name of the run's folder; seed: its ``seed_everything``;
+- trial: the name of the run's folder; seed: its ``seed_everything``; step: optimizer steps behind the number;
 - one column for each config key (``model.heads``, ``data.task.noise_std``, ... as on the command line; lists and
-  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name), and ``depth``, the number of layers;
-- step: optimizer steps behind the numbers;
-- metric, layer, head, n_points, note: as in ``lightning_icl.record.rows``, which lists the metrics;
-- stream: the validation stream; missing for the first, and for what is about none;
-- value, low, high: the number and the ends of its 95 % interval; missing where there is none.
+  mappings as JSON text, such as "[8, 8]"; ``data.task`` is the class's name), and ``depth``, the number of layers.
 """
 
 import json
@@ -56,11 +53,17 @@ def uniform_heads(text: str) -> int | None:
 
 
 def by_setting(
-    table: pd.DataFrame, apart_from: Sequence[str] = ("model.heads",)
+    table: pd.DataFrame, rows: pd.DataFrame | None = None, apart_from: Sequence[str] = ()
 ) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """The table cut into its settings: the values of the varied config keys apart from those a comparison is about."""
-    keys = [key for key in varied(table) if key not in apart_from]
-    if not keys:
-        return [({}, table)]
-    groups = table.groupby(keys, dropna=False, sort=True)
-    return [(dict(zip(keys, values, strict=True)), rows) for values, rows in groups]
+    """Rows of the table (all, unless told) cut into the study's settings: what its models vary besides their heads.
+
+    ``apart_from`` are further keys that do not part a setting, such as what a figure has on an axis.
+    """
+    rows = table if rows is None else rows
+    trials = table.drop_duplicates("trial")
+    models = trials[trials["model.heads"].notna()]  # P-probing's trials have fewer keys
+    keys = [key for key in varied(models if len(models) else trials) if key not in ("model.heads", *apart_from)]
+    if not keys or rows.empty:
+        return [({}, rows)]
+    groups = rows.groupby(keys, dropna=False, sort=True)
+    return [(dict(zip(keys, values, strict=True)), found) for values, found in groups]

@@ -17,7 +17,7 @@ the number, by which three seeds that agree to all digits leave 1.2 % open, five
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from lightning_icl.studies.statistics import SeedInterval, bonferroni_level, seed_interval
@@ -31,15 +31,10 @@ WORST_FIRST: tuple[Verdict, ...] = ("FAIL", "UNDECIDED", "PASS")
 
 
 class Part(NamedTuple):
-    """One comparison that a claim needs.
+    """One comparison that a claim needs: of one number for each seed that has one, and ``missing`` that have none.
 
-    Attributes:
-        label: what is compared, such as "8 heads against 4, n = 8".
-        values: one number for each seed that has one.
-        wanted: the side of the bound on which the mean must lie.
-        log: whether the mean is the geometric one, as for ratios.
-        missing: how many seeds have no number.
-        error: the standard error of one seed's number over its prompts, with ``log`` of its logarithm; 0 if unknown.
+    ``wanted`` is the side of the bound on which the mean must lie, with ``log`` the geometric mean, as for ratios.
+    ``error`` is the standard error of one seed's number over its prompts, with ``log`` of its logarithm; 0 if unknown.
     """
 
     label: str
@@ -86,13 +81,7 @@ class Judged(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What became of a claim in one setting, or over all of them (``setting`` None).
-
-    Attributes:
-        claim: its name.
-        statement: what it says.
-        note: what it could not be judged by.
-    """
+    """What became of a claim in one setting, or over all of them (``setting`` None); a note says what it lacked."""
 
     claim: str
     statement: str
@@ -110,8 +99,7 @@ class Finding(NamedTuple):
         """The decisive comparison's number as text."""
         worst = self.decisive
         number = "nothing to compare" if worst is None else worst.number()
-        enough = worst is not None and worst.interval.n >= LEAST_SEEDS
-        if worst is not None and enough and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
+        if worst and worst.interval.n >= LEAST_SEEDS and worst.verdict == "UNDECIDED" and worst.clearance() < -1:
             number += f", beyond chance if it were alone, but it is one of {len(self.parts)} comparisons"
         return f"{number} ({self.note})" if self.note else number
 
@@ -129,13 +117,11 @@ def judged(part: Part, n_parts: int = 1) -> Judged:
 
 
 def finding(
-    claim: str, statement: str, setting: Mapping[str, Any] | None, parts: Sequence[Part], note: str = ""
+    claim: str, statement: str, setting: dict[str, Any] | None, parts: Sequence[Part], note: str = ""
 ) -> Finding:
-    """The verdict on all comparisons of a claim together; UNDECIDED where there are none."""
-    all_judged = [judged(part, len(parts)) for part in parts]
-    found: set[Verdict] = {one.verdict for one in all_judged} or {"UNDECIDED"}
-    verdict = next(verdict for verdict in WORST_FIRST if verdict in found)
-    return Finding(claim, statement, None if setting is None else dict(setting), verdict, all_judged, note)
+    """The verdict on all comparisons of a claim together, that of the worst; UNDECIDED where there are none."""
+    found = Finding(claim, statement, setting, "UNDECIDED", [judged(part, len(parts)) for part in parts], note)
+    return found._replace(verdict=found.decisive.verdict) if found.decisive else found
 
 
 def _beyond(interval: SeedInterval, side: Side, bound: float) -> bool:

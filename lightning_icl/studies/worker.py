@@ -38,13 +38,13 @@ def run_job(job: dict[str, Any]) -> str | None:
     with log.open("ab") as output:
         _lock(output)
         if JOURNAL["is_finished"](folder):
-            write_whole(log.with_suffix(".json"), json.dumps(known(log) | {"ended": True, "error": None}))
+            tell(log, known(log) | {"ended": True, "error": None})
             return None
         if job["kind"] == "p_probe":  # which cannot be gone on with
             shutil.rmtree(folder, ignore_errors=True)
         status = {"attempts": 0, "seconds": 0.0} | known(log)
         status["attempts"] += 1
-        write_whole(log.with_suffix(".json"), json.dumps(status | {"ended": False, "error": None}))
+        tell(log, status | {"ended": False, "error": None})
         started = time.monotonic()
         done = subprocess.run(
             [sys.executable, *job["command"]],
@@ -58,7 +58,7 @@ def run_job(job: dict[str, Any]) -> str | None:
     if error is None and not JOURNAL["is_finished"](folder):
         error = f"it ended without a word in {folder.name} that it finished"
     status["seconds"] = round(status["seconds"] + time.monotonic() - started, 1)
-    write_whole(log.with_suffix(".json"), json.dumps(status | {"ended": True, "error": error}))
+    tell(log, status | {"ended": True, "error": error})
     if done.returncode not in (0, USAGE_ERROR):
         raise JobError(error)
     return error
@@ -81,11 +81,11 @@ def failure(log: str, status: int) -> str:
     return said[-1] if said and status == USAGE_ERROR else (lines[-1] if lines else f"exit status {status}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n")
-    partial.replace(path)
+def tell(log: Path, status: dict[str, Any]) -> None:
+    """Write NAME.json beside a log, so that a kill leaves the old one or the new one."""
+    partial = log.with_suffix(".json.partial")
+    partial.write_text(json.dumps(status) + "\n")
+    partial.replace(log.with_suffix(".json"))
 
 
 def _lock(file: BinaryIO) -> None:

@@ -1,16 +1,19 @@
-"""What linear probes find of f layer by layer."""
+"""What linear probes find of f layer by layer, and what can be optimised on the first layer's output."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_icl.figures import style
-from lightning_icl.figures.probes import BESIDE, LEVEL, PROBE, risk_by_layer
+from lightning_icl.figures.p_probing import METRIC, TITLES, arm_styles, risk_by_depth
+from lightning_icl.figures.probes import BESIDE, PROBE, risk_by_layer
 from lightning_icl.studies.figures import cells
-from lightning_icl.studies.figures.study_figure import StudyFigure
+from lightning_icl.studies.figures.cells import HEADS
+from lightning_icl.studies.figures.study_figure import OverSeeds, panels
 from lightning_icl.studies.names import heads_label, in_order
 
 
-class Probes(StudyFigure):
+class Probes(OverSeeds):
     """Excess risk of the linear probe of the query's state for f by layer, a line for each head count.
 
     Beside it GD and preprocess-then-GD after layer - 1 steps; of the model with most heads the controls and the levels.
@@ -21,60 +24,76 @@ class Probes(StudyFigure):
     title = "Linear probe of the query's state for f(x_q), layer by layer"
     needs = "LinearProbe"
 
-    def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
-        settings = self._settings(table)
-        if not settings:
-            return []
-        trained = [_trained(rows) for _, rows in settings]
-        beside = [_beside(rows) for _, rows in settings]
-        styles = cells.head_styles(pd.concat(trained)[cells.HEADS])
-        limits = style.risk_limits(pd.concat(trained), pd.concat(beside))
-        figure, axes = style.panels(len(settings), 3.7, 3.3, legend=2.6, sharey=True)
-        for panel, (title, _), found, of_panel in zip(axes, settings, trained, beside, strict=True):
-            lines = {
-                f"probe, {heads_label(text)}": (
-                    found[found[cells.HEADS] == text],
-                    styles[heads_label(text)] | {"lw": 1.8, "zorder": 3},
-                )
-                for text in in_order(found[cells.HEADS])
-            }
-            risk_by_layer(panel, lines, of_panel, limits)
-            style.panel_title(panel, title)
-        style.legend(figure, "beside", order=[f"probe, {label}" for label in styles])
-        style.title(figure, self.title)
-        return [("", figure)]
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        rows = cells.final(table, "probe/")
+        return cells.uniform_if_any(rows[rows["metric"].isin([PROBE, *BESIDE])])
 
-    def caption(self, table: pd.DataFrame) -> str:
-        settings = self._settings(table)
-        most = {heads_label(_of_most_heads(rows)[cells.HEADS].iloc[0]) for _, rows in settings}
-        return cells.caption(
+    def cells(self, rows: pd.DataFrame) -> pd.DataFrame:
+        probe, most = rows["metric"] == PROBE, in_order(rows[HEADS])[-1:]
+        # A level has no layer: it holds in all.
+        rows = rows[probe.any() & (probe | rows[HEADS].isin(most))].assign(layer=rows["layer"].fillna(0))
+        return cells.over_seeds(rows, ["metric", HEADS, "layer"])
+
+    def figure(self, found: pd.DataFrame) -> Figure:
+        probe = found["metric"] == PROBE
+        styles, limits = cells.head_styles(found[probe][HEADS]), style.risk_limits(found[probe], found[~probe])
+
+        def draw(axes: Axes, shown: pd.DataFrame) -> None:
+            of_probe = shown["metric"] == PROBE
+            risk_by_layer(axes, cells.head_lines(shown[of_probe], styles, "probe, "), shown[~of_probe], limits)
+
+        order = [f"probe, {label}" for label in styles]
+        return panels(found, draw, self.title, 3.7, 3.3, "beside", order, room=2.6, sharey=True)
+
+    def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+        most = sorted({heads_label(text) for text in found[found["metric"] != PROBE][HEADS]})
+        return [
             "Excess risk of a ridge probe that reads f(x_q) from the query token's state, fitted on other prompts than "
-            "it is scored on, in squared label units. GD, and GD on the preprocessed examples: what they would "
-            f"reach in layer - 1 steps. The controls and the lines across are those of the model with "
-            f"{', '.join(sorted(most))}: the probe of an untrained network, the probe fitted to shuffled labels, and "
-            "the risks of the model, ridge and Bayes on the same prompts.",
-            cells.seeds_said([n for _, rows in settings for n in _trained(rows)["n"]]),
+            "it is scored on, in squared label units. GD, and GD on the preprocessed examples: what they would reach "
+            f"in layer - 1 steps. The controls and the lines across are those of the model with {', '.join(most)}: the "
+            "probe of an untrained network, the probe fitted to shuffled labels, and the risks of the model, ridge and "
+            "Bayes on the same prompts.",
+            cells.seeds_said(found),
             "Numbers far above or below the probe's are arrows at the edge of their panel.",
-        )
-
-    def _settings(self, table: pd.DataFrame) -> list[cells.Setting]:
-        """The rows about probes for f of each setting that has a probe of a trained model."""
-        rows = cells.finite(cells.final(table, "probe/"))
-        rows = cells.uniform_if_any(rows[rows["metric"].isin([PROBE, *BESIDE])])
-        return [s for s in cells.settings(table, rows) if s.rows["metric"].eq(PROBE).any()]
+        ]
 
 
-def _trained(rows: pd.DataFrame) -> pd.DataFrame:
-    return cells.over_seeds(rows[rows["metric"] == PROBE], [cells.HEADS, "layer"])
+class PProbing(OverSeeds):
+    """Excess risk that a simple optimiser reaches on each representation, by its depth; a line for each arm.
 
+    A row of panels for each setting, a column for each optimiser.
+    """
 
-def _of_most_heads(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows[cells.HEADS] == in_order(rows[cells.HEADS])[-1]]
+    name = "p_probing"
+    title = "P-probing: what can be optimised on the first layer's output"
+    needs = "p_probe (p_probing in the study file)"
 
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        return cells.final(table, "p_probing/")
 
-def _beside(rows: pd.DataFrame) -> pd.DataFrame:
-    """Controls, curves and levels of the model with most heads."""
-    rows = _of_most_heads(rows[rows["metric"] != PROBE])
-    across = rows["metric"].str.startswith(LEVEL)
-    levels = cells.over_seeds(rows[across], ["metric"])
-    return pd.concat([cells.over_seeds(rows[~across], ["metric", "layer"]), levels])
+    def cells(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return cells.over_seeds(style.parts(rows, METRIC), ["optimiser", "steps", "arm"])
+
+    def figure(self, found: pd.DataFrame) -> Figure:
+        optimisers = [name for name in TITLES if name in set(found["optimiser"])]
+        styles, limits = arm_styles(found["arm"]), style.risk_limits(found)
+        down, across = found["setting"].nunique(), len(optimisers)
+        figure = Figure(figsize=(3.2 + 3.6 * across, 0.6 + 3.2 * down), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False, sharey=True)
+        for row, (setting, risks) in zip(grid, found.groupby("setting", sort=False), strict=True):
+            for panel, optimiser in zip(row, optimisers, strict=True):
+                risk_by_depth(panel, optimiser, risks[risks["optimiser"] == optimiser], styles, limits)
+                panel.set_title("\n".join(filter(None, [setting, TITLES[optimiser][0]])), size=9)
+            row[0].set_ylabel(style.RISK)
+        style.legend(figure, "beside", order=[label for label, _ in styles.values()])
+        style.title(figure, self.title)
+        return figure
+
+    def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+        return [
+            "Layer 1 of the trained models is frozen; on its output, and on other representations of the examples, a "
+            "simple optimiser is trained anew: single-head linear attention, or a linear map and gradient steps of "
+            "tuned size. Excess risk in squared label units; the lines are moved apart a little.",
+            cells.seeds_said(found, paired=True),
+            cells.missing_said(rows, "P-probing"),
+        ]

@@ -1,15 +1,19 @@
 """What a study's figures share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_icl.figures import style
 from lightning_icl.figures.files import write_figure
-from lightning_icl.studies.names import error_text
+from lightning_icl.studies.figures.cells import finite
+from lightning_icl.studies.names import error_text, setting_text
+from lightning_icl.studies.table import by_setting
 
 
 class StudyFigure(ABC):
@@ -40,12 +44,61 @@ class StudyFigure(ABC):
         """The figures, each with what its files' names have after ``name``; none where the table has nothing for it."""
 
 
+class OverSeeds(StudyFigure):
+    """A figure of means over seeds, setting by setting."""
+
+    on_axis: Sequence[str] = ()  # config keys that do not part a setting
+
+    @abstractmethod
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """What is shown, with trials that have no finite number."""
+
+    @abstractmethod
+    def cells(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Of the finite rows of one setting the means over seeds; none where there is nothing to draw."""
+
+    @abstractmethod
+    def figure(self, found: pd.DataFrame) -> Figure:
+        """The picture of cells, with the setting of each in words."""
+
+    @abstractmethod
+    def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+        """Those of the caption; "" is none."""
+
+    def found(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The cells of all settings, with the column "setting", "" where a study has only one."""
+        settings = by_setting(table, finite(self.rows(table)), self.on_axis)
+        return pd.concat([self.cells(rows).assign(setting=setting_text(setting)) for setting, rows in settings])
+
+    def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        found = self.found(table)
+        return [("", self.figure(found))] if len(found) else []
+
+    def caption(self, table: pd.DataFrame) -> str:
+        return " ".join(filter(None, self.sentences(self.rows(table), self.found(table))))
+
+
 class Drawn(NamedTuple):
     """A figure on disk: the PNG and SVG files of all its parts; none where the caption says why there are none."""
 
     title: str
     caption: str
     files: list[Path]
+
+
+def panels(
+    found: pd.DataFrame, draw: Callable[[Axes, pd.DataFrame], None], title: str, width: float, height: float,
+    legend: str = "below", order: Sequence[str] = (), room: float = 0.0, **shared: Any,
+) -> Figure:  # fmt: skip
+    """A panel of this size for each setting, and one legend with its labels in ``order``; ``room`` is at the right."""
+    figure, axes = style.panels(found["setting"].nunique(), width, height, legend=room, **shared)
+    for panel, (setting, cells) in zip(axes, found.groupby("setting", sort=False), strict=True):
+        draw(panel, cells)
+        panel.xaxis.set_tick_params(labelbottom=True)
+        style.panel_title(panel, str(setting), int(12 * width))
+    style.legend(figure, legend, columns=3, order=order)
+    style.title(figure, title)
+    return figure
 
 
 def write_figures(figures: Sequence[StudyFigure], table: pd.DataFrame, folder: Path) -> list[Drawn]:
