@@ -8,7 +8,7 @@ import torch
 from conftest import numbers, small_data, small_module, small_trainer
 from scipy import stats
 
-from lightning_icl.callbacks import HeadImportance
+from lightning_icl.callbacks import FigureWriter, HeadImportance
 from lightning_icl.callbacks.head_importance import score_rows
 from lightning_icl.functional.agreement import rank_agreement
 from lightning_icl.functional.errors import InputError
@@ -158,7 +158,9 @@ def test_every_n_validations_and_the_last_one(tmp_path):
         def analyse(self, trainer, module):
             at.append(trainer.global_step)
 
-    trainer = small_trainer(tmp_path, [Counted(every_n_validations=2)], max_steps=10, val_check_interval=2)
+    trainer = small_trainer(
+        tmp_path, [Counted(every_n_validations=2), FigureWriter("never")], max_steps=10, val_check_interval=2
+    )
     trainer.fit(small_module(), datamodule=small_data())
     assert at == [4, 8, 10]
 

@@ -24,7 +24,7 @@ def test_the_analyses_find_the_same_in_pairs_and_prefixes(tmp_path):
 
 def test_the_analyses_run_on_alternating_tokens(tmp_path):
     pairs, alternating = found(tmp_path, "pairs"), found(tmp_path, "alternating")
-    places = {name for name in pairs if name.startswith(("heads/importance", "prune/excess", "probe/f_query"))}
+    places = {name for name in pairs if name.startswith(("prune/as_is", "probe/query/f/trained/risk"))}
     assert places <= alternating.keys()
     same = {name for name in places if abs(alternating[name] - pairs[name]) < 1e-6}
-    assert same == {"probe/f_query/layer0"}  # the read-in has seen the query's token alone
+    assert same == {"probe/query/f/trained/risk/layer0"}  # the read-in has seen the query's token alone
