@@ -9,6 +9,7 @@ from lightning_icl.callbacks.head_pruning import head_rows
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.pruning import PruningStrategy, check_targets
 from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
+from lightning_icl.loggers import log_scalars, logs_this_step
 
 
 class PruningSchedule(Callback):
@@ -19,7 +20,7 @@ class PruningSchedule(Callback):
     between a validation and the next batch: analyses and checkpoints of that validation see the model before the cut.
     Each strategy chooses among the heads that are still alive, by their importance on held-out prompts of its own. A
     resumed run cuts as the whole one would.
-    Logs prune/schedule/n_heads at every step; rows of each cut: that, with the heads it kept, and by layer.
+    Logs prune/schedule/n_heads; rows of each cut: that, with the heads it kept, and by layer.
 
     Args:
         strategies: who chooses, one for each cut, such as [{class_path: GreedyRemoval, init_args: {n_heads: 16}}].
@@ -100,7 +101,11 @@ class PruningSchedule(Callback):
             record_rows(trainer, module, self, list(head_rows("prune/schedule/n_heads", kept)))
             self.left = float(kept.sum())
             self.n_cuts += 1
-        pl_module.log("prune/schedule/n_heads", self.left, batch_size=1)
+        pl_module.log("prune/schedule/n_heads", self.left, logger=False, batch_size=1)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if logs_this_step(trainer):
+            log_scalars(trainer, {"prune/schedule/n_heads": self.left}, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"n_cuts": self.n_cuts}

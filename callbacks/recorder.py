@@ -4,21 +4,19 @@ import signal
 import sys
 import threading
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import pandas as pd
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module
 from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
-from lightning_icl.record import journal, page
+from lightning_icl.record import page
 from lightning_icl.record.folder import AGREED, run_folder
-from lightning_icl.record.writing import note, trained_steps
+from lightning_icl.record.writing import ended_by, go_on, note, trained_steps
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BATCHES_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
@@ -53,16 +51,7 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back what a fit that goes on from a checkpoint had measured after it."""
-        folder, module = run_folder(trainer), icl_module(pl_module)
-        if trainer.ckpt_path is None or folder is None or not trainer.is_global_zero:
-            return
-        before = Path(trainer.ckpt_path).absolute().parent.parent / journal.NAME
-        path = folder / journal.NAME
-        if before.is_file() and not (path.exists() and before.samefile(path)):
-            for line in journal.in_force(journal.read(before).lines):  # its series go on in this folder
-                if "rows" in line and line["context"]["command"] == "fit":
-                    journal.append(path, line)
-        note(trainer, {"event": "resumed", "kept_to": module.validated_at, "step": module.trained_steps})
+        go_on(trainer, icl_module(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         about = page.about(datamodule(trainer), icl_module(pl_module), trainer.max_steps)
@@ -151,15 +140,3 @@ def measured(trainer: Trainer) -> pd.DataFrame | None:
     """The last rows of all analyses."""
     known = [analysis.rows for analysis in analyses(trainer) if analysis.rows is not None]
     return pd.concat(known, ignore_index=True) if known else None
-
-
-def ended_by(trainer: Trainer) -> str:
-    """What ended a fit."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if 0 < trainer.max_steps <= trainer.global_step:
-        return "max_steps"
-    if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
-        return "max_time"
-    if trainer.should_stop and any(isinstance(c, EarlyStopping) and c.stopping_reason_message for c in callbacks):
-        return "EarlyStopping"
-    return "should_stop" if trainer.should_stop else "max_epochs"

@@ -1,10 +1,12 @@
-"""A measurement of a running trainer, appended to its run's record."""
+"""The record of a run that a trainer is making."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_icl.module import ICLModule
@@ -44,3 +46,32 @@ def note(trainer: Trainer, line: Mapping[str, Any]) -> None:
 def trained_steps(trainer: Trainer, module: ICLModule) -> int:
     """Optimizer steps behind the weights: of this fit, or of the checkpoint a standalone run has loaded."""
     return trainer.global_step if trainer.state.fn == "fit" else module.trained_steps
+
+
+def go_on(trainer: Trainer, module: ICLModule) -> None:
+    """Take back what a fit that goes on from a checkpoint had measured after it.
+
+    In a folder of its own it brings along what was measured before.
+    """
+    folder = run_folder(trainer)
+    if trainer.ckpt_path is None or folder is None or not trainer.is_global_zero:
+        return
+    before = Path(trainer.ckpt_path).absolute().parent.parent / journal.NAME
+    path = folder / journal.NAME
+    if before.is_file() and not (path.exists() and before.samefile(path)):
+        for line in journal.in_force(journal.read(before).lines):
+            if "rows" in line and line["context"]["command"] == "fit":
+                note(trainer, line)
+    note(trainer, {"event": "resumed", "kept_to": module.validated_at, "step": module.trained_steps})
+
+
+def ended_by(trainer: Trainer) -> str:
+    """What ended a fit."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return "max_steps"
+    if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
+        return "max_time"
+    if trainer.should_stop and any(isinstance(c, EarlyStopping) and c.stopping_reason_message for c in callbacks):
+        return "EarlyStopping"
+    return "should_stop" if trainer.should_stop else "max_epochs"

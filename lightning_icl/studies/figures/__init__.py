@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """The figures of a study, drawn from its table alone."""
 
 from lightning_icl.studies.figures.heads import EffectiveHeads, ImportanceMaps
@@ -5,16 +6,3 @@ from lightning_icl.studies.figures.probes import PProbing, Probes
 from lightning_icl.studies.figures.pruning import Pruning
 from lightning_icl.studies.figures.risks import RiskByHeads, RiskByPoints
 from lightning_icl.studies.figures.study_figure import Drawn, StudyFigure, write_figures
-
-__all__ = [
-    "Drawn",
-    "EffectiveHeads",
-    "ImportanceMaps",
-    "PProbing",
-    "Probes",
-    "Pruning",
-    "RiskByHeads",
-    "RiskByPoints",
-    "StudyFigure",
-    "write_figures",
-]
