@@ -14,6 +14,7 @@ from lightning_icl.record.rows import Row, tag
 
 MODEL, ZERO = "val/excess_risk/transformer", "val/excess_risk/zero"
 COMPARED = ("ridge", "lasso", "bayes")
+TELLING = ("heads", "d_model", "attention", "mlp", "norm", "layout", "optimizer", "learning_rate")  # of the model
 
 
 def about(data: PromptDataModule, module: ICLModule, max_steps: int) -> str:
@@ -39,26 +40,20 @@ def about(data: PromptDataModule, module: ICLModule, max_steps: int) -> str:
 def layout(rows: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
     """The charts of CUSTOM SCALARS: their axes are linear, so what lies above the zero predictor is left out."""
     rows = headline(rows)
-    risks = rows[rows["metric"].str.startswith("val/excess_risk/")]
-    tags = dict(
-        zip(
-            risks["metric"],
-            (
-                tag(Row(m, 0.0, stream=None if pd.isna(s) else s))
-                for m, s in zip(risks["metric"], risks["stream"], strict=True)
-            ),
-            strict=True,
-        )
-    )
-    values = dict(zip(risks["metric"], risks["value"], strict=True))
-    low = [m for m, value in values.items() if m not in (MODEL, ZERO) and value <= values.get(ZERO, float("inf"))]
-    charts: dict[str, list[Any]] = {}
+    values = dict(zip(rows["metric"], rows["value"], strict=True))
+    tags = {metric: found for metric, found in _tags(rows).items() if metric.startswith("val/excess_risk/")}
+    low = [m for m in tags if m not in (MODEL, ZERO) and values[m] <= values.get(ZERO, float("inf"))]
+    first: dict[str, dict[str, list[Any]]] = {}
     band = [MODEL, "val/excess_risk/bayes", "val/excess_risk/ridge"]
     if set(band) <= set(tags):
-        charts["model (line) between Bayes and ridge (band)"] = ["Margin", [tags[m] for m in band]]
-    charts["model and references below the zero predictor"] = ["Multiline", [tags.get(m, m) for m in [MODEL, *low]]]
-    return {
-        "excess risk": charts | {"model over reference, 1: equal": ["Multiline", ["against/.*/ratio"]]},
+        charts = {"model (line) between Bayes and ridge (band)": ["Margin", [tags[m] for m in band]]}
+        first = {"how far the model has come": charts}
+    below = ["Multiline", [tags.get(m, m) for m in [MODEL, *low]]]
+    return first | {
+        "excess risk": {
+            "model and references below the zero predictor": below,
+            "model over reference, 1: equal": ["Multiline", ["against/.*/ratio"]],
+        },
         "heads": {"effective heads by layer": ["Multiline", [r"heads/leave_one_out/effective/layer\d+"]]},
         "pruning": {"pruned against full": ["Multiline", ["prune/as_is/(full|paper)/excess_risk"]]},
         "probe": {"probe for f(x_q) by layer": ["Multiline", [r"probe/query/f/trained/risk/layer\d+"]]},
@@ -73,16 +68,23 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[first & whole].drop_duplicates("metric")  # the first of two analyses of one class
 
 
+def _tags(rows: pd.DataFrame) -> dict[str, str]:
+    """What loggers call the first stream's metrics."""
+    streams = [None if pd.isna(stream) else stream for stream in rows["stream"]]
+    return {m: tag(Row(m, None, stream=stream)) for m, stream in zip(rows["metric"], streams, strict=True)}
+
+
 def last_risks(rows: pd.DataFrame) -> dict[str, float]:
-    """The model's excess risk and its ratio to ridge, lasso and Bayes, by which HPARAMS sorts runs."""
-    found = headline(rows).dropna(subset="value").set_index("metric")["value"]
+    """The model's excess risk and its ratio to ridge, lasso and Bayes, by tag: by these HPARAMS sorts runs."""
+    rows = headline(rows).dropna(subset="value")
+    tags, found = _tags(rows), rows.set_index("metric")["value"]
     names = [MODEL, *(f"against/{name}/ratio" for name in COMPARED)]
-    return {name: float(found[name]) for name in names if name in found}
+    return {tags[name]: float(found[name]) for name in names if name in found}
 
 
 def telling_options(data: PromptDataModule, module: ICLModule, steps: int) -> dict[str, Any]:
     """The options that tell one run from another, as HPARAMS takes them."""
-    task = {f"task.{name}": value for name, value in options(data.task).items()}
-    known = {**module.hparams, "task": type(data.task).__name__, **task, "n_points": data.largest_n, "seed": data.seed}
-    known |= {"batch_size": data.batch_size, "steps": steps}
+    known = {name: module.hparams[name] for name in TELLING if name in module.hparams}
+    known |= {"task": type(data.task).__name__} | {f"task.{name}": value for name, value in options(data.task).items()}
+    known |= {"n_points": data.largest_n, "batch_size": data.batch_size, "seed": data.seed, "steps": steps}
     return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in known.items()}
