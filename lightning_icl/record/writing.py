@@ -62,7 +62,9 @@ def go_on(trainer: Trainer, module: ICLModule) -> None:
         for line in journal.in_force(journal.read(before).lines):
             if "rows" in line and line["context"]["command"] == "fit":
                 note(trainer, line)
-    note(trainer, {"event": "resumed", "kept_to": module.validated_at, "step": module.trained_steps})
+    # What is recorded between validations (PruningSchedule's cuts) may lie after the last of them and is not made again.
+    step = module.trained_steps
+    note(trainer, {"event": "resumed", "kept_to": step if module.validated_at == step else step - 1, "step": step})
 
 
 def ended_by(trainer: Trainer) -> str:
