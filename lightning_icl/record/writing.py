@@ -72,7 +72,8 @@ def ended_by(trainer: Trainer) -> str:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if 0 < trainer.max_steps <= trainer.global_step:
         return "max_steps"
-    if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
+    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]  # None of one without a limit
+    if any(seconds is not None and seconds <= 0 for seconds in left):
         return "max_time"
     if trainer.should_stop and any(isinstance(c, EarlyStopping) and c.stopping_reason_message for c in callbacks):
         return "EarlyStopping"
