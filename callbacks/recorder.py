@@ -71,9 +71,9 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Have all processes stop at one step, whichever of them was told."""
-        if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0:
-            if trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False):
-                trainer.should_stop, self.signalled = True, self.signalled or "SIGTERM"  # rank 0 says how it ended
+        asked = trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0
+        if asked and trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False):
+            trainer.should_stop, self.signalled = True, self.signalled or "SIGTERM"  # rank 0 says how it ended
 
     def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():

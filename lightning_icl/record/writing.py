@@ -51,18 +51,24 @@ def trained_steps(trainer: Trainer, module: ICLModule) -> int:
 def go_on(trainer: Trainer, module: ICLModule) -> None:
     """Take back what a fit that goes on from a checkpoint had measured after it.
 
+    All, where it starts anew because it was killed before its first checkpoint.
     In a folder of its own it brings along what was measured before.
     """
     folder = run_folder(trainer)
-    if trainer.ckpt_path is None or folder is None or not trainer.is_global_zero:
+    if folder is None or not trainer.is_global_zero:
+        return
+    path = folder / journal.NAME
+    if trainer.ckpt_path is None:
+        known = [line["context"]["command"] for line in journal.read(path).lines if "rows" in line]
+        if trainer.global_step == 0 and "fit" in known:
+            note(trainer, {"event": "resumed", "kept_to": -1, "step": 0})
         return
     before = Path(trainer.ckpt_path).absolute().parent.parent / journal.NAME
-    path = folder / journal.NAME
     if before.is_file() and not (path.exists() and before.samefile(path)):
         for line in journal.in_force(journal.read(before).lines):
             if "rows" in line and line["context"]["command"] == "fit":
                 note(trainer, line)
-    # What is recorded between validations (PruningSchedule's cuts) may lie after the last of them and is not made again.
+    # What is recorded between validations (PruningSchedule's cuts) may lie after the last of them, for good.
     step = module.trained_steps
     note(trainer, {"event": "resumed", "kept_to": step if module.validated_at == step else step - 1, "step": step})
 
