@@ -21,7 +21,8 @@ def about(data: PromptDataModule, module: ICLModule, max_steps: int) -> str:
     transformer = module.transformer
     n_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     n_points = f"{data.smallest_n}" if data.smallest_n == data.largest_n else f"{data.smallest_n} to {data.largest_n}"
-    command = shlex.join(["lightning-icl", *sys.argv[1:]]) if Path(sys.argv[0]).name != "-c" else "(from Python)"
+    typed = Path(sys.argv[0]).name in ("lightning-icl", "lightning", "__main__.py")
+    command = shlex.join(["lightning-icl", *sys.argv[1:]]) if typed else f"(from Python: {sys.argv[0]})"
     model = {name: value for name, value in module.hparams.items() if name != "n_dims"}
     size = f"{len(transformer.heads)} layers, heads {transformer.heads}, {n_parameters:,} parameters"
     return "\n".join(
@@ -40,16 +41,7 @@ def layout(rows: pd.DataFrame) -> dict[str, dict[str, list[Any]]]:
     """The charts of CUSTOM SCALARS: their axes are linear, so what lies above the zero predictor is left out."""
     rows = headline(rows)
     risks = rows[rows["metric"].str.startswith("val/excess_risk/")]
-    tags = dict(
-        zip(
-            risks["metric"],
-            (
-                tag(Row(m, 0.0, stream=None if pd.isna(s) else s))
-                for m, s in zip(risks["metric"], risks["stream"], strict=True)
-            ),
-            strict=True,
-        )
-    )
+    tags = {metric: _tag(metric, stream) for metric, stream in zip(risks["metric"], risks["stream"], strict=True)}
     values = dict(zip(risks["metric"], risks["value"], strict=True))
     low = [m for m, value in values.items() if m not in (MODEL, ZERO) and value <= values.get(ZERO, float("inf"))]
     charts: dict[str, list[Any]] = {}
@@ -74,10 +66,15 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def last_risks(rows: pd.DataFrame) -> dict[str, float]:
-    """The model's excess risk and its ratio to ridge, lasso and Bayes, by which HPARAMS sorts runs."""
-    found = headline(rows).dropna(subset="value").set_index("metric")["value"]
+    """The model's excess risk and its ratio to ridge, lasso and Bayes, by which HPARAMS sorts runs, by their tags."""
+    found = headline(rows).dropna(subset="value").set_index("metric")
     names = [MODEL, *(f"against/{name}/ratio" for name in COMPARED)]
-    return {name: float(found[name]) for name in names if name in found}
+    return {_tag(name, found["stream"][name]): float(found["value"][name]) for name in names if name in found.index}
+
+
+def _tag(metric: str, stream: Any) -> str:
+    """What is about a whole stream, in a logger."""
+    return tag(Row(metric, 0.0, stream=None if pd.isna(stream) else stream))
 
 
 def telling_options(data: PromptDataModule, module: ICLModule, steps: int) -> dict[str, Any]:
