@@ -197,7 +197,8 @@ def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
 
 def _of_older_versions(trials: Sequence[Job]) -> dict[str, str]:
     """The trials whose folders hold another form of results, which a fit that goes on there would leave behind."""
-    return {job.name: str(damage(job.folder)) for job in trials if (job.folder / "results.json").is_file()}
+    old = [job for job in trials if (job.folder / "results.json").is_file()]
+    return {job.name: said for job in old if (said := damage(job.folder))}
 
 
 def _table(planned: Plan, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
