@@ -89,6 +89,7 @@ class Analysis(Callback, ABC):
         # Another of the same class, with other options, has names of its own.
         self._suffix = f"_{place + 1}" if place else ""
         self.name = type(self).__name__ + self._suffix
+        self._past = None  # another run's law may be another
         if stage == "fit":
             self._begin()
 
@@ -143,8 +144,9 @@ class Analysis(Callback, ABC):
         self._ended = no_training_follows(trainer)
         if self.course:
             self._past = self._earlier(trainer) if self._past is None else self._past
-            here = self._on_course(self.rows, self.measured_at)
-            self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
+            while self._past and self._past[-1]["step"].ge(self.measured_at).all():
+                self._past.pop()  # measured once more at this step
+            self._past.append(self._on_course(self.rows, self.measured_at))
         named = [row._replace(metric=re.sub("/|$", rf"{self._suffix}\g<0>", row.metric, count=1)) for row in found]
         record_rows(trainer, module, self, named, self.arrays())
         new = {
@@ -183,10 +185,10 @@ class Analysis(Callback, ABC):
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:
         """What a fit that goes on from a checkpoint has measured before it, in the same context."""
         folder = run_folder(trainer)
-        if trainer.state.fn != "fit" or folder is None or not (folder / journal.NAME).exists():
+        found = context(trainer, datamodule(trainer), self)
+        if found["command"] != "fit" or folder is None or not (folder / journal.NAME).exists():
             return []
-        now = fingerprint(context(trainer, datamodule(trainer), self))
-        past = []
+        now, past = fingerprint(found), []
         for m in read_record(folder)[0]:
             if m.analysis == self.name and m.context["command"] == "fit" and fingerprint(m.context) == now:
                 own = [r._replace(metric=re.sub(rf"{self._suffix}(?=/|$)", "", r.metric, count=1)) for r in m.rows]
