@@ -27,7 +27,7 @@ def record_rows(
     """Append what an analysis found, at the present step, with what it was found on."""
     found = context(trainer, trainer.datamodule, analysis)  # type: ignore[attr-defined]
     name = getattr(analysis, "name", type(analysis).__name__)
-    note(trainer, line_of(Measurement(name, trained_steps(trainer, module), found, rows, plain(arrays))))
+    note(trainer, plain(line_of(Measurement(name, trained_steps(trainer, module), found, rows, arrays))))
 
 
 def note(trainer: Trainer, line: Mapping[str, Any]) -> None:
