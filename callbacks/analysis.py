@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -16,7 +17,7 @@ from lightning_icl.callbacks.figure_writer import figures_due
 from lightning_icl.callbacks.moments import no_training_follows, validate_within_fit, validation_was_missed
 from lightning_icl.data import PromptDataModule
 from lightning_icl.figures.files import write_figure
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.loggers import log_picture, log_scalars
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
@@ -89,6 +90,7 @@ class Analysis(Callback, ABC):
         # Another of the same class, with other options, has names of its own.
         self._suffix = f"_{place + 1}" if place else ""
         self.name = type(self).__name__ + self._suffix
+        self._past = None  # another run's law may be another
         if stage == "fit":
             self._begin()
 
@@ -143,8 +145,9 @@ class Analysis(Callback, ABC):
         self._ended = no_training_follows(trainer)
         if self.course:
             self._past = self._earlier(trainer) if self._past is None else self._past
-            here = self._on_course(self.rows, self.measured_at)
-            self._past = [past for past in self._past if not past["step"].eq(self.measured_at).all()] + [here]
+            while self._past and self._past[-1]["step"].ge(self.measured_at).all():
+                self._past.pop()  # measured once more at this step
+            self._past.append(self._on_course(self.rows, self.measured_at))
         named = [row._replace(metric=re.sub("/|$", rf"{self._suffix}\g<0>", row.metric, count=1)) for row in found]
         record_rows(trainer, module, self, named, self.arrays())
         new = {
@@ -170,7 +173,11 @@ class Analysis(Callback, ABC):
         if not trainer.is_global_zero or folder is None:
             return
         for name, figure in self.figures(self.rows).items():
-            pixels = write_figure(folder / "figures", name + self._suffix, figure)
+            try:
+                pixels = write_figure(folder / "figures", name + self._suffix, figure)
+            except OSError as error:  # a full disk costs the picture, and not the run
+                rank_zero_warn(f"the figure {name} could not be written to {folder}: {error}")
+                continue
             log_picture(trainer, name + self._suffix, pixels, self.measured_at)
 
     def over_training(self) -> pd.DataFrame:
@@ -183,10 +190,10 @@ class Analysis(Callback, ABC):
     def _earlier(self, trainer: Trainer) -> list[pd.DataFrame]:
         """What a fit that goes on from a checkpoint has measured before it, in the same context."""
         folder = run_folder(trainer)
-        if trainer.state.fn != "fit" or folder is None or not (folder / journal.NAME).exists():
+        found = context(trainer, datamodule(trainer), self)
+        if found["command"] != "fit" or folder is None or not (folder / journal.NAME).exists():
             return []
-        now = fingerprint(context(trainer, datamodule(trainer), self))
-        past = []
+        now, past = fingerprint(found), []
         for m in read_record(folder)[0]:
             if m.analysis == self.name and m.context["command"] == "fit" and fingerprint(m.context) == now:
                 own = [r._replace(metric=re.sub(rf"{self._suffix}(?=/|$)", "", r.metric, count=1)) for r in m.rows]
@@ -215,13 +222,6 @@ def icl_module(module: LightningModule) -> ICLModule:
     if not isinstance(module, ICLModule):
         raise InputError(f"the module is {type(module).__name__}, but the analyses need an ICLModule.")
     return module
-
-
-def check_at_least(smallest: int, **counts: int | None) -> None:
-    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts); None is no count."""
-    for name, value in counts.items():
-        if value is not None and value < smallest:
-            raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
 
 
 def all_ranks(module: LightningModule, values: Tensor) -> Tensor:

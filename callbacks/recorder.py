@@ -63,7 +63,7 @@ class Recorder(Callback):
 
     def _stop_soon(self, trainer: Trainer, number: int, _: FrameType | None) -> None:
         self.signalled = signal.Signals(number).name
-        trainer.should_stop = trainer.world_size == 1
+        trainer.should_stop = trainer.should_stop or trainer.world_size == 1
         rank_zero_info(f"{self.signalled}: the run stops soon, with what is due at its end; once more: at once.")
         self._restore_signals()
 
@@ -71,9 +71,9 @@ class Recorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Have all processes stop at one step, whichever of them was told."""
-        if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0:
-            told = trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False)
-            trainer.should_stop = trainer.should_stop or told
+        asked = trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0
+        if asked and trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False):
+            trainer.should_stop, self.signalled = True, self.signalled or "SIGTERM"  # rank 0 says how it ended
 
     def _restore_signals(self) -> None:
         for number, handler in self._handlers.items():

@@ -202,8 +202,7 @@ class ICLCommandLine(LightningCLI):
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.folder / "checkpoints")
-        going_on = self.resumed_from if self.subcommand == "fit" else None
-        self.trainer.loggers = loggers_in(self.folder, configs, going_on)
+        self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", self.resumed_from)
 
     def _make_folder(self, runs: Path) -> Path:
         if self.named is not None and (self.named / CONFIG).exists() and not self.again:

@@ -15,6 +15,7 @@ from test_run_folder import CONFIG
 
 from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
+from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, run_folder
 from lightning_icl.record.loggers import step_of
 
@@ -251,6 +252,29 @@ def test_a_run_that_goes_on_from_before_its_end_has_no_point_twice_and_none_miss
     assert set(mine) == set(whole)
     tables = [(work / name / "metrics.csv").read_text().splitlines() for name in ("whole", "mine")]
     assert len(tables[0]) == len(tables[1])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_validate_in_the_runs_folder_keeps_its_curves(work):
+    call("fit", [TENSORBOARD, CSV], "--trainer.log_every_n_steps", 1, "--run_folder", "mine")
+    before, rows = points(work / "mine"), (work / "mine" / "metrics.csv").read_text().splitlines()
+    call("validate", [TENSORBOARD, CSV], "--run_folder", "mine", "--ckpt_path", "last")
+    after = (work / "mine" / "metrics.csv").read_text().splitlines()
+    assert len(after) > len(rows)
+    assert set(before) <= set(points(work / "mine"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_with_no_point_twice(work):
+    options = ("--trainer.log_every_n_steps", 1, "--run_folder", "mine")
+    call("fit", [TENSORBOARD, CSV], *options)
+    once, rows = points(work / "mine"), (work / "mine" / "metrics.csv").read_text().splitlines()
+    (work / "mine" / "checkpoints" / "last.ckpt").unlink()
+    call("fit", [TENSORBOARD, CSV], *options, "--ckpt_path", "last")
+    assert sorted(points(work / "mine")) == sorted(once)
+    assert len((work / "mine" / "metrics.csv").read_text().splitlines()) == len(rows)
+    lines = journal.in_force(journal.read(work / "mine" / journal.NAME).lines)
+    assert len([line for line in lines if "rows" in line]) == len({line["step"] for line in lines if "rows" in line})
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def study(
         _run(ready, size, folder, Cluster(address, retries))
     table, damaged = _table(planned, folder)
     trials = _trials(planned, folder, damaged)
-    judged = judge(claims or [], table)
+    judged = judge(claims or [], with_missing(table, planned.trials))
     page = StudyPage(
         name=name,
         about=about,
@@ -197,7 +197,8 @@ def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
 
 def _of_older_versions(trials: Sequence[Job]) -> dict[str, str]:
     """The trials whose folders hold another form of results, which a fit that goes on there would leave behind."""
-    return {job.name: str(damage(job.folder)) for job in trials if (job.folder / "results.json").is_file()}
+    old = [job for job in trials if (job.folder / "results.json").is_file()]
+    return {job.name: said for job in old if (said := damage(job.folder))}
 
 
 def _table(planned: Plan, folder: Path) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -231,6 +232,22 @@ def _with_overrides(table: pd.DataFrame, planned: Plan) -> pd.DataFrame:
         values = {job.name: flag_value(job.overrides[key]) for job in planned.jobs if key in job.overrides}
         table[key] = pd.array(table["trial"].map(values), dtype="str")
     return table
+
+
+def with_missing(table: pd.DataFrame, trials: Sequence[Job]) -> pd.DataFrame:
+    """The table with a row, without a number, of each trial that is not in it, so that claims know of its seed.
+
+    Its config is that of a trial which differs in its seed alone; where there is none, there is no row.
+    """
+    first = {name: rows.iloc[[0]] for name, rows in table.groupby("trial")}
+    alike = {json.dumps(job.overrides): first[job.name] for job in trials if job.name in first}
+    nothing = dict.fromkeys(("stream", "layer", "head", "n_points", "value", "low", "high", "note"))
+    missing = [
+        alike[same].assign(trial=job.name, seed=job.seed, metric="run/missing", **nothing).astype(table.dtypes)
+        for job in trials
+        if job.name not in first and (same := json.dumps(job.overrides)) in alike
+    ]
+    return pd.concat([table, *missing], ignore_index=True)
 
 
 def _trials(planned: Plan, folder: Path, damaged: Mapping[str, str]) -> pd.DataFrame:

@@ -16,3 +16,10 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     valid = sorted(set(valid))
     near = get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"valid are: {', '.join(valid)}."
+
+
+def check_at_least(smallest: int, **counts: int | None) -> None:
+    """Refuse a count below ``smallest`` (a standard error, for one, needs 2 prompts); None is no count."""
+    for name, value in counts.items():
+        if value is not None and value < smallest:
+            raise InputError(f"{name} is {value}, but it must be at least {smallest}.")

@@ -4,6 +4,7 @@ import inspect
 import json
 import zlib
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -37,13 +38,20 @@ def options(thing: object) -> dict[str, Any]:
 
 
 def _option(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # an array's or a tensor's numbers
+        return plain(value.tolist())
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, list | tuple):
         return [_option(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _option(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return plain(value)
-    return {type(value).__name__: options(value)}
+    try:
+        return {type(value).__name__: options(value)}
+    except ValueError:  # of a type written in C, such as a set, Python knows no signature
+        return plain(value)
 
 
 def fingerprint(found: Mapping[str, Any]) -> str:

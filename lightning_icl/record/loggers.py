@@ -17,7 +17,7 @@ from lightning_icl.record.folder import RUNS
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 TABLE = "metrics.csv"  # CSVLogger's file
-TRAINING = "train/"
+TRAINING = ("train/", "curriculum/", "prune/schedule/")  # what is logged as a step is made
 
 
 def logger_configs(trainer: Namespace) -> list[Namespace]:
@@ -54,18 +54,21 @@ def class_of(config: Namespace) -> type:
     return found
 
 
-def loggers_in(folder: Path | None, configs: Sequence[Namespace], resumed_from: Path | None) -> list[Logger]:
+def loggers_in(
+    folder: Path | None, configs: Sequence[Namespace], fits: bool, resumed_from: Path | None
+) -> list[Logger]:
     """The loggers, writing into the run's folder; as configured where there is none, in processes that log nothing.
 
-    Where the run goes on from a checkpoint, they take back what it will log again.
+    They take back what a fit will log again that goes on from a checkpoint, or starts anew where a run that was killed
+    has left none.
     """
-    first, points, rows = None, {}, []
-    if folder is not None and resumed_from is not None:
-        step, whole = step_of(resumed_from)
+    # Before the loggers are made: CSVLogger begins its file anew, and TensorBoard forgets the step as a whole.
+    first, points, rows = None, {}, _rows(folder / TABLE) if folder is not None else []
+    if folder is not None and fits:
+        step, whole = step_of(resumed_from) if resumed_from is not None else (-1, True)
         first = step + 1 if whole else step
-        # Before the loggers are made: CSVLogger begins its file anew, and TensorBoard forgets the step as a whole.
         points = {} if whole else _training_points(folder, step)
-        rows = [row for row in _rows(folder / TABLE) if row["step"] < first or (not whole and _of_training(row, step))]
+        rows = [row for row in rows if row["step"] < first or (not whole and _of_training(row, step))]
     parser = ArgumentParser()
     parser.add_argument("--loggers", type=list[Logger])
     moved = [config if folder is None else _moved(config, folder, first) for config in configs]
@@ -80,6 +83,8 @@ def loggers_in(folder: Path | None, configs: Sequence[Namespace], resumed_from: 
             logger.log_metrics(points, first)
         for row in rows if isinstance(logger, CSVLogger) else ():
             logger.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+        if rows:
+            logger.save()  # at once: CSVLogger has deleted its file, and another kill may come
     return loggers
 
 

@@ -22,7 +22,8 @@ def about(data: PromptDataModule, module: ICLModule, max_steps: int) -> str:
     transformer = module.transformer
     n_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     n_points = f"{data.smallest_n}" if data.smallest_n == data.largest_n else f"{data.smallest_n} to {data.largest_n}"
-    command = shlex.join(["lightning-icl", *sys.argv[1:]]) if Path(sys.argv[0]).name != "-c" else "(from Python)"
+    typed = Path(sys.argv[0]).name in ("lightning-icl", "lightning", "__main__.py")
+    command = shlex.join(["lightning-icl", *sys.argv[1:]]) if typed else f"(from Python: {sys.argv[0]})"
     model = {name: value for name, value in module.hparams.items() if name != "n_dims"}
     size = f"{len(transformer.heads)} layers, heads {transformer.heads}, {n_parameters:,} parameters"
     return "\n".join(

@@ -27,7 +27,7 @@ def record_rows(
     """Append what an analysis found, at the present step, with what it was found on."""
     found = context(trainer, trainer.datamodule, analysis)  # type: ignore[attr-defined]
     name = getattr(analysis, "name", type(analysis).__name__)
-    note(trainer, line_of(Measurement(name, trained_steps(trainer, module), found, rows, plain(arrays))))
+    note(trainer, plain(line_of(Measurement(name, trained_steps(trainer, module), found, rows, arrays))))
 
 
 def note(trainer: Trainer, line: Mapping[str, Any]) -> None:
@@ -51,18 +51,26 @@ def trained_steps(trainer: Trainer, module: ICLModule) -> int:
 def go_on(trainer: Trainer, module: ICLModule) -> None:
     """Take back what a fit that goes on from a checkpoint had measured after it.
 
+    All, where it starts anew because it was killed before its first checkpoint.
     In a folder of its own it brings along what was measured before.
     """
     folder = run_folder(trainer)
-    if trainer.ckpt_path is None or folder is None or not trainer.is_global_zero:
+    if folder is None or not trainer.is_global_zero:
+        return
+    path = folder / journal.NAME
+    if trainer.ckpt_path is None:
+        known = [line["context"]["command"] for line in journal.read(path).lines if "rows" in line]
+        if trainer.global_step == 0 and "fit" in known:
+            note(trainer, {"event": "resumed", "kept_to": -1, "step": 0})
         return
     before = Path(trainer.ckpt_path).absolute().parent.parent / journal.NAME
-    path = folder / journal.NAME
     if before.is_file() and not (path.exists() and before.samefile(path)):
         for line in journal.in_force(journal.read(before).lines):
             if "rows" in line and line["context"]["command"] == "fit":
                 note(trainer, line)
-    note(trainer, {"event": "resumed", "kept_to": module.validated_at, "step": module.trained_steps})
+    # What is recorded between validations (PruningSchedule's cuts) may lie after the last of them, for good.
+    step = module.trained_steps
+    note(trainer, {"event": "resumed", "kept_to": step if module.validated_at == step else step - 1, "step": step})
 
 
 def ended_by(trainer: Trainer) -> str:
@@ -70,7 +78,8 @@ def ended_by(trainer: Trainer) -> str:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if 0 < trainer.max_steps <= trainer.global_step:
         return "max_steps"
-    if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in callbacks):
+    left = [c.time_remaining() for c in callbacks if isinstance(c, Timer)]  # None of one without a limit
+    if any(seconds is not None and seconds <= 0 for seconds in left):
         return "max_time"
     if trainer.should_stop and any(isinstance(c, EarlyStopping) and c.stopping_reason_message for c in callbacks):
         return "EarlyStopping"

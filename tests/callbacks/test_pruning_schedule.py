@@ -8,7 +8,7 @@ from conftest import small_data, small_module, small_trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_icl.callbacks import HeadImportance, PruningSchedule
+from lightning_icl.callbacks import HeadImportance, PruningSchedule, Recorder
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, TopHeads, keep_lists
 from lightning_icl.instruments.pruning import living_heads
@@ -132,6 +132,17 @@ def test_cuts_after_steps_and_by_the_papers_strategy(tmp_path):
     assert cuts(tmp_path)["step"].tolist() == [5, 5, 5]
     assert living_heads(module.transformer).sum(dim=1).tolist() == [4, 1]
     assert watched.validated == [6, 5]
+
+
+@pytest.mark.parametrize("saved_at", [5, 6, 7])
+def test_a_cut_between_validations_is_recorded_once_whenever_a_run_goes_on(tmp_path, saved_at):
+    """Checkpoints hold that it was made, from step 6 on, and a validation was only at step 4."""
+    options = {"strategies": [TopHeads(3)], "steps": [5], "n_prompts": 16}
+    saving = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    trained(tmp_path, PruningSchedule(**options), [saving, Recorder()], max_steps=8)
+    checkpoint = tmp_path / "checkpoints" / f"step={saved_at}.ckpt"
+    trained(tmp_path, PruningSchedule(**options), [Recorder()], max_steps=8, ckpt_path=checkpoint)
+    assert cuts(tmp_path)["step"].tolist() == [5, 5, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """lightning-icl prune, from a trained run to one that goes on without some of its heads."""
 
 import copy
-import json
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ from lightning_icl.commands.prune import keep_mask
 from lightning_icl.commands.pruned_checkpoint import pruned_checkpoint
 from lightning_icl.commands.run import open_run
 from lightning_icl.instruments.removal import remove_heads
+from lightning_icl.record import load_run
 
 SHORT = """
 data: {n_queries: 2, batch_size: 4, eval_prompts: 16, eval_batch_size: 8}
@@ -76,14 +76,14 @@ def test_a_pruned_run_validates_and_goes_on_training_with_its_callbacks(run, tmp
         assert line in said
     callbacks = ["--config", str(tmp_path / "callbacks.yaml")]
     main(["validate", *smaller, *callbacks, "--trainer.default_root_dir", str(tmp_path / "validated")])
-    results = json.loads((tmp_path / "validated/lightning_logs/version_0/results.json").read_text())
-    assert {"HeadImportance", "HeadPruning", "LinearProbe"} <= results.keys()
+    measured = load_run(tmp_path / "validated" / "lightning_logs" / "version_0").table
+    assert {"HeadImportance", "HeadPruning", "LinearProbe"} <= set(measured["analysis"])
     main(["fit", *smaller, "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "5"])
     saved = torch.load(checkpoint(tmp_path / "lightning_logs" / "version_0"), weights_only=True)
     assert saved["global_step"] == 5
     assert saved["hyper_parameters"]["heads"] == [2, 0, 1]
     assert saved["hyper_parameters"]["head_dim"] == [8, 4, 8]
-    assert saved["callbacks"]["HeadImportance"]["validations"] > 1
+    assert saved["lightning_icl"]["validations"] > 1
 
 
 def test_a_pruned_run_predicts_what_the_masked_model_does(run, tmp_path):
@@ -98,10 +98,11 @@ def test_a_pruned_run_predicts_what_the_masked_model_does(run, tmp_path):
 
 def test_a_pruned_checkpoint_leaves_what_was_found_in_the_unpruned_model(run, tmp_path):
     full = torch.load(checkpoint(run), weights_only=True)
-    full["callbacks"]["HeadImportance"]["records"] = [{"step": 2, "heads": [2, 4, 2]}]
+    # As checkpoints were before 0.2, which had each analysis' series in them.
+    full["callbacks"]["HeadImportance"] = {"validations": 2, "records": [{"step": 2, "heads": [2, 4, 2]}]}
     smaller = pruned_checkpoint(full, open_run(checkpoint(run)).module, torch.tensor([[1.0, 1, 0, 0]] * 3))
-    assert all("records" not in state for state in smaller["callbacks"].values())
-    assert smaller["callbacks"]["HeadImportance"] == {"validations": full["callbacks"]["HeadImportance"]["validations"]}
+    assert smaller["callbacks"]["HeadImportance"] == {"validations": 2}
+    assert smaller["lightning_icl"] == full["lightning_icl"]
     assert not any(name.startswith("ModelCheckpoint") for name in smaller["callbacks"])
     assert smaller["loops"] == full["loops"]
 
