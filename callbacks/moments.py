@@ -27,10 +27,12 @@ def validate_within_fit(trainer: Trainer) -> None:
 def validation_was_missed(trainer: Trainer, module: LightningModule) -> bool:
     """Whether a fit that goes on from a checkpoint lacks the validation that was due at its step.
 
-    A checkpoint saved at a step and a run killed in the validation that follows: Lightning would skip it.
+    A checkpoint saved at a step and a run killed in the validation that follows: Lightning would skip it. So it is
+    where that was the last step of a run which is now given more, for Lightning counts the batches of such a run anew.
     """
     loop, interval = trainer.fit_loop.epoch_loop, trainer.val_check_batch
     whole = trainer.check_val_every_n_epoch is None
     batches = (loop.batch_progress.total if whole else loop.batch_progress.current).ready
     due = isinstance(interval, int) and batches > 0 and batches % interval == 0 and loop._should_check_val_epoch()
+    due = due and not loop.batch_progress.is_last_batch
     return bool(due and getattr(module, "validated_at", trainer.global_step) < trainer.global_step)

@@ -121,11 +121,25 @@ def test_the_benchmarks_run(tmp_path, options):
     run_command(ROOT / "benchmarks" / script, "--repeats", 2, *smaller, cwd=tmp_path, command=(sys.executable,))
 
 
+def python_piece(part):
+    return next(block for language, block in BLOCKS if language == "python" and part in block)
+
+
 def test_the_notebook_piece_runs(tmp_path):
-    piece = next(block for language, block in BLOCKS if language == "python" and not block.startswith("# my_"))
+    piece = python_piece("from lightning_icl import SparseLinearRegression")
     done = run_command("-c", piece, cwd=tmp_path, command=(sys.executable,))
     lasso, bayes = (float(risk) for risk in re.findall(r"tensor\(([\d.]+)", done.stdout))
     assert 0 < bayes < lasso < 1
+
+
+def test_the_piece_that_opens_a_run_runs(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    quickstart = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", "tiny.yaml", "--figures.when", "never")
+    run_command("fit", *quickstart, cwd=tmp_path)
+    piece = python_piece("from lightning_icl import load_run")
+    done = run_command("-c", piece, cwd=tmp_path, command=(sys.executable,))
+    assert "torch.Size([256, 2])" in done.stdout
+    assert "SparseLinearRegression" in done.stdout
 
 
 def test_the_extensions_take_15_lines_or_fewer():
