@@ -254,10 +254,10 @@ def test_what_a_validate_measures_is_not_taken_back_by_a_resume(tmp_path, undraw
 
 
 def test_the_cost_of_a_measurement_does_not_grow_with_history(tmp_path, undrawn):
-    run(tmp_path, [HeadImportance(n_prompts=8)], max_steps=40)
+    run(tmp_path, [HeadImportance(n_prompts=8)], max_steps=24)
     lines = [len(line) for line in (tmp_path / journal.NAME).read_bytes().splitlines() if b'"rows"' in line]
-    assert len(lines) == 20
-    assert max(lines[10:]) < 1.2 * max(lines[:10])
+    assert len(lines) == 12
+    assert max(lines[6:]) < 1.2 * max(lines[:6])
 
 
 def test_a_full_disk_costs_the_measurement_and_not_the_run(tmp_path, undrawn, monkeypatch):

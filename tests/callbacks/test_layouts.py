@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 def found(tmp_path, layout):
     module = small_module(layout=layout, mask="causal")
-    callbacks = [HeadImportance(16), HeadPruning(16), LinearProbe(16)]
+    callbacks = [HeadImportance(16), HeadPruning(16, n_random=2, finetune_steps=2), LinearProbe(16)]
     trainer = small_trainer(tmp_path, callbacks)
     trainer.validate(module, datamodule=small_data(), verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
