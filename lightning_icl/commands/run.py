@@ -12,6 +12,7 @@ from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
+from lightning_icl.record.loading import loaded_module
 
 
 class Run(NamedTuple):
@@ -39,9 +40,7 @@ def open_run(ckpt_path: str | Path, config: str | Path | None = None) -> Run:
     config = config_of(ckpt_path, config)
     reader = _Reader(["validate", "--config", str(config)])
     check_checkpoint(ckpt_path, reader.options.model.as_dict(), resuming=False)
-    with torch.random.fork_rng(devices=[]):
-        module = ICLModule.load_from_checkpoint(ckpt_path, map_location="cpu")
-    return Run(module.eval(), reader.datamodule, config)
+    return Run(loaded_module(ckpt_path), reader.datamodule, config)
 
 
 def config_of(ckpt_path: str | Path, config: str | Path | None = None) -> Path:

@@ -75,7 +75,7 @@ class LoadedRun:
         path = self.folder / "checkpoints" / "last.ckpt"
         if not path.is_file():
             raise InputError(f"{self.folder} has no checkpoints/last.ckpt to take the model from.")
-        return _loaded(path)
+        return loaded_module(path)
 
     @property
     def model(self) -> Transformer:
@@ -95,7 +95,7 @@ def load_model(path: Path, data: PromptDataModule, said: str) -> ICLModule:
     if not path.is_file():
         raise InputError(f"{said} is {path}, but there is no such file.")
     try:
-        module = _loaded(path)
+        module = loaded_module(path)
     except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{said} is {path}, but that is not a checkpoint of lightning_icl.") from error
     transformer, longest = module.transformer, data.streams[0].largest_n
@@ -106,7 +106,8 @@ def load_model(path: Path, data: PromptDataModule, said: str) -> ICLModule:
     return module
 
 
-def _loaded(path: Path) -> ICLModule:
+def loaded_module(path: str | Path) -> ICLModule:
+    """The module of a checkpoint, on the CPU, ready to predict; no random number is drawn."""
     with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
         return ICLModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
 
