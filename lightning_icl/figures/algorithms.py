@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from lightning_icl.figures import style
 
 FARTHEST = 1.25  # where colours and axes end: 1 is the zero predictor, and least squares at n = d has no mean
+EQUAL = 1e-12  # below is rounding
 SYMBOLS = {"steps": "t", "step": "c", "gamma": "\u03b3", "alpha": "\u03b1", "features": "s", "scale": "k"}
 READINGS = {"read_out": "read-out", "probe": "probe"}
 KINDS = {"relative_spd": "predictions", "relative_ilwd": "implied weights"}
@@ -71,7 +72,7 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], re
     whole = whole.assign(row=whole["algorithm"].map(list(names).index), column=whole["place"].map(readings.index))
     found = whole[(whole["number"] == number) & np.isfinite(whole["mean"])].set_index(["row", "column"])
     texts = {
-        cell.Index: f"{cell.mean:.2f} ±{cell.high - cell.mean:.1g}" if cell.mean < 10 else "> 10"
+        cell.Index: _said(cell.mean, cell.high - cell.mean)
         for cell in found.itertuples()
     }
     frames: dict[Any, str] = {}
@@ -93,6 +94,12 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], re
     for (row, column), ls in frames.items():
         frame: style.Style = {"fill": False, "edgecolor": "black", "ls": ls, "lw": 2.2 if ls == "-" else 1.2}
         axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, **frame))
+
+
+def _said(distance: float, half: float) -> str:
+    if distance < EQUAL:
+        return "0"
+    return f"{distance:.2g} ±{half:.1g}" if distance < 10 else "> 10"
 
 
 def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:
