@@ -14,7 +14,7 @@ from lightning_icl.figures import style
 
 FARTHEST = 1.25  # where colours and axes end: 1 is the zero predictor, and least squares at n = d has no mean
 EQUAL = 1e-12  # below is rounding
-SYMBOLS = {"steps": "t", "step": "c", "gamma": "\u03b3", "alpha": "\u03b1", "features": "s", "scale": "k"}
+SYMBOLS = {"steps": "t", "step": "c", "gamma": "\u03b3", "alpha": "\u03b1", "features": "s"}
 READINGS = {"read_out": "read-out", "probe": "probe"}
 KINDS = {"relative_spd": "predictions", "relative_ilwd": "implied weights"}
 SIDE_BY_SIDE = 4  # readings of maps that stand so
@@ -30,7 +30,7 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
     n = found["n_points"].max()
     whole = found[found["n_points"] == n]
     names, readings = _names(whole), whole["place"].unique().tolist()
-    tall, wide = 0.8 + 0.45 * len(names), 1.4 + 0.85 * len(readings)
+    tall, wide = 0.8 + 0.5 * len(names), 1.4 + 0.98 * len(readings)
     beside = len(readings) <= SIDE_BY_SIDE
     maps = [list(KINDS)] if beside else [[number] * 2 for number in KINDS]
     ratios = [tall] * len(maps) + [2.6]
@@ -44,14 +44,14 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
         axes[number].set_title(f"{said}, {n} examples", size=10)
         own = (found["reading"] == "read_out") & (found["layer"] == found["layer"].max())
         _by_points(axes[i], found[own & (found["number"] == number)], names)
-        axes[i].set_title(f"{said}, the model's prediction", size=10)
+        axes[i].set_title(f"the model's {said}", size=10)
     axes[0].set_ylabel("relative distance", size=9)
     style.legend(figure)
     style.title(
         figure,
         "How far readings are from the closest member of each family (± and bars: 95 %)\n"
         "0: the same, 1: no closer than 0 is; frames: the closest, dashed: not told from it\n"
-        "read-out: the model's own; probe: the best linear use of the state for f, up to scale k",
+        "read-out: the model's own; probe: the best linear use of the state for f, up to scale",
     )
     return figure
 
@@ -79,9 +79,9 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], re
     if number == "relative_spd":
         settings = whole[whole["number"].str.startswith("setting/")]
         for place, said in settings.groupby(["row", "column"]):
-            keys = [SYMBOLS.get(key, key) for key in said["number"].str.removeprefix("setting/")]
-            words = " ".join(f"{key}={value:.2g}" for key, value in zip(keys, said["mean"], strict=True))
-            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 13)}"} if place in texts else {}
+            keys = said["number"].str.removeprefix("setting/").map(SYMBOLS)  # a probe's scale has none
+            words = " ".join(f"{key}={value:.2g}" for key, value in zip(keys, said["mean"], strict=True) if key == key)
+            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 16)}"} if place in texts else {}
         alike = whole[(whole["number"] == "excess_over_closest") & (whole["low"] <= 0)]
         frames = dict.fromkeys(zip(alike["row"], alike["column"], strict=True), "--")
     ranks = whole[whole["number"] == "rank"]
