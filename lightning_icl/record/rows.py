@@ -17,9 +17,11 @@ Metrics by analysis. "(layer)" and so on are the fields that say where; interval
 - PruningSchedule: prune/schedule/n_heads (none in all, or layer), left by each cut.
 - LinearProbe: probe/<token>/<target>/<arm>/risk, r2, auc and probe/<token>/<target>/selectivity/<control>, R^2 minus
   the control's, paired (layer, 0 is the read-in); probe/curve/<algorithm> (layer); probe/level/<estimator>.
-- AlgorithmMatch: algorithm/<reading>/<algorithm>/<distance> and .../setting/<name> (n_points); the reading is "layer"
-  (layer) or "read_out"; the note of relative_spd is the algorithm in words with its settings. A distance
-  excess_over_closest is SPD over that of the closest algorithm, less 1, paired.
+- AlgorithmMatch (layer, n_points): algorithm/<reading>/<algorithm>/<distance>, rank and setting/<name>; the reading is
+  "read_out", the model's own applied to that layer, or "probe"; the note of relative_spd is the algorithm in words with
+  its settings. A distance excess_over_closest is SPD over that of the closest algorithm, less 1, paired; from_closest
+  is that of the two algorithms' predictions; the rank of the closest is 1; the interval of setting/steps is of those
+  that the prompts cannot tell from the chosen ones.
 - Circuits: circuits/<scalar> (layer, head).
 - p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there.
 - any other analysis: what its rows say.
