@@ -232,7 +232,7 @@ KEEP = torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("options", [{}, {"mlp": False, "norm": "post"}, {"norm": "none"}], ids=str)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head"])
 def test_training_goes_on_as_if_the_dead_heads_were_still_there(optimizer, options, monkeypatch):
     """Newton-Schulz leaves zero rows zero and the others alone, so this holds for Muon too, but for its bfloat16."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self)
