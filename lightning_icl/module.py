@@ -1,6 +1,7 @@
 """Training a transformer to predict in context."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.loggers import log_scalars, logs_this_step
@@ -47,6 +49,8 @@ class ICLModule(LightningModule):
         target: what the loss compares with: the "noisy" label, as in the literature, or the "noise_free" target f(x).
             Both have the same minimiser, the posterior mean of f(x) given the examples, and the second has the lower
             variance.
+        construction: start from the weights of a network whose algorithm is known, such as {class_path: ConstructedGD,
+            init_args: {steps: 3, step_size: 0.2}}, instead of random ones. Its shape follows from it.
         **transformer: the options of Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
     """
 
@@ -59,11 +63,17 @@ class ICLModule(LightningModule):
         warmup_steps: int = 100,
         schedule: Schedule = "cosine",
         target: Target = "noisy",
+        construction: Construction | None = None,
         **transformer: Any,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        if construction is not None:
+            transformer = constructed_options(construction, n_dims, transformer)
+        self.save_hyperparameters(ignore=["construction"])  # a checkpoint has its weights and its shape
         self.transformer = Transformer(n_dims, **transformer)
+        if construction is not None:
+            self.transformer.load_state_dict(construction.state(n_dims))
+        self.construction = construction
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.target = target
@@ -242,3 +252,15 @@ class ICLModule(LightningModule):
         if self.schedule == "constant" or total <= self.warmup_steps:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / (total - self.warmup_steps))))
+
+
+def constructed_options(construction: Construction, n_dims: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a Transformer with those that a construction needs; refuses others that were ``given``."""
+    needed = construction.options(n_dims)
+    for name, value in needed.items():
+        if name in given and given[name] != value:
+            raise InputError(
+                f"{name} is {given[name]}, but {type(construction).__name__} is a network with {name} {value}; "
+                "leave it out."
+            )
+    return {**given, **needed}
