@@ -71,10 +71,7 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], re
     """One row an algorithm, one column a reading; beside predictions the settings of the closest member."""
     whole = whole.assign(row=whole["algorithm"].map(list(names).index), column=whole["place"].map(readings.index))
     found = whole[(whole["number"] == number) & np.isfinite(whole["mean"])].set_index(["row", "column"])
-    texts = {
-        cell.Index: _said(cell.mean, cell.high - cell.mean)
-        for cell in found.itertuples()
-    }
+    texts = {cell.Index: _said(cell.mean, cell.high - cell.mean) for cell in found.itertuples()}
     frames: dict[Any, str] = {}
     if number == "relative_spd":
         settings = whole[whole["number"].str.startswith("setting/")]
