@@ -24,12 +24,17 @@ from lightning_icl.functional.constructions import (
     with_idle_head,
     with_swapped_heads,
 )
+from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, keep_lists
+from lightning_icl.functional.references import Lasso, Ridge
+from lightning_icl.functional.references.iterative import IterativeReference
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
 from lightning_icl.instruments.ablation import errors_under_masks
+from lightning_icl.instruments.algorithms import READ_OUT, algorithm_distances, closest, default_algorithms
+from lightning_icl.instruments.alignment import state_alignment, weight_alignment
 from lightning_icl.instruments.circuits import head_circuits
 from lightning_icl.instruments.importance import head_importance
 from lightning_icl.instruments.probing import probe_layers
@@ -201,11 +206,68 @@ def circuit_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
     yield expected, f"a step of {step:.6g}", abs(step / STEP_SIZE - 1) < EXACT
 
 
+def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """The algorithm of every layer, by the model's own read-out; step sizes and gamma are on no grid."""
+    task, n = known.task, known.n_points
+    fit, choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11, 12))
+    transformer = transformer_of(network, task.n_dims)
+    algorithms = [
+        a for a in default_algorithms(task, max_steps=10) if isinstance(a, IterativeReference | Ridge | Lasso)
+    ]
+    distances = algorithm_distances(transformer, fit, choose, score, task, algorithms, [n])
+    names, exact = [], True
+    for layer in range(1, len(transformer.heads) + 1):
+        named = closest(distances, READ_OUT, layer, n)
+        if named:
+            names.append(f"{named[0].algorithm.removesuffix('_best_shared_step')} {named[0].setting.get('steps', 0):g}")
+            exact &= named[0].relative_spd < EXACT**2  # it is a square
+        else:
+            names.append("0")
+    family, first = _family(known)
+    wanted = [f"{family} {t}" if t else "0" for t in range(first, first + len(known.network().layers))]
+    if family == "gd_plus_plus":
+        wanted[0] = "gd 1"  # which it is, at its first step
+    if family is None:
+        yield "no algorithm is called what the layers are", ", ".join(names), not exact
+    else:
+        yield ", ".join(wanted), ", ".join(names) + (" exactly" if exact else ""), exact and names == wanted
+
+
+def _family(known: Known) -> tuple[str | None, int]:
+    """The name of the reference that runs the algorithm, and its steps behind layer 1; no name where there is none."""
+    match known.construction:
+        case ConstructedPreprocessThenGD(coordinates=None):
+            return "preprocess_then_gd", 0
+        case ConstructedGD(matrix=None):
+            return "gd", 1
+        case ConstructedGD():
+            return "preconditioned_gd", 1
+        case ConstructedGDPlusPlus():
+            return "gd_plus_plus", 1
+    return None, 0
+
+
+def comparison_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """States and weights beside the construction's own, whatever the basis."""
+    transformer, other = transformer_of(network, known.task.n_dims), transformer_of(known.network(), known.task.n_dims)
+    fit, score = (known.prompts(min(n_prompts, 256), seed) for seed in (13, 14))
+    expected = "states and weights of every layer align to 1"
+    try:
+        states = min(of.r2.value for of in state_alignment(transformer, other, fit, score))
+        weights = min(of.cosine.value for of in weight_alignment(transformer, other, fit, score))
+    except InputError as error:
+        yield expected, str(error), False
+        return
+    yield expected, f"to {states:.6f} and {weights:.6f} at least", min(states, weights) > 1 - EXACT
+
+
 CHECKS: dict[str, Check] = {
     "head importance": importance_lines,
     "head pruning": pruning_lines,
     "linear probe": probing_lines,
     "circuits": circuit_lines,
+    "algorithm match": match_lines,
+    "comparison": comparison_lines,
 }
 
 
