@@ -92,7 +92,12 @@ class ConstructionComparison(Analysis):
         )
         with torch.autocast(module.device.type, enabled=False):
             model = copy.deepcopy(module.transformer).double()
-            other = written(self._compared, model.n_dims).to(module.device)
+            # Its weights have the model's precision, so that a model that is the construction differs by nothing.
+            other = (
+                written(self._compared, model.n_dims)
+                .to(module.device, module.transformer.read_out.weight.dtype)
+                .double()
+            )
             errors, values = values_by_score(model, score, ["leave_one_out"], chunk_size=size)
             other_errors, other_values = values_by_score(other, score, ["leave_one_out"], chunk_size=size)
             out = values["leave_one_out"], other_values["leave_one_out"]
@@ -129,8 +134,8 @@ class ConstructionComparison(Analysis):
             f"  {plus_minus(ours)}: {self._risk_verdict(difference)} ({plus_minus(difference, '+.3g')}, paired, 95 %);",
             f"  the model's is lower on {better['value']:.0%} of the prompts",
             *wrapped(f"the head pattern {self._heads_verdict(known['construction/heads/overlap']['value'])}"),
-            "  layer  states beyond  weights   step  work of the   effective heads",
-            "         the tokens R2   cosine  times   same heads   construction, model",
+            "  layer  states beyond  weights    step  work of the  effective heads of",
+            "         the tokens R²   cosine   times   same heads  construction, model",
             *_layer_lines({metric: of["value"] for metric, of in known.items()}),
         ]
 
@@ -152,22 +157,21 @@ class ConstructionComparison(Analysis):
 
 
 def _layer_lines(values: Mapping[str, pd.Series]) -> list[str]:
-    columns = {
-        "beyond_input": ">13.3f",
-        "weights": ">9.3f",
-        "step": ">7.3g",
-        "heads/overlap": ">13.0%",
-        "heads/effective/construction": ">13.1f",
-        "heads/effective/model": ">7.1f",
+    columns = {  # width and format
+        "beyond_input": (13, ".3f"),
+        "weights": (9, ".3f"),
+        "step": (8, ".3g"),
+        "heads/overlap": (13, ".0%"),
+        "heads/effective/construction": (15, ".1f"),
+        "heads/effective/model": (7, ".1f"),
     }
     lines = []
     for layer in values["construction/weights"].index:
-        found = {name: values[f"construction/{name}"][layer] for name in columns}
-        cells = [
-            format("-" if pd.isna(v) else format(v, columns[name]), columns[name].split(".")[0])
-            for name, v in found.items()
-        ]
-        lines.append(f"  {layer:<5}" + "".join(cells))
+        line = f"  {layer:<5}"
+        for name, (width, number) in columns.items():
+            value = values[f"construction/{name}"][layer]
+            line += f"{'-' if pd.isna(value) else format(value, number):>{width}}"
+        lines.append(line)
     return lines
 
 
