@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from lightning_icl.figures import style
 from lightning_icl.figures.style import GREEN, PURPLE, WINE, Style
+from lightning_icl.functional.references.iterative import MAX_STEPS
 
 SIGMA, RHO = "\N{GREEK SMALL LETTER SIGMA}", "\N{GREEK SMALL LETTER RHO}"
 RISK = r"theory/{axis}/(?P<at>[^/]+)/risk/(?:(?P<rule>\w+)/)?(?P<estimator>\w+)"
@@ -41,7 +42,7 @@ AXES = {
 RULES = {
     "shared": "T steps,\none step size for all prompts",
     "per_prompt": "T steps,\nstep size c/λmax per prompt",
-    "best": "best stopping,\nstep size 1/λmax per prompt",
+    "best": f"best stopping (up to {MAX_STEPS} steps),\nstep size 1/λmax per prompt",
 }
 ARMS: dict[str, tuple[str, Style]] = {
     "preprocess_then_gd": ("preprocess + GD (P-GD)", {"color": WINE, "ls": "-", "lw": 2, "marker": "X", "zorder": 3}),
