@@ -22,9 +22,9 @@ Metrics by analysis. "(layer)" and so on are the fields that say where; interval
   excess_over_closest is SPD over that of the closest algorithm, less 1, paired.
 - Circuits: circuits/<scalar> (layer, head).
 - p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there.
-- theory: theory/<axis>/<value>/risk/<rule>/<estimator> (no rule where it has no steps; the note is the estimator in words
-  with its settings), .../difference/<rule>/<rival>, preprocess-then-GD's minus the rival's, paired, and
-  .../leading_order/<s or d>, s or d times sigma^2/n, all of ``n_points`` examples.
+- theory: theory/<axis>/<value>/risk/<rule>/<estimator>, without the rule where it takes no steps (the note has the
+  estimator in words with its settings); .../difference/<rule>/<rival>, preprocess-then-GD's risk minus the rival's,
+  paired; .../leading_order/<s or d>, s or d times sigma^2/n; all with n_points.
 - any other analysis: what its rows say.
 """
 
