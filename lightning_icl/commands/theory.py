@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from jaxtyping import Bool, Float
 from jsonargparse import lazy_instance
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
@@ -28,6 +29,7 @@ from lightning_icl.functional.references import (
     Problems,
     Reference,
     Ridge,
+    ZeroPredictor,
     whole_prompts,
 )
 from lightning_icl.functional.risk import mean_with_interval
@@ -86,7 +88,7 @@ def theory(
     steps: int = 5,
     axes: dict[str, list[float]] = DEFAULT_AXES,
     prompts: int = 1024,
-    tuning_prompts: int = 512,
+    tuning_prompts: int = 1024,
     output: str | None = None,
     seed: int = 0,
     cpu_threads: int = 1,
@@ -160,30 +162,47 @@ def arms(setting: Setting) -> dict[str, Reference]:
         "best/preprocess_then_gd": PreprocessThenGD("best", scale=1.0),
         "ridge": Ridge(),
         "lasso": Lasso(),
+        "zero": ZeroPredictor(),
     }
     terms = setting.task.posterior_terms
     return found | ({"bayes": Bayes()} if terms is not None and terms <= MAX_SUPPORTS else {})
 
 
+class Score(NamedTuple):
+    """An estimator on the prompts of a setting.
+
+    Attributes:
+        errors: the squared error of each prompt.
+        label: what it is called, with its settings.
+        unstable: of an algorithm with one step size for all prompts, whether the step is above 2 / lambda_max of the
+            prompt, where gradient descent diverges.
+    """
+
+    errors: Float[Tensor, " prompts"]
+    label: str
+    unstable: Bool[Tensor, " prompts"] | None = None
+
+
 class Scores:
-    """Squared errors of estimators on the prompts of a setting; each is computed once, however many axes ask for it.
+    """Scores of estimators on the prompts of a setting; each is computed once, however many axes ask for it.
 
     The prompts hang on the seed, the law and n alone, so estimators are paired.
     """
 
     def __init__(self, prompts: int, tuning_prompts: int, seed: int) -> None:
         self.prompts, self.tuning_prompts, self.seed = prompts, tuning_prompts, seed
-        self._known: dict[tuple[str, int, str], tuple[Tensor, str]] = {}
+        self._known: dict[tuple[str, int, str], Score] = {}
 
-    def __call__(self, setting: Setting, references: Mapping[str, Reference]) -> dict[str, tuple[Tensor, str]]:
-        """By the references' names the squared error of each prompt, and what it is called with its settings."""
+    def __call__(self, setting: Setting, references: Mapping[str, Reference]) -> dict[str, Score]:
+        """The scores by the references' names."""
         found = {}
         tuning, scoring = self.problems(setting)
         for name, reference in references.items():
             key = (repr(setting.task), setting.n_points, reference.key)
             if key not in self._known:
                 settled = reference.settled(Case(setting.task, setting.task, setting.steps), tuning)
-                self._known[key] = settled.errors(scoring)[:, 0], settled.label()
+                errors = settled.errors(scoring)[:, 0]
+                self._known[key] = Score(errors, settled.label(), above_stable_steps(settled, scoring))
             found[name] = self._known[key]
         return found
 
@@ -196,17 +215,27 @@ class Scores:
         return draws[0], draws[1]
 
 
+def above_stable_steps(reference: Reference, problems: Problems) -> Bool[Tensor, " prompts"] | None:
+    """Whether the one step size of GD or preprocess-then-GD is above 2 / lambda_max of each prompt, else None."""
+    if not isinstance(reference, PreprocessThenGD) or reference.step_size != "shared":
+        return None
+    assert reference.setting is not None
+    return reference.setting[0] > 2 * reference.descent(problems.moments).unit_step
+
+
 def theory_rows(axis: str, value: float | int, setting: Setting, scores: Scores) -> Iterator[Row]:
     """The numbers at one place of an axis: risks, preprocess-then-GD's minus its rivals', and leading orders."""
     place, n = f"theory/{axis}/{value:g}", setting.n_points
     known_steps = axis == "T"  # so best stopping has no place there
     found = scores(setting, {a: of for a, of in arms(setting).items() if not (known_steps and a.startswith("best/"))})
-    for arm, (errors, label) in found.items():
-        yield Row(f"{place}/risk/{arm}", *mean_with_interval(errors), n_points=n, note=label)
+    for arm, score in found.items():
+        yield Row(f"{place}/risk/{arm}", *mean_with_interval(score.errors), n_points=n, note=score.label)
+        if score.unstable is not None:
+            yield Row(f"{place}/unstable/{arm}", float(score.unstable.double().mean()), n_points=n)
     for rule, rival in itertools.product(RULES, RIVALS):
         ours, other = (f"{rule}/preprocess_then_gd", rival if rival in found else f"{rule}/{rival}")
         if ours in found and other in found:
-            difference = mean_with_interval(found[ours][0] - found[other][0])
+            difference = mean_with_interval(found[ours].errors - found[other].errors)
             yield Row(f"{place}/difference/{rule}/{rival}", *difference, n_points=n)
     for size, risk in leading_orders(setting).items():
         yield Row(f"{place}/leading_order/{size}", risk, n_points=n)
@@ -239,6 +268,8 @@ def report(rows: pd.DataFrame, standard: Setting, prompts: int) -> list[str]:
             for rival, found in of_rule.groupby("rival", sort=False):
                 sentence = f"{ARMS[rival][0]}: {compared(found, AXES[axis].symbol)}"
                 lines += wrapped(sentence, "    against ", "      ")
+            if rule == "shared":
+                lines += wrapped(_unstable(rows, axis), "    ")
         if axis in ("d", "s") and (missing := _without_bayes(rows, axis)):
             said = f"Bayes is left out at {AXES[axis].symbol} = {', '.join(missing)}: above {MAX_SUPPORTS:,} supports."
             lines += wrapped(said)
@@ -260,11 +291,18 @@ def compared(differences: pd.DataFrame, symbol: str) -> str:
             said.append(f"{side} nowhere")
             continue
         most = found.loc[found["value"].abs().idxmax()]
-        half = (most["high"] - most["low"]) / 2
-        places = ", ".join(found["at"])
-        said.append(f"{side} at {symbol} = {places} (at {most['at']} by {abs(most['value']):.2g} ± {half:.1g})")
+        size, half = style.number(abs(most["value"])), style.number((most["high"] - most["low"]) / 2)
+        said.append(f"{side} at {symbol} = {', '.join(found['at'])} (at {most['at']} by {size} ± {half})")
     open_ones = differences[(differences["low"] <= 0) & (differences["high"] >= 0)]
     return ", ".join(said) + (f", undecided at {symbol} = {', '.join(open_ones['at'])}" if len(open_ones) else "")
+
+
+def _unstable(rows: pd.DataFrame, axis: str) -> str:
+    """How often preprocess-then-GD's one step size is too large: why its mean has so wide an interval."""
+    shares = style.parts(rows, rf"theory/{axis}/(?P<at>[^/]+)/unstable/shared/preprocess_then_gd")
+    most = shares.loc[shares["value"].idxmax()]
+    share, place = f"{most['value']:.2g}", f"{AXES[axis].symbol} = {most['at']}"
+    return f"its step is above 2/λmax, where it diverges, on a share of {share} of prompts or less ({place})"
 
 
 def _without_bayes(rows: pd.DataFrame, axis: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 - theory/<axis>/<value>/risk/<rule>/<estimator>, and .../risk/<estimator> of those without a step-size rule
 - theory/<axis>/<value>/difference/<rule>/<rival>: preprocess-then-GD's risk minus the rival's, paired
+- theory/<axis>/<value>/unstable/shared/<estimator>: the share of prompts on which the one step size is too large
 - theory/<axis>/<value>/leading_order/<s or d>: s sigma^2/n and d sigma^2/n
 """
 
@@ -48,7 +49,7 @@ ARMS: dict[str, tuple[str, Style]] = {
     "preprocess_then_gd": ("preprocess + GD (P-GD)", {"color": WINE, "ls": "-", "lw": 2, "marker": "X", "zorder": 3}),
     "gd": ("GD", {"color": PURPLE, "ls": "--", "marker": "^"}),
     "gd_plus_plus": ("GD++", {"color": GREEN, "ls": "-.", "marker": "P"}),
-    **{name: style.ESTIMATORS[name] for name in ("ridge", "lasso", "bayes")},
+    **{name: style.ESTIMATORS[name] for name in ("ridge", "lasso", "bayes", "zero")},
 }
 RIVALS = ("gd", "gd_plus_plus", "ridge")
 HEIGHTS = {"ridge": 1.03, "gd": 1.07}  # of the marks where preprocess-then-GD loses to them, in heights of the axes
@@ -70,7 +71,8 @@ def theory_risks(rows: pd.DataFrame, axis: str, standing: str) -> Figure:
     rules = [rule for rule in RULES if rule in set(found["rule"])]
     figure, panels = style.panels(len(rules), 3.0, 3.7, sharey=True)
     any_rule, ours = found["rule"].isna(), found["estimator"] == "preprocess_then_gd"
-    limits = style.risk_limits(found[ours], pd.concat([found[~ours], leading]))
+    zero = float(found.loc[found["estimator"] == "zero", "mean"].max())
+    limits = style.risk_limits(found[ours], pd.concat([found[~ours], leading]), zero)
     for axes, rule in zip(panels, rules, strict=True):
         of_rule = found[(found["rule"] == rule) | any_rule]
         series = {label: (of_rule[of_rule["estimator"] == name], look) for name, (label, look) in ARMS.items()}

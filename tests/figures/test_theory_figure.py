@@ -19,7 +19,7 @@ def rows(axis, losses=(), rules=("shared", "per_prompt", "best"), bayes=VALUES):
     for at in VALUES:
         place = f"theory/{axis}/{at}"
         arms = [(rule, name) for rule in rules for name in ITERATING if (rule, name) != ("best", "gd_plus_plus")]
-        arms += [("", name) for name in ("ridge", "lasso", *(["bayes"] if at in bayes else []))]
+        arms += [("", name) for name in ("ridge", "lasso", "zero", *(["bayes"] if at in bayes else []))]
         for rule, name in arms:
             risk = (1 + list(ARMS).index(name)) / at
             yield Row(f"{place}/risk/{rule}/{name}".replace("//", "/"), risk, 0.9 * risk, 1.2 * risk)
@@ -48,8 +48,9 @@ def test_nothing_covers_anything_and_every_axis_has_its_name(axis):
 def test_each_estimator_has_its_risk_and_interval_and_the_approximations_are_thin_lines():
     shared, _, best = theory_risks(frame(rows("n", bayes=(4, 8))), "n", "d = 16").axes
     risks = 1 / np.array(VALUES)
-    np.testing.assert_allclose(bars(shared, LABELS["gd"])[:, :], 2 * np.column_stack([risks, 0.9 * risks, 1.2 * risks]))
+    np.testing.assert_allclose(bars(shared, LABELS["gd"]), 2 * np.column_stack([risks, 0.9 * risks, 1.2 * risks]))
     np.testing.assert_allclose(bars(best, LABELS["bayes"])[:, 0], 6 * risks[:2])
+    np.testing.assert_allclose(bars(best, LABELS["zero"])[:, 0], 7 * risks)
     assert LABELS["gd_plus_plus"] not in [container.get_label() for container in best.containers]
     for size, factor in (("s", 0.5), ("d", 2.0)):
         drawn = line(best, LEADING[size][0])
