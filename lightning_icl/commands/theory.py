@@ -32,7 +32,7 @@ from lightning_icl.functional.references import (
     ZeroPredictor,
     whole_prompts,
 )
-from lightning_icl.functional.risk import mean_with_interval
+from lightning_icl.functional.risk import Interval, mean_with_interval
 from lightning_icl.functional.tasks import LinearTask, SparseLinearRegression, Task
 from lightning_icl.record import journal
 from lightning_icl.record.lines import wrapped
@@ -40,6 +40,7 @@ from lightning_icl.record.loading import line_of
 from lightning_icl.record.rows import Measurement, Row, frame, plain
 
 N_QUERIES = 16  # of a prompt
+CAP = 10.0  # times the zero predictor's risk: an error above it is of a prompt on which an algorithm diverged
 MAX_SUPPORTS = 40_000  # that Bayes sums over for each prompt: 32 choose 4, a few seconds for 1,000 prompts
 OPTIONS = {"d": "n_dims", "s": "sparsity", "sigma": "noise_std", "correlation": "correlation"}  # of the task
 WHOLE = ("n", "d", "s", "T")  # axes of whole numbers
@@ -48,7 +49,7 @@ DEFAULT_AXES: dict[str, list[float]] = {
     "n": [8, 16, 32, 64, 128],
     "d": [8, 16, 32, 64, 128],
     "s": [1, 2, 4, 8, 16],
-    "sigma": [0, 0.1, 0.2, 0.4, 0.8, 1.6],
+    "sigma": [0, 0.2, 0.4, 0.8, 1.6],
     "T": [1, 2, 5, 10, 20, 50, 100],
     "correlation": [0, 0.3, 0.5, 0.7, 0.9],
 }
@@ -79,7 +80,8 @@ class Setting(NamedTuple):
         """Where it stands on each of AXES but the one that is swept, such as "n = 32, d = 16"."""
         of_task = {axis: getattr(self.task, option, None) for axis, option in OPTIONS.items()}
         values = {"n": self.n_points} | of_task | {"T": self.steps}
-        return ", ".join(f"{AXES[a].symbol} = {v}" for a, v in values.items() if v is not None and a != swept)
+        shown = {a: f"{v:g}" if isinstance(v, float) else v for a, v in values.items() if v is not None and a != swept}
+        return ", ".join(f"{AXES[a].symbol} = {v}" for a, v in shown.items())
 
 
 def theory(
@@ -228,17 +230,30 @@ def theory_rows(axis: str, value: float | int, setting: Setting, scores: Scores)
     place, n = f"theory/{axis}/{value:g}", setting.n_points
     known_steps = axis == "T"  # so best stopping has no place there
     found = scores(setting, {a: of for a, of in arms(setting).items() if not (known_steps and a.startswith("best/"))})
+    cap = CAP * float(found["zero"].errors.mean())
     for arm, score in found.items():
-        yield Row(f"{place}/risk/{arm}", *mean_with_interval(score.errors), n_points=n, note=score.label)
+        mean = difference_interval(score.errors, torch.zeros_like(score.errors), cap)
+        yield Row(f"{place}/risk/{arm}", *mean, n_points=n, note=score.label)
         if score.unstable is not None:
             yield Row(f"{place}/unstable/{arm}", float(score.unstable.double().mean()), n_points=n)
     for rule, rival in itertools.product(RULES, RIVALS):
         ours, other = (f"{rule}/preprocess_then_gd", rival if rival in found else f"{rule}/{rival}")
         if ours in found and other in found:
-            difference = mean_with_interval(found[ours].errors - found[other].errors)
+            difference = difference_interval(found[ours].errors, found[other].errors, cap)
             yield Row(f"{place}/difference/{rule}/{rival}", *difference, n_points=n)
     for size, risk in leading_orders(setting).items():
         yield Row(f"{place}/leading_order/{size}", risk, n_points=n)
+
+
+def difference_interval(ours: Float[Tensor, " prompts"], others: Float[Tensor, " prompts"], cap: float) -> Interval:
+    """The mean of ours - others over prompts, with a 95 % interval that is of use also where one of them diverges.
+
+    Its low end is that of min(ours, cap) - others, and its high end that of ours - min(others, cap): since
+    E min(e, cap) <= E e, both hold for the mean itself. Where no error is above the cap it is the usual interval.
+    """
+    low = mean_with_interval(ours.clamp(max=cap) - others).low
+    high = mean_with_interval(ours - others.clamp(max=cap)).high
+    return Interval(float((ours - others).mean()), low, high)
 
 
 def leading_orders(setting: Setting) -> dict[str, float]:
@@ -257,8 +272,8 @@ def report(rows: pd.DataFrame, standard: Setting, prompts: int) -> list[str]:
     """Sentences on where preprocess-then-GD is above its rivals, with the largest differences either way."""
     lines = [
         "Preprocess + GD (P-GD) against GD, GD++ and ridge: its excess risk minus theirs,",
-        f"paired over {prompts:,} prompts; ± and what is called above or below: 95 %, each",
-        "comparison on its own.",
+        f"paired over {prompts:,} prompts, [its 95 % interval]; above or below where that is",
+        "all on one side of 0. Each comparison stands on its own.",
     ]
     differences = style.parts(rows, r"theory/(?P<axis>\w+)/(?P<at>[^/]+)/difference/(?P<rule>\w+)/(?P<rival>\w+)")
     for axis, of_axis in differences.groupby("axis", sort=False):
@@ -279,7 +294,7 @@ def report(rows: pd.DataFrame, standard: Setting, prompts: int) -> list[str]:
 def compared(differences: pd.DataFrame, symbol: str) -> str:
     """Where these differences (columns at, value, low, high) are above 0, below 0 and neither, in words.
 
-    "above at n = 16, 32 (at 32 by 1.3 ± 0.2), below nowhere, undecided at n = 8".
+    "above at n = 16, 32 (at 32 by 1.30 [1.10, 1.50]), below nowhere, undecided at n = 8".
     """
     sides = {
         "above": differences[differences["low"] > 0],
@@ -291,8 +306,8 @@ def compared(differences: pd.DataFrame, symbol: str) -> str:
             said.append(f"{side} nowhere")
             continue
         most = found.loc[found["value"].abs().idxmax()]
-        size, half = style.number(abs(most["value"])), style.number((most["high"] - most["low"]) / 2)
-        said.append(f"{side} at {symbol} = {', '.join(found['at'])} (at {most['at']} by {size} ± {half})")
+        low, size, high = (style.number(end) for end in sorted(abs(most[key]) for key in ("low", "value", "high")))
+        said.append(f"{side} at {symbol} = {', '.join(found['at'])} (at {most['at']} by {size} [{low}, {high}])")
     open_ones = differences[(differences["low"] <= 0) & (differences["high"] >= 0)]
     return ", ".join(said) + (f", undecided at {symbol} = {', '.join(open_ones['at'])}" if len(open_ones) else "")
 
@@ -301,8 +316,8 @@ def _unstable(rows: pd.DataFrame, axis: str) -> str:
     """How often preprocess-then-GD's one step size is too large: why its mean has so wide an interval."""
     shares = style.parts(rows, rf"theory/{axis}/(?P<at>[^/]+)/unstable/shared/preprocess_then_gd")
     most = shares.loc[shares["value"].idxmax()]
-    share, place = f"{most['value']:.2g}", f"{AXES[axis].symbol} = {most['at']}"
-    return f"its step is above 2/λmax, where it diverges, on a share of {share} of prompts or less ({place})"
+    share, place = f"{100 * most['value']:.2g} %", f"{AXES[axis].symbol} = {most['at']}"
+    return f"its step is above 2/λmax, where steps diverge, on at most {share} of prompts (at {place})"
 
 
 def _without_bayes(rows: pd.DataFrame, axis: str) -> list[str]:

@@ -10,10 +10,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_icl import SparseLinearRegression
 from lightning_icl.cli import main
-from lightning_icl.commands.theory import Scores, Setting, arms, compared, leading_orders, theory_rows
+from lightning_icl.commands.theory import (
+    Scores,
+    Setting,
+    arms,
+    compared,
+    difference_interval,
+    leading_orders,
+    theory_rows,
+)
 from lightning_icl.functional.references import GD, LeastSquares, OracleLeastSquares, PreprocessThenGD
 from lightning_icl.functional.references.iterative import RELATIVE_STEPS
-from lightning_icl.functional.risk import mean_and_standard_error
+from lightning_icl.functional.risk import mean_and_standard_error, mean_with_interval
 from lightning_icl.functional.tasks import LinearRegression, QuadraticRegression
 from lightning_icl.record import journal
 from lightning_icl.record.loading import measured_table, read_record
@@ -159,13 +167,35 @@ def test_a_step_is_too_large_where_it_is_above_2_over_the_largest_curvature():
     assert per_prompt.unstable is None
 
 
+def test_a_prompt_that_diverges_hides_no_difference_and_others_have_the_usual_interval():
+    generator = torch.Generator().manual_seed(0)
+    ours, others = torch.rand(2, 200, generator=generator, dtype=torch.float64)
+    assert difference_interval(ours, others, 1.0) == mean_with_interval(ours - others)
+    ours = ours + 1
+    ours[7] = 1e6
+    assert mean_with_interval(ours - others).low < 0
+    found = difference_interval(ours, others, 40.0)
+    assert (found.value, found.high) == mean_with_interval(ours - others)[::2]
+    assert 0.5 < found.low < 1 < found.value
+    turned = difference_interval(others, ours, 40.0)
+    assert tuple(turned) == pytest.approx((-found.value, -found.high, -found.low), rel=1e-9)
+
+
+def test_its_low_end_holds_for_the_mean_of_a_law_with_a_long_tail():
+    """Pareto's law of index 1.5 has mean 3 and no variance; a low end lies above it in at most 2.5 % of samples."""
+    uniform = torch.rand(1000, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lows = [difference_interval(errors, torch.zeros_like(errors), 30.0).low for errors in uniform ** (-1 / 1.5)]
+    assert sum(low > 3 for low in lows) < 1000 * 0.025 + 3 * (1000 * 0.025) ** 0.5
+    assert sum(low > 1 for low in lows) > 950  # and says something, as the least possible error is 1
+
+
 def test_where_it_is_above_and_below_follows_from_the_intervals():
     intervals = [("8", 0.1, 0.3), ("16", 1.1, 1.3), ("32", -0.1, 0.3), ("64", -0.5, -0.3)]
     places = pd.DataFrame([(at, (low + high) / 2, low, high) for at, low, high in intervals])
     places.columns = ["at", "value", "low", "high"]
     said = compared(places[:3], "n")
-    assert said == "above at n = 8, 16 (at 16 by 1.20 ± 0.100), below nowhere, undecided at n = 32"
-    assert "below at n = 64 (at 64 by 0.400 ± 0.100), undecided at n = 32" in compared(places, "n")
+    assert said == "above at n = 8, 16 (at 16 by 1.20 [1.10, 1.30]), below nowhere, undecided at n = 32"
+    assert "below at n = 64 (at 64 by 0.400 [0.300, 0.500]), undecided at n = 32" in compared(places, "n")
 
 
 def test_the_sentences_and_the_files_say_what_the_rows_say(tmp_path, capsys):
