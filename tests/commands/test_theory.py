@@ -1,11 +1,13 @@
 """lightning-icl theory, against loops of numpy, PAPER.md section 7 and its own rows."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_icl import SparseLinearRegression
@@ -24,7 +26,8 @@ from lightning_icl.functional.references.iterative import RELATIVE_STEPS
 from lightning_icl.functional.risk import mean_and_standard_error, mean_with_interval
 from lightning_icl.functional.tasks import LinearRegression, QuadraticRegression
 from lightning_icl.record import journal
-from lightning_icl.record.loading import measured_table, read_record
+from lightning_icl.record.loading import line_of, measured_table, read_record
+from lightning_icl.record.rows import Measurement, Row
 from lightning_icl.studies.gather import damage
 
 SMALL = ["--task.n_dims", "4", "--task.sparsity", "2", "--prompts", "24", "--tuning_prompts", "16"]
@@ -222,6 +225,17 @@ def test_the_sentences_and_the_files_say_what_the_rows_say(tmp_path, capsys):
     assert events.Tags()["images"] == [f"theory/{name}" for name in names]
     for name, suffix in itertools.product(names, ("png", "svg")):
         assert (tmp_path / "out" / f"{name}.{suffix}").stat().st_size > 1000
+
+
+def test_the_pages_piece_shows_the_numbers_of_the_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theory").mkdir()
+    row = Row("theory/n/8/risk/ridge", 0.5, 0.4, 0.6, n_points=8)
+    measurement = Measurement("Theory", 0, {"command": "theory", "seed": 0}, [row])
+    journal.append(tmp_path / "theory" / journal.NAME, line_of(measurement))
+    (piece,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "theory.md").read_text(), flags=re.DOTALL)
+    exec(piece, {})
+    assert "theory/n/8/risk/ridge    0.5  0.4   0.6" in capsys.readouterr().out
 
 
 def test_a_task_without_weights_has_no_approximation_and_folders_are_new(tmp_path, monkeypatch, capsys):
