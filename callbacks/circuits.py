@@ -67,7 +67,10 @@ class Circuits(Analysis):
         ]
         places = rows.set_index(["metric", "layer", "head"])["value"]
         identity, y, step = (places[f"circuits/{name}"] for name in ("query_key_identity", "prediction_y", "step"))
-        for layer, shares in (identity * y)[step.notna()].fillna(0).groupby(level="layer"):
-            at = shares.idxmax()
-            lines.append(f"  layer {layer}: head {at[1]}, {identity[at]:.0%} and {y[at]:.0%}, step {step[at]:.3g}")
+        for layer, shares in (identity * y)[step.notna()].groupby(level="layer"):
+            said = "no head compares x with x and writes to the prediction, directly"
+            if shares.notna().any():
+                at = shares.idxmax()
+                said = f"head {at[1]}, {identity[at]:.0%} and {y[at]:.0%}, step {step[at]:.3g}"
+            lines.append(f"  layer {layer}: {said}")
         return lines

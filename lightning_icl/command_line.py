@@ -7,6 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,7 @@ from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, set_run_folder
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
+from lightning_icl.transformer import Transformer
 
 CONFIG = "config.yaml"  # in a run's folder
 
@@ -121,6 +123,8 @@ class ICLCommandLine(LightningCLI):
         if self.subcommand is not None:
             config = self.config[self.subcommand]
             self._find_run(config)
+            if config.model.construction is not None:
+                set_constructed_shape(config.model)
             if config.cpu_threads is not None:
                 torch.set_num_threads(config.cpu_threads)
             check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
@@ -234,6 +238,22 @@ class ICLCommandLine(LightningCLI):
             for path in self.made[1:]:
                 with suppress(OSError):
                     path.rmdir()
+
+
+def set_constructed_shape(model: Namespace) -> None:
+    """Give the model the shape of its construction where the config leaves it at the defaults."""
+    try:
+        made = class_of(model.construction)(**model.construction.get("init_args", Namespace()))
+        shape = made.options(model.n_dims)
+    except ValueError as error:
+        raise InputError(f"model.construction: {error}") from error
+    defaults = signature(Transformer).parameters
+    as_default = [name for name in shape if _listed(model[name]) == _listed(defaults[name].default)]
+    model.update(Namespace({name: shape[name] for name in as_default}))
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def n_dims(task: Namespace | None) -> int | None:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
+from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import did_you_mean
 from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.functional.references import Reference
@@ -131,7 +132,7 @@ def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
     )
     if not found:
         return None
-    bases = (Task, Spectrum, Callback, Logger, Reference, PruningStrategy, *_named_bases(message))
+    bases = (Task, Spectrum, Callback, Logger, Reference, Construction, PruningStrategy, *_named_bases(message))
     wanted = [base for base in bases if f"{base.__name__}'>" in message or f"{base.__name__}]" in message]
     known = [c.__name__ for base in wanted or bases for c in _subclasses(base) if _is_usable(c)]
     return f"{_key(message)}there is no class {found[1]!r}; {did_you_mean(found[1], known)}"

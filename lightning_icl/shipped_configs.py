@@ -1,4 +1,4 @@
-"""The configs that come with the package, named as in a clone of it: configs/NAME.yaml, configs/studies/NAME.yaml."""
+"""The configs that come with the package, named as in a clone of it, such as configs/studies/NAME.yaml."""
 
 from pathlib import Path
 
@@ -10,12 +10,10 @@ def config_file(name: str) -> Path | None:
     path = Path(name)
     if path.is_file():
         return path
-    folders = path.parts[:-1]
-    if folders in ((), ("configs",)) and (SHIPPED / path.name).is_file():
-        return SHIPPED / path.name
-    if folders in ((), ("studies",), ("configs", "studies")) and (SHIPPED / "studies" / path.name).is_file():
-        return SHIPPED / "studies" / path.name
-    return None
+    inside = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+    folders = ("", "studies", "constructed") if len(path.parts) == 1 else ("",)
+    found = (SHIPPED.joinpath(folder, *inside) for folder in folders)
+    return next((file for file in found if not path.is_absolute() and file.is_file()), None)
 
 
 def shipped_names() -> list[str]:

@@ -12,6 +12,7 @@ from lightning_icl import cli, load_run
 
 # full_analysis.yaml goes on top of another.
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "full_analysis")
+CONFIGS += sorted((ROOT / "configs" / "constructed").glob("*.yaml"))
 SCRIPTS = Path(sys.executable).parent
 
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from lightning_icl.commands.run import _FitReader
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "configs" / "constructed" / "gd.yaml"]
 DEBUG = yaml.safe_load((ROOT / "configs" / "debug.yaml").read_text())
 
 

@@ -19,7 +19,7 @@ ROUTES = ["checkout", "sdist"]
 def shipped_files():
     """Path in a wheel -> the bytes it must have there, for what only symlinks bring into the package."""
     package = ROOT / "lightning_icl"
-    paths = [*package.glob("callbacks/*.py"), *package.glob("configs/*.yaml"), package / "py.typed"]
+    paths = [*package.glob("callbacks/*.py"), *package.glob("configs/**/*.yaml"), package / "py.typed"]
     return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in paths}
 
 

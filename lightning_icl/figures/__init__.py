@@ -3,6 +3,7 @@
 
 from lightning_icl.figures.algorithms import algorithm_match
 from lightning_icl.figures.circuits import attention_maps, output_value_maps, prediction_rows, query_key_maps
+from lightning_icl.figures.constructions import construction_course
 from lightning_icl.figures.files import write_figure
 from lightning_icl.figures.heads import importance_map, score_maps, specialisation
 from lightning_icl.figures.p_probing import p_probing_risks

@@ -61,6 +61,7 @@ def test_the_closing_table_names_the_head_of_each_layer_that_is_most_a_gradient_
         1: [(0.9, 0.1, 3.0), (0.5, 0.5, -0.25)],
         2: [(math.nan, 0.9, 1.0), (0.2, 0.2, 0.5)],
         3: [(0.1, 0.1, None)],
+        4: [(math.nan, 1.0, 0.0)],
     }
     rows = frame(
         Row(f"circuits/{name}", value, layer=layer, head=head)
@@ -69,5 +70,9 @@ def test_the_closing_table_names_the_head_of_each_layer_that_is_most_a_gradient_
         for name, value in zip(("query_key_identity", "prediction_y", "step"), values, strict=True)
     )
     lines = Circuits().summary(rows)
-    assert lines[2:] == ["  layer 1: head 2, 50% and 50%, step -0.25", "  layer 2: head 2, 20% and 20%, step 0.5"]
+    assert lines[2:] == [
+        "  layer 1: head 2, 50% and 50%, step -0.25",
+        "  layer 2: head 2, 20% and 20%, step 0.5",
+        "  layer 4: no head compares x with x and writes to the prediction, directly",
+    ]
     assert max(map(len, lines)) <= 80

@@ -1,0 +1,359 @@
+"""Transformers whose weights are written down, not trained, so that their algorithm is known. PAPER.md section 7.
+
+The residual stream holds copies of x, x as a first layer rescaled it, and a label slot that starts as y at the examples
+and 0 at a query. One head of linear attention (scores divided by the number n of keys, no softmax) adds to every token
+k a sum over the examples, (1/n) sum_i <K h_i, Q h_k> O V h_i. With features phi in K and Q, and the label slot in V:
+
+    y_k <- y_k - (eta/n) sum_i y_i <phi_i, phi_k>
+
+is one step of gradient descent on (1/2n) ||y - Phi w||^2: after t of them the slot holds y_i - <w_t, phi_i> at an
+example and -<w_t, phi_q> at a query, so the read-out is minus the query's slot (von Oswald et al. 2023). A step size of
+each prompt's own, such as 1 / lambda_max, cannot be written so: all have one for all prompts.
+
+    from lightning_icl import Transformer
+    from lightning_icl.functional.constructions import ConstructedGD
+
+    c = ConstructedGD(steps=3, step_size=0.2)
+    model = Transformer(8, **c.options(8)).double()
+    model.load_state_dict(c.state(8))
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import gd_plus_plus_path, preprocess_then_gd_path
+
+
+class Head(NamedTuple):
+    """A head that adds (1/n) sum_i <key h_i, query h_k> output value h_i to every token k, of any inner sizes."""
+
+    query: Float[Tensor, "size d_model"]
+    key: Float[Tensor, "size d_model"]
+    value: Float[Tensor, "value_size d_model"]
+    output: Float[Tensor, "d_model value_size"]
+
+    @property
+    def size(self) -> int:
+        """The least head_dim it fits in."""
+        return max(len(self.query), len(self.value))
+
+
+class WrittenNetwork(NamedTuple):
+    """A network head by head: what ``Transformer(n_dims, **options)`` with ``state`` as its weights computes."""
+
+    read_in: Float[Tensor, "d_model inputs"]
+    layers: list[list[Head]]
+    read_out: Float[Tensor, " d_model"]
+    attention: Literal["linear", "softmax"] = "linear"
+
+    def options(self) -> dict[str, Any]:
+        """The options of a Transformer of this shape, besides n_dims."""
+        return {
+            "d_model": len(self.read_in),
+            "heads": [len(heads) for heads in self.layers],
+            "attention": self.attention,
+            "mask": "context",
+            "mlp": False,
+            "norm": "none",
+            "head_dim": [max((head.size for head in heads), default=1) for heads in self.layers],
+            "position": "none",
+            "layout": "pairs",
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The state dict of a Transformer of this shape, in float64; smaller heads are filled up with zeros."""
+        weight, bias = self.read_out[None], torch.zeros(1, dtype=torch.float64)
+        state = {"read_in.weight": self.read_in, "read_in.bias": torch.zeros_like(self.read_out)}
+        for i, (heads, size) in enumerate(zip(self.layers, self.options()["head_dim"], strict=True)):
+            if not heads:
+                continue
+            for part in ("query", "key", "value"):
+                # Transformer divides scores by sqrt(head_dim), which the queries make good.
+                scale = size**0.5 if part == "query" else 1.0
+                rows = [scale * _filled(getattr(head, part), size) for head in heads]
+                state[f"layers.{i}.attention.{part}.weight"] = torch.cat(rows)
+            columns = [_filled(head.output.T, size).T for head in heads]
+            state[f"layers.{i}.attention.output.weight"] = torch.cat(columns, dim=1)
+        return state | {"read_out.weight": weight, "read_out.bias": bias}
+
+    def changed(self, layer: int, heads: Sequence[Head]) -> "WrittenNetwork":
+        """The network with other heads in one layer, counted from 1."""
+        return self._replace(layers=[list(heads) if i == layer else old for i, old in enumerate(self.layers, start=1)])
+
+    def in_softmax(self, scale: float) -> "WrittenNetwork":
+        """The network with softmax attention, whose heads do in pairs what one head did, but for the keys' mean.
+
+        softmax_i(c s_i) = (1 + c (s_i - mean s)) / n + O(c^2). Two heads with scores c s_i and -c s_i, the one adding
+        1 / 2c of what it reads and the other subtracting it, add (1/n) sum_i (s_i - mean s) v_i + O(c^2): the linear
+        head with its keys less their mean (He et al. 2025). In floating point the difference of the two heads loses
+        log10(1 / c) digits, so that float32 is best near c = 1e-2.
+        """
+
+        def pair(head: Head) -> list[Head]:
+            return [
+                head._replace(query=sign * scale * head.query, output=sign / (2 * scale) * head.output)
+                for sign in (1, -1)
+            ]
+
+        layers = [[half for head in heads for half in pair(head)] for heads in self.layers]
+        return self._replace(layers=layers, attention="softmax")
+
+
+class Construction(ABC):
+    """A network that runs a known algorithm, for any number of dimensions; a configuration of it is its arguments.
+
+    Args:
+        softmax_scale: write it in softmax attention, two heads for each, with scores this small, which runs the
+            algorithm on the examples less their mean up to an error of order softmax_scale^2; None is linear attention,
+            which runs it exactly.
+        weight_noise: standard deviation of Gaussian noise on every weight, to start a training beside the algorithm.
+        seed: of that noise.
+    """
+
+    steps: int
+
+    def __init__(self, softmax_scale: float | None = None, weight_noise: float = 0.0, seed: int = 0) -> None:
+        if softmax_scale is not None and not 0 < softmax_scale < math.inf:
+            raise InputError(f"softmax_scale is {softmax_scale}, but it must be a finite number above 0, or null.")
+        if not 0 <= weight_noise < math.inf:
+            raise InputError(f"weight_noise is {weight_noise}, but it must be a finite number that is 0 or larger.")
+        self.softmax_scale, self.weight_noise, self.seed = softmax_scale, weight_noise, seed
+
+    @abstractmethod
+    def linear_network(self, n_dims: int) -> WrittenNetwork:
+        """The network in linear attention, without noise."""
+
+    @abstractmethod
+    def linear_path(
+        self, x: Float[Tensor, "batch points dims"], y: Float[Tensor, "batch points"]
+    ) -> Float[Tensor, "states batch dims"]:
+        """``path`` in linear attention."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The algorithm in words, such as "preprocess + GD, 3 steps of 0.2"."""
+
+    def network(self, n_dims: int) -> WrittenNetwork:
+        """The network without noise."""
+        network = self.linear_network(n_dims)
+        return network if self.softmax_scale is None else network.in_softmax(self.softmax_scale)
+
+    def options(self, n_dims: int) -> dict[str, Any]:
+        """The options of its Transformer, besides n_dims."""
+        return self.network(n_dims).options()
+
+    def state(self, n_dims: int) -> dict[str, Tensor]:
+        """The state dict of its Transformer, in float64."""
+        generator = Generator().manual_seed(self.seed)
+        return {
+            name: weight + self.weight_noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+            for name, weight in self.network(n_dims).state().items()
+        }
+
+    def path(
+        self, x: Float[Tensor, "batch points dims"], y: Float[Tensor, "batch points"]
+    ) -> Float[Tensor, "states batch dims"]:
+        """The algorithm's weights w after the read-in (0) and after each layer: the read-out there is <w, x_q>."""
+        if self.softmax_scale is not None:
+            x, y = x - x.mean(dim=1, keepdim=True), y - y.mean(dim=1, keepdim=True)
+        return self.linear_path(x, y)
+
+
+class ConstructedGD(Construction):
+    """Gradient descent on (1/2n) ||y - X w||^2 from 0, a step and a head a layer; hidden = [x | y].
+
+    With a ``matrix`` A it is preconditioned gradient descent, w <- w - step_size A grad (Ahn et al. 2023).
+
+    Args:
+        steps: number of steps, and of layers.
+        step_size: eta, one for all prompts.
+        matrix: A, (dims, dims), row by row; the identity if left out.
+        **written: softmax_scale, weight_noise and seed, as in Construction.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        step_size: float,
+        matrix: Sequence[Sequence[float]] | None = None,
+        **written: Any,
+    ) -> None:
+        super().__init__(**written)
+        _check(steps, step_size)
+        if matrix is not None and not all(len(row) == len(matrix) for row in matrix):
+            raise InputError(
+                f"matrix has rows of {[len(row) for row in matrix]}, but it must be as wide as it is long."
+            )
+        self.steps, self.step_size = steps, step_size
+        self.matrix = None if matrix is None else torch.as_tensor(matrix, dtype=torch.float64)
+
+    def linear_network(self, n_dims: int) -> WrittenNetwork:
+        if self.matrix is not None and len(self.matrix) != n_dims:
+            raise InputError(f"matrix has {len(self.matrix)} rows, but the prompts have n_dims {n_dims}.")
+        matrix = _eye(n_dims) if self.matrix is None else self.matrix
+        x, y = _eye(n_dims + 1).split([n_dims, 1])
+        # <x_i, A^T x_k> = <A x_i, x_k>: the step's direction A x_i.
+        step = Head(query=matrix.T @ x, key=x, value=y, output=-self.step_size * y.T)
+        return WrittenNetwork(_eye(n_dims + 1), [[step] for _ in range(self.steps)], -y[0])
+
+    def linear_path(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.matrix is None:
+            return preprocess_then_gd_path(x, y, self.steps, self.step_size, power=0.0)
+        path = [x.new_zeros(len(x), x.shape[2])]
+        for _ in range(self.steps):
+            residual = y - torch.einsum("bpd,bd->bp", x, path[-1])
+            descent = torch.einsum("bpd,bp->bd", x, residual) / x.shape[1]
+            path.append(path[-1] + self.step_size * descent @ self.matrix.to(x).T)
+        return torch.stack(path)
+
+    def __str__(self) -> str:
+        return f"{'' if self.matrix is None else 'preconditioned '}GD, {self.steps} steps of {self.step_size:g}"
+
+
+class ConstructedPreprocessThenGD(Construction):
+    """Layer 1 makes R_hat x, by a head of size 1 for each coordinate; later layers, of one head each, descend on that.
+
+    hidden = [x | R_hat x | y]. Head j of layer 1 has the label as its key, x_j as its query and value, and so adds
+    x_kj (1/n) sum_i y_i x_ij = r_hat_j x_kj to the slot of coordinate j. diag(r_hat) x is a sum of d products of a
+    query and a value, so fewer heads cannot make all of it: with ``coordinates`` the others' slots stay 0, and so do
+    their weights, which costs least where E w_j^2 Var(x_j) is least (all choices are alike where the law is).
+
+    Args:
+        steps: number of steps; there is one layer more.
+        step_size: eta, one for all prompts. On n = 40 examples with two weights of +-1, .2 is stable; at n = 16 and .3
+            the iteration diverges on rare prompts.
+        coordinates: which coordinates layer 1 has a head for, counted from 1; all if left out.
+        **written: softmax_scale, weight_noise and seed, as in Construction.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        step_size: float,
+        coordinates: Sequence[int] | None = None,
+        **written: Any,
+    ) -> None:
+        super().__init__(**written)
+        _check(steps, step_size)
+        if coordinates is not None and (len(set(coordinates)) < len(coordinates) or min(coordinates, default=0) < 1):
+            raise InputError(f"coordinates is {list(coordinates)}, but it must name each once, counted from 1.")
+        self.steps, self.step_size, self.coordinates = steps, step_size, coordinates
+
+    def linear_network(self, n_dims: int) -> WrittenNetwork:
+        kept = [j - 1 for j in self.coordinates or range(1, n_dims + 1)]
+        if max(kept) >= n_dims:
+            raise InputError(f"coordinates has {max(kept) + 1}, but the prompts have n_dims {n_dims}.")
+        x, rescaled, y = _eye(2 * n_dims + 1).split([n_dims, n_dims, 1])
+        first = [Head(query=x[[j]], key=y, value=x[[j]], output=rescaled[[j]].T) for j in kept]
+        step = Head(query=rescaled, key=rescaled, value=y, output=-self.step_size * y.T)
+        read_in = torch.cat([x, y]).T
+        return WrittenNetwork(read_in, [first, *([step] for _ in range(self.steps))], -y[0])
+
+    def linear_path(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.coordinates is not None:
+            kept = torch.zeros(x.shape[2], dtype=x.dtype, device=x.device)
+            kept[[j - 1 for j in self.coordinates]] = 1
+            x = x * kept
+        path = preprocess_then_gd_path(x, y, self.steps, self.step_size)
+        return torch.cat([path[:1], path])  # layer 1 predicts nothing yet
+
+    def __str__(self) -> str:
+        what = "" if self.coordinates is None else f" on {len(self.coordinates)} coordinates"
+        return f"preprocess + GD{what}, {self.steps} steps of {self.step_size:g}"
+
+
+class ConstructedGDPlusPlus(Construction):
+    """GD++ (von Oswald et al. 2023): each layer's head takes a step and maps x to (I - gamma C) x, C = X^T X / n.
+
+    hidden = [x | y]; the head's scores are <x_i, x_k>, its values (x_i, y_i), so its size is d + 1.
+
+    Args:
+        steps: number of steps, and of layers.
+        step_size: eta, one for all prompts.
+        gamma: one for all prompts, below 1 / lambda_max(C) to keep every direction; 0 is gradient descent.
+        **written: softmax_scale, weight_noise and seed, as in Construction.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        step_size: float,
+        gamma: float,
+        **written: Any,
+    ) -> None:
+        super().__init__(**written)
+        _check(steps, step_size)
+        if not 0 <= gamma < math.inf:
+            raise InputError(f"gamma is {gamma}, but it must be a finite number that is 0 or larger.")
+        self.steps, self.step_size, self.gamma = steps, step_size, gamma
+
+    def linear_network(self, n_dims: int) -> WrittenNetwork:
+        x, y = _eye(n_dims + 1).split([n_dims, 1])
+        value = torch.cat([x, y])
+        layer = Head(query=x, key=x, value=value, output=-torch.cat([self.gamma * x, self.step_size * y]).T)
+        return WrittenNetwork(_eye(n_dims + 1), [[layer] for _ in range(self.steps)], -y[0])
+
+    def linear_path(self, x: Tensor, y: Tensor) -> Tensor:
+        return gd_plus_plus_path(x, y, self.steps, self.step_size, self.gamma)
+
+    def __str__(self) -> str:
+        return f"GD++, {self.steps} steps of {self.step_size:g}, gamma {self.gamma:g}"
+
+
+def with_idle_head(network: WrittenNetwork, layer: int, generator: Generator, size: float = 0.0) -> WrittenNetwork:
+    """One head more in a layer, counted from 1, that attends at random and adds next to nothing: ``size`` times it."""
+    query, key, value, output = (
+        torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in network.layers[layer - 1][0]
+    )
+    return network.changed(layer, [*network.layers[layer - 1], Head(query, key, value, size * output)])
+
+
+def with_duplicate(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:
+    """The head (counted from 1) as two alike, each of which adds half: the function is the same."""
+    heads = list(network.layers[layer - 1])
+    half = heads[head - 1]._replace(output=heads[head - 1].output / 2)
+    return network.changed(layer, [*heads[: head - 1], half, half, *heads[head:]])
+
+
+def with_cancelling_pair(network: WrittenNetwork, layer: int, head: int, size: float = 1.0) -> WrittenNetwork:
+    """Two heads more: one adds ``size`` times what a head adds, the other subtracts it. The function is the same."""
+    heads = network.layers[layer - 1]
+    pair = [heads[head - 1]._replace(output=sign * size * heads[head - 1].output) for sign in (1, -1)]
+    return network.changed(layer, [*heads, *pair])
+
+
+def with_swapped_heads(network: WrittenNetwork, one: tuple[int, int], other: tuple[int, int]) -> WrittenNetwork:
+    """Two heads, each given as (layer, head) from 1, in each other's place."""
+    layers = [list(heads) for heads in network.layers]
+    (i, j), (k, m) = ((layer - 1, head - 1) for layer, head in (one, other))
+    layers[i][j], layers[k][m] = layers[k][m], layers[i][j]
+    return network._replace(layers=layers)
+
+
+def with_flipped_sign(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:
+    """A head that subtracts what it added: a step of descent becomes one of ascent."""
+    heads = list(network.layers[layer - 1])
+    heads[head - 1] = heads[head - 1]._replace(output=-heads[head - 1].output)
+    return network.changed(layer, heads)
+
+
+def _check(steps: int, step_size: float) -> None:
+    if steps < 1:
+        raise InputError(f"steps is {steps}, but a network needs at least 1.")
+    if not 0 < step_size < math.inf:
+        raise InputError(f"step_size is {step_size}, but it must be a finite number above 0.")
+
+
+def _eye(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def _filled(rows: Float[Tensor, "given d_model"], size: int) -> Float[Tensor, "size d_model"]:
+    return torch.nn.functional.pad(rows, (0, 0, 0, size - len(rows)))

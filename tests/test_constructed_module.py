@@ -1,0 +1,96 @@
+"""A module that starts as a construction: its shape, its checkpoints, and what a config may say beside it."""
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, small_data, small_trainer
+
+from lightning_icl import ICLModule, cli, load_run
+from lightning_icl.functional.constructions import ConstructedGD, ConstructedGDPlusPlus, ConstructedPreprocessThenGD
+from lightning_icl.functional.errors import InputError
+from lightning_icl.record.loading import loaded_module
+
+CONSTRUCTIONS = {
+    "gd": ConstructedGD(3, 0.2),
+    "preconditioned_gd": ConstructedGD(3, 0.2, torch.eye(4).add(torch.ones(4, 4).tril(-1), alpha=0.1).tolist()),
+    "preprocess_then_gd": ConstructedPreprocessThenGD(3, 0.2),
+    "some_coordinates": ConstructedPreprocessThenGD(2, 0.2, [1, 3]),
+    "gd_plus_plus": ConstructedGDPlusPlus(3, 0.2, 0.06),
+}
+GD = ROOT / "configs" / "constructed" / "gd.yaml"
+SMALL = ["--data.eval_prompts=16", "--data.eval_batch_size=16", "--trainer.callbacks=[]", "--figures.when=never"]
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTIONS)
+@pytest.mark.parametrize("n", [1, 8, 64])
+def test_every_layer_is_the_iterate_after_saving_and_loading(tmp_path, name, n, in_float64):
+    construction, data = CONSTRUCTIONS[name], small_data(n_points=n)
+    trainer = small_trainer(tmp_path, max_steps=0)
+    trainer.fit(ICLModule(n_dims=4, construction=construction), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    transformer = loaded_module(tmp_path / "it.ckpt").transformer
+    prompt = data.held_out("here", 6).double()
+    with torch.no_grad():
+        read = torch.stack([transformer.read(states) for states in transformer.on_prompt(prompt).query_states])
+    expected = torch.einsum("tbd,bqd->tbq", construction.path(prompt.x, prompt.y), prompt.x_query)
+    assert (read - expected).abs().max() < 1e-10 * max(1.0, float(expected.abs().max()))
+
+
+def test_the_shape_may_be_said_but_no_other():
+    given = {"heads": [1, 1, 1], "attention": "linear", "mlp": False}
+    assert ICLModule(n_dims=4, construction=ConstructedGD(3, 0.2), **given).transformer.heads == [1, 1, 1]
+    with pytest.raises(InputError, match=r"heads is \[8, 8\], but ConstructedGD is a network with heads \[1, 1, 1\]"):
+        ICLModule(n_dims=4, construction=ConstructedGD(3, 0.2), heads=[8, 8])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--model.heads=[8, 1]"],
+            "heads is [8, 1], but ConstructedGD is a network with heads [1, 1, 1]; leave it out.",
+        ),
+        (["--model.construction.steps=0"], "model.construction: steps is 0, but a network needs at least 1."),
+        (
+            ["--model.construction.matrix=[[1.0]]"],
+            "model.construction: matrix has 1 rows, but the prompts have n_dims 8.",
+        ),
+        (["--model.construction=ConstructedGd"], "ConstructedGD"),
+    ],
+)
+def test_a_wrong_construction_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, options, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["validate", "--config", str(GD), *SMALL, *QUIET, *options])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_from_the_command_line_starts_there_and_its_checkpoint_is_validated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["validate", "--config", str(GD), *SMALL, *QUIET])
+    cli.main(["fit", "--config", str(GD), *SMALL, *QUIET, "--trainer.max_steps=2", "--model.learning_rate=1e-9"])
+    runs = tmp_path / "lightning_logs"
+    config = yaml.safe_load((runs / "version_1" / "config.yaml").read_text())
+    assert config["model"]["heads"] == [1, 1, 1]
+    assert config["model"]["d_model"] == 9
+    assert load_run(runs / "version_1").module.construction is None
+    ckpt = str(runs / "version_1" / "checkpoints" / "last.ckpt")
+    cli.main(["validate", "--config", str(runs / "version_1" / "config.yaml"), "--ckpt_path", ckpt])
+    risks = [
+        load_run(runs / f"version_{i}").table.set_index("metric")["value"].get("val/excess_risk/transformer")
+        for i in (0, 2)
+    ]
+    state = load_run(runs / "version_1").model.state_dict()
+    for key, value in ConstructedGD(3, 0.2).state(8).items():
+        torch.testing.assert_close(state[key].double(), value, rtol=1e-6, atol=1e-6)
+    assert risks[0] == pytest.approx(risks[1]) or risks == [None, None]
