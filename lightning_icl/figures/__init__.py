@@ -10,3 +10,4 @@ from lightning_icl.figures.p_probing import p_probing_risks
 from lightning_icl.figures.probes import probe_map, probe_risks
 from lightning_icl.figures.pruning import greedy_path, pruning_risks
 from lightning_icl.figures.risks import risk_by_estimator, risk_by_points, risk_by_step, risk_by_stream
+from lightning_icl.figures.theory import theory_risks
