@@ -325,27 +325,29 @@ WRONG: dict[str, Wrong] = {
     "a step's sign flipped": Wrong(
         "preprocess-then-GD",
         lambda known: with_flipped_sign(known["preprocess-then-GD"].network(), 3, 1),
-        ("head importance",),
+        ("head importance", "algorithm match", "comparison"),
     ),
     "the first step's sign flipped": Wrong(
-        "GD", lambda known: with_flipped_sign(known["GD"].network(), 1, 1), ("head importance", "circuits")
+        "GD",
+        lambda known: with_flipped_sign(known["GD"].network(), 1, 1),
+        ("head importance", "circuits", "algorithm match", "comparison"),
     ),
     "two heads swapped between layers": Wrong(
         "preprocess-then-GD",
         lambda known: with_swapped_heads(known["preprocess-then-GD"].network(), (1, 1), (2, 1)),
-        ("head importance", "linear probe", "circuits"),
+        ("head importance", "linear probe", "circuits", "algorithm match", "comparison"),
     ),
     "a head of layer 1 gone": Wrong(
         "preprocess-then-GD",
         lambda known: (
             known["preprocess-then-GD"].network().changed(1, known["preprocess-then-GD"].network().layers[0][1:])
         ),
-        ("head importance", "head pruning", "linear probe", "circuits"),
+        ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison"),
     ),
     "no preprocessing": Wrong(
         "preprocess-then-GD",
         lambda known: known["GD"].network(),
-        ("head importance", "head pruning", "linear probe", "circuits"),
+        ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison"),
     ),
 }
 
