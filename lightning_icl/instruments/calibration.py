@@ -37,11 +37,13 @@ from lightning_icl.instruments.algorithms import READ_OUT, algorithm_distances, 
 from lightning_icl.instruments.alignment import state_alignment, weight_alignment
 from lightning_icl.instruments.circuits import head_circuits
 from lightning_icl.instruments.importance import head_importance
+from lightning_icl.instruments.p_probing import Training, claim, p_probing
 from lightning_icl.instruments.probing import probe_layers
 from lightning_icl.instruments.pruning import pruning_case
 from lightning_icl.transformer import Transformer
 
 EXACT = 1e-6  # relative deviation from the algorithm's own number, in float64
+MOST_STEPS = 8  # of the algorithms that a layer may be
 STEP_SIZE, GAMMA = 0.2137, 0.0567  # on no grid of the algorithm match
 
 
@@ -212,7 +214,7 @@ def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterat
     fit, choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11, 12))
     transformer = transformer_of(network, task.n_dims)
     algorithms = [
-        a for a in default_algorithms(task, max_steps=10) if isinstance(a, IterativeReference | Ridge | Lasso)
+        a for a in default_algorithms(task, max_steps=MOST_STEPS) if isinstance(a, IterativeReference | Ridge | Lasso)
     ]
     distances = algorithm_distances(transformer, fit, choose, score, task, algorithms, [n])
     names, exact = [], True
@@ -305,12 +307,37 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
             ),
             (
                 "a cancelling pair",
-                "each seems to matter; both together cost 0",
+                "each changes the risk alone; both together cost 0",
                 f"{each[0]:.3g} and {each[1]:.3g}; both {together:.1g}",
-                min(each) > 0 and abs(together) < 1e-9,
+                min(map(abs, each)) > 0.01 and abs(together) < 1e-9,
             ),
         )
     ]
+
+
+def p_probing_lines(n_dims: int, n_points: int, training: Training, seeds: Sequence[int], depths: int) -> list[Line]:
+    """The claim on layer 1 of preprocess-then-GD with d heads and with one, and on such layers that do nothing."""
+    known = known_networks(n_dims, n_points)["preprocess-then-GD"]
+    right = known.network()
+    fewest = ConstructedPreprocessThenGD(3, STEP_SIZE, [1]).network(n_dims)
+    networks = {"preprocess-then-GD": (right, fewest), "a layer 1 that does nothing": (_silent(right), _silent(fewest))}
+    found = []
+    for name, pair in networks.items():
+        models = {str(len(network.layers[0])): transformer_of(network, n_dims).float() for network in pair}
+        verdicts = [
+            claim(p_probing(models, known.task, n_points, depths, training=training._replace(seed=seed)).comparisons())
+            for seed in seeds
+        ]
+        holds = verdicts.count("HOLDS")
+        wanted = len(seeds) if pair[0] is right else 0
+        expected, said = f"HOLDS in {wanted} of {len(seeds)} seeds", f"in {holds}: {', '.join(verdicts)}"
+        found.append(Line("P-probing", name, expected, said, holds == wanted))
+    return found
+
+
+def _silent(network: WrittenNetwork) -> WrittenNetwork:
+    """The network with a layer 1 that adds nothing."""
+    return network.changed(1, [head._replace(output=0 * head.output) for head in network.layers[0]])
 
 
 class Wrong(NamedTuple):

@@ -143,8 +143,10 @@ def _sums(
 
 
 def best_of_groups(
-    candidates: Settings, groups: Float[Tensor, " candidates"], spd: Float[Tensor, " candidates"]
-) -> Settings:
+    candidates: Float[Tensor, "candidates parameters"],
+    groups: Float[Tensor, " candidates"],
+    spd: Float[Tensor, " candidates"],
+) -> Float[Tensor, "groups parameters"]:
     """The candidate of the least SPD in each group, such as those with one number of steps, in order."""
     spd = spd.nan_to_num(torch.inf)
     alike = [(groups == group).nonzero()[:, 0] for group in groups.unique()]
