@@ -116,7 +116,7 @@ def best_scale(products: Tensor, squares: Tensor) -> Tensor:
 
 def _sums(
     algorithm: SearchedReference,
-    candidates: Settings,
+    candidates: Float[Tensor, "candidates parameters"],
     problems: Problems,
     prediction: Float[Tensor, "readings batch queries"],
 ) -> tuple[Float[Tensor, "candidates readings"], Float[Tensor, " candidates"]]:
@@ -134,7 +134,9 @@ def _sums(
 
 
 def best_by_steps(
-    candidates: Settings, steps: Float[Tensor, " candidates"], spd: Float[Tensor, " candidates"]
+    candidates: Float[Tensor, "candidates parameters"],
+    steps: Float[Tensor, " candidates"],
+    spd: Float[Tensor, " candidates"],
 ) -> Settings:
     """The candidate of the least SPD for each number of steps."""
     spd = spd.nan_to_num(torch.inf)
