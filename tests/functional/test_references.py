@@ -276,7 +276,7 @@ def test_preconditioned_gd_takes_the_given_matrix_or_the_laws_inverse_covariance
     many = MIXED.sample(200_000, 1, 1, torch.Generator().manual_seed(0)).x[:, 0].double()
     moment = (many.T @ many / len(many)).numpy()
     np.testing.assert_allclose(MIXED.covariance, moment, atol=5 * (2 / len(many)) ** 0.5 * moment.max())
-    used = np.linalg.inv(MIXED.covariance) if matrix is None else np.array(matrix)
+    used = np.linalg.inv(MIXED.covariance.numpy()) if matrix is None else np.array(matrix)
     for b in range(4):
         for i, k in enumerate(problems.sizes.tolist()):
             by_hand = preconditioned_by_hand(prompt.x[b, :k].numpy(), prompt.y[b, :k].numpy(), 3, 0.2, used)
@@ -408,8 +408,8 @@ def test_the_default_references_of_a_law():
     [
         r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(),
         r.ElasticNet(), r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(),
-        r.PreconditionedGD(), r.FISTA(), r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(),
-        r.NearestNeighbours(),
+        r.FISTA(), r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(),
+        r.NearestNeighbours(), r.PreconditionedGD(),
     ],
     ids=lambda reference: reference.key,
 )  # fmt: skip
