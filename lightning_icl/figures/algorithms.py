@@ -30,7 +30,7 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
     n = found["n_points"].max()
     whole = found[found["n_points"] == n]
     names, readings = _names(whole), whole["place"].unique().tolist()
-    tall, wide = 0.8 + 0.5 * len(names), 1.4 + 0.98 * len(readings)
+    tall, wide = 0.8 + 0.5 * len(names), 1.4 + 1.05 * len(readings)
     beside = len(readings) <= SIDE_BY_SIDE
     maps = [list(KINDS)] if beside else [[number] * 2 for number in KINDS]
     ratios = [tall] * len(maps) + [2.6]
@@ -78,7 +78,7 @@ def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], re
         for place, said in settings.groupby(["row", "column"]):
             keys = said["number"].str.removeprefix("setting/").map(SYMBOLS)  # a probe's scale has none
             words = " ".join(f"{key}={value:.2g}" for key, value in zip(keys, said["mean"], strict=True) if key == key)
-            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 16)}"} if place in texts else {}
+            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 16)}".strip()} if place in texts else {}
         alike = whole[(whole["number"] == "excess_over_closest") & (whole["low"] <= 0)]
         frames = dict.fromkeys(zip(alike["row"], alike["column"], strict=True), "--")
     ranks = whole[whole["number"] == "rank"]

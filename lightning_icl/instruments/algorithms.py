@@ -331,8 +331,8 @@ def _ranked(
     def apart(closest: int) -> list[float]:
         return ((predictions - predictions[closest]).square().mean(dim=(1, 2)) / size.mean()).tolist()
 
-    def simplicity(i: int) -> tuple[float, ...]:
-        return families[i].n_free, found[i].setting.get("steps", 0), i
+    def simplicity(i: int) -> tuple[int, float, int]:
+        return families[i].n_free, found[i].setting.get("steps", 0.0), i
 
     spd = differences.mean(dim=1).clamp_min(EQUAL * size.mean()).nan_to_num(torch.inf).tolist()
     least = spd.index(min(spd))

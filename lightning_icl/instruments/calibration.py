@@ -28,12 +28,22 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, keep_lists
-from lightning_icl.functional.references import Lasso, Ridge
-from lightning_icl.functional.references.iterative import IterativeReference
+from lightning_icl.functional.references import (
+    GD,
+    Case,
+    GDPlusPlus,
+    Lasso,
+    LeastSquares,
+    PreconditionedGD,
+    PreprocessThenGD,
+    whole_prompts,
+)
+from lightning_icl.functional.references.reference import LinearReference
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
+from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import errors_under_masks
-from lightning_icl.instruments.algorithms import READ_OUT, algorithm_distances, closest, default_algorithms
+from lightning_icl.instruments.algorithms import READ_OUT, TunedRidge, closest, distances, own_readers, readings
 from lightning_icl.instruments.alignment import state_alignment, weight_alignment
 from lightning_icl.instruments.circuits import head_circuits
 from lightning_icl.instruments.importance import head_importance
@@ -211,15 +221,21 @@ def circuit_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
 def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
     """The algorithm of every layer, by the model's own read-out; step sizes and gamma are on no grid."""
     task, n = known.task, known.n_points
-    fit, choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11, 12))
+    choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11))
     transformer = transformer_of(network, task.n_dims)
-    algorithms = [
-        a for a in default_algorithms(task, max_steps=MOST_STEPS) if isinstance(a, IterativeReference | Ridge | Lasso)
+    readers = own_readers(transformer)
+    choosing, scoring = ((whole_prompts(p), readings(transformer, p, readers)) for p in (choose, score))
+    depth = len(transformer.heads)
+    algorithms: list[LinearReference] = [
+        *(family(step_size="shared", max_steps=MOST_STEPS) for family in (GD, PreprocessThenGD, GDPlusPlus)),
+        *(family(max_steps=MOST_STEPS) for family in (GD, PreprocessThenGD)),
+        *([] if is_isotropic(task.covariance) else [PreconditionedGD(max_steps=MOST_STEPS)]),
+        *(TunedRidge(), Lasso(), LeastSquares()),
     ]
-    distances = algorithm_distances(transformer, fit, choose, score, task, algorithms, [n])
+    found = distances(readers, algorithms, Case(task, task, depth), choosing, scoring)
     names, exact = [], True
-    for layer in range(1, len(transformer.heads) + 1):
-        named = closest(distances, READ_OUT, layer, n)
+    for layer in range(1, depth + 1):
+        named = closest(found, READ_OUT, layer, n)
         if named:
             names.append(f"{named[0].algorithm.removesuffix('_best_shared_step')} {named[0].setting.get('steps', 0):g}")
             exact &= named[0].relative_spd < EXACT**2  # it is a square

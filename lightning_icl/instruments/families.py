@@ -125,7 +125,7 @@ def best_scale(products: Tensor, squares: Tensor) -> Tensor:
 
 def _sums(
     algorithm: SearchedReference,
-    candidates: Settings,
+    candidates: Float[Tensor, "candidates parameters"],
     problems: Problems,
     prediction: Float[Tensor, "readings batch queries"],
 ) -> tuple[Float[Tensor, "candidates readings"], Float[Tensor, " candidates"]]:

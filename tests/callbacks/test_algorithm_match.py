@@ -30,49 +30,68 @@ def test_the_rows_are_what_the_instrument_finds(tmp_path, undrawn):
     algorithms = [GD(max_steps=4), Ridge(), Bayes()]
     expected = algorithm_distances(module.transformer, *prompts, data.task, algorithms, [5, 2], 0.5)
     rows = rows_by_place(match)
-    assert len(expected) == 2 * 3 * 3  # sizes, algorithms, readings
-    assert len(rows) == sum(6 + len(d.setting) for d in expected)
+    assert len(expected) == 2 * 3 * 4  # sizes, algorithms, readings of two layers in two ways
+    assert len(rows) == sum(8 + len(d.setting) for d in expected)
     close = {"rel": 1e-4, "abs": 1e-6}
     for d in expected:
-        layer = 0 if d.reading == "read_out" else int(d.reading[-1])
-        place = f"algorithm/{'layer' if layer else 'read_out'}/{d.algorithm}"
+        place, layer = f"algorithm/{d.reading}/{d.algorithm}", d.layer
         for kind in KINDS:
             row, half = rows.loc[f"{place}/{kind}", layer, d.n_points], t_quantile(20) * getattr(d, f"{kind}_error")
             assert row["value"] == pytest.approx(getattr(d, kind), **close)
             assert [row["value"] - row["low"], row["high"] - row["value"]] == pytest.approx([half, half], **close)
         excess = rows.loc[f"{place}/excess_over_closest", layer, d.n_points]
         assert excess[["value", "low", "high"]].tolist() == pytest.approx(list(d[-3:]), **close)
+        assert rows.loc[f"{place}/rank", layer, d.n_points]["value"] == d.rank
+        assert rows.loc[f"{place}/from_closest", layer, d.n_points]["value"] == pytest.approx(d.from_closest, **close)
         for name, value in d.setting.items():
-            assert rows.loc[f"{place}/setting/{name}", layer, d.n_points]["value"] == pytest.approx(value)
+            row = rows.loc[f"{place}/setting/{name}", layer, d.n_points]
+            assert row["value"] == pytest.approx(value, rel=1e-3)
+            if name == "steps":
+                assert (row["low"], row["high"]) == d.steps_range
         assert rows.loc[f"{place}/relative_spd", layer, d.n_points]["note"] == d.label
     logged = {name for name in trainer.callback_metrics if name.startswith("algorithm/")}
-    assert logged == {f"algorithm/read_out/{name}/relative_spd/n5" for name in {d.algorithm for d in expected}}
+    assert logged == {f"algorithm/read_out/{name}/relative_spd/n5/layer2" for name in {d.algorithm for d in expected}}
     lines = match.summary(match.rows)
     assert "20 held-out prompts of 5" in lines[0]
     assert max(map(len, lines)) <= 80
-    nearest = min((d for d in expected if (d.n_points, d.reading) == (5, "layer1")), key=lambda d: d.relative_spd)
-    said = " ".join(line.strip() for line in lines[2:])
-    if nearest.relative_spd + t_quantile(20) * nearest.relative_spd_error < 1:
-        assert said.startswith(f"layer 1: {nearest.label}; distance ")
-    else:
-        assert said.startswith("layer 1: none is closer than predicting 0")
+    assert lines[2] == "  the model's read-out of layer"
+    assert [line[:6] for line in lines].count("    1:") == 2  # one of each way to read it
 
 
-def test_the_closing_lines_claim_no_more_than_the_intervals_hold():
-    def distance(algorithm, value, excess_low=0.5):
-        excess = (value / 0.2 - 1, excess_low, 3.0)
-        return Distance(algorithm, "layer1", 5, algorithm.upper(), {}, *(value, 0.01) * 5, *excess)
+def distance(algorithm, value, rank, excess_low=0.5, apart=0.1, steps=(3, 3)):
+    excess = (rank, apart, value / 0.2 - 1, excess_low, 3.0)
+    words, setting = algorithm.upper(), {"steps": 3.0} if steps else {}
+    return Distance(algorithm, "probe", 1, 5, words, setting, steps or (0, 0), *(value, 0.01) * 5, *excess)
 
-    def said(*found):
-        match = AlgorithmMatch(n_prompts=1000)
-        return match.summary(frame(row for one in found for row in distance_rows(distance(*one), 1000)))[2:]
 
-    assert said(("ridge", 0.3), ("gd", 0.2, 0.0), ("lasso", 0.21, -0.1)) == [
-        "  layer 1: GD; distance 0.2 ± 0.02 (cannot be told from it: lasso)"
-    ]
-    assert said(("gd", 0.2, 0.0), ("lasso", 0.21)) == ["  layer 1: GD; distance 0.2 ± 0.02"]
-    assert said(("gd", 0.99, 0.0), ("lasso", 1.0)) == ["  layer 1: none is closer than predicting 0"]
-    assert said(("gd", float("nan"), 0.0)) == ["  layer 1: none is closer than predicting 0"]
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            [
+                ("ridge", 0.3, 4, 0.1),
+                ("gd", 0.2, 1, 0.0, 0.0, (2, 5)),
+                ("newton", 0.23, 3, 0.0),
+                ("lasso", 0.21, 2, -0.1),
+            ],
+            "GD; distance 0.2 ± 0.02; 2 to 5 steps are as good; cannot be told from it: lasso 0.21, newton 0.23",
+        ),
+        (
+            [("gd_plus_plus", 0.2, 2, 0.0, 1e-9), ("gd", 0.2, 1, 0.0, 0.0), ("lasso", 0.21, 3)],
+            "GD; distance 0.2 ± 0.02; with these settings the same, if less simple: gd_plus_plus",
+        ),
+        ([("gd", 0.2, 1, 0.0), ("lasso", 0.21, 2)], "GD; distance 0.2 ± 0.02"),
+        ([("lasso", 0.2, 1, 0.0, 0.0, ())], "LASSO; distance 0.2 ± 0.02"),
+        ([("gd", 0.7, 1, 0.0), ("lasso", 0.8, 2)], "no algorithm; the closest, GD, is at distance 0.7 ± 0.02"),
+        ([("gd", 0.99, 1, 0.0), ("lasso", 1.0, 2)], "none is closer than predicting 0"),
+        ([("gd", float("nan"), 1, 0.0)], "none is closer than predicting 0"),
+        ([("gd", float("nan"), 0, float("nan")), ("lasso", float("nan"), 0, float("nan"))], "reads 0"),
+    ],
+)
+def test_the_closing_lines_claim_no_more_than_the_intervals_hold(found, said):
+    rows = frame(row for one in found for row in distance_rows(distance(*one), 1000))
+    lines = AlgorithmMatch(n_prompts=1000).summary(rows)[3:]
+    assert " ".join(line.strip() for line in lines) == f"1: {said}"
 
 
 def test_it_runs_in_the_trainers_precision(tmp_path, undrawn):
@@ -81,17 +100,17 @@ def test_it_runs_in_the_trainers_precision(tmp_path, undrawn):
         match = AlgorithmMatch(64, n_points=[5], algorithms=[Ridge()])
         trainer = small_trainer(tmp_path, [match], precision=precision)
         trainer.validate(small_module(), datamodule=small_data(), verbose=False)
-        spd[precision] = rows_by_place(match).loc["algorithm/read_out/ridge/spd", 0, 5]["value"]
+        spd[precision] = rows_by_place(match).loc["algorithm/read_out/ridge/spd", 2, 5]["value"]
     assert spd["bf16-mixed"] == pytest.approx(spd["32-true"], rel=0.02)
     assert spd["bf16-mixed"] != spd["32-true"]
 
 
 def test_no_algorithm_is_logged_by_default_where_there_are_many(tmp_path, undrawn):
-    match = AlgorithmMatch(8, n_points=[5], algorithms=[GD(t) for t in range(1, 10)])
+    match = AlgorithmMatch(8, n_points=[5], algorithms=[GD(t) for t in range(1, 14)])
     trainer = small_trainer(tmp_path, [match])
     trainer.validate(small_module(), datamodule=small_data(), verbose=False)
     assert not [name for name in trainer.callback_metrics if name.startswith("algorithm/")]
-    assert len(rows_by_place(match)) == 9 * 3 * 8
+    assert len(rows_by_place(match)) == 13 * (2 * 10 + 2 * 11)  # a probe's scale is one more
 
 
 def test_it_runs_while_fitting_and_leaves_the_training_as_it_was(tmp_path, undrawn):

@@ -1,5 +1,7 @@
 """What the figure of algorithms shows: distances of readings, the closest of them, and none joined across a gap."""
 
+import itertools
+
 import numpy as np
 import pytest
 from artists import arrows, assert_nothing_covers_anything, bars, texts
@@ -8,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from lightning_icl.callbacks.algorithm_match import distance_rows
 from lightning_icl.figures import algorithms
-from lightning_icl.instruments.algorithms import algorithm_distances, default_algorithms
+from lightning_icl.instruments.algorithms import algorithm_distances, closest, default_algorithms
 from lightning_icl.record.rows import Row, frame
 
 NOTES = {
@@ -22,27 +24,31 @@ SIZES = (4, 8, 16)
 
 
 def distance(algorithm, layer, n, number):
-    value = 0.1 * (1 + list(NOTES).index(algorithm)) + 0.01 * (layer or 9) + 0.001 * n
+    value = 0.1 * (1 + list(NOTES).index(algorithm)) + 0.01 * layer + 0.001 * n
     return 30.0 if (algorithm, n) == ("least_squares", 8) else value * (2 if number == "relative_ilwd" else 1)
 
 
-def measured(layers=2, sizes=SIZES, over=True):
+def measured(layers=2, sizes=SIZES, zero=()):
+    """Both readings of all layers; those of the pairs ``zero`` read 0."""
     rows = []
-    for n in sizes:
-        for layer in (*range(1, layers + 1), None):
-            reading = "layer" if layer else "read_out"
-            for algorithm, note in NOTES.items():
-                name, place = f"algorithm/{reading}/{algorithm}", {"layer": layer, "n_points": n}
-                for number in algorithms.KINDS:
-                    value = distance(algorithm, layer, n, number)
-                    said = note if number == "relative_spd" else None
-                    rows.append(Row(f"{name}/{number}", value, 0.7 * value, 1.25 * value, note=said, **place))
-                rows.append(Row(f"{name}/spd", 99.0, 98.0, 100.0, **place))
-                rows += [Row(f"{name}/setting/{key}", x, **place) for key, x in SETTINGS.get(algorithm, {}).items()]
-                if over:
-                    low = {"ridge": -0.01}.get(algorithm, 0.02)
-                    rows.append(Row(f"{name}/excess_over_closest", 0.03, low, 0.08, **place))
+    for n, reading, layer in itertools.product(sizes, ("read_out", "probe"), range(1, layers + 1)):
+        reads = (reading, layer) not in zero
+        for rank, (algorithm, note) in enumerate(NOTES.items(), start=1):
+            name, place = f"algorithm/{reading}/{algorithm}", {"layer": layer, "n_points": n}
+            for number in algorithms.KINDS:
+                value = distance(algorithm, layer, n, number) if reads else np.nan
+                said = note if number == "relative_spd" else None
+                rows.append(Row(f"{name}/{number}", value, 0.7 * value, 1.25 * value, note=said, **place))
+            rows.append(Row(f"{name}/spd", 99.0, 98.0, 100.0, **place))
+            rows += [Row(f"{name}/setting/{key}", x, **place) for key, x in SETTINGS.get(algorithm, {}).items()]
+            rows.append(Row(f"{name}/setting/scale", 7.0, **place))
+            low = {"gd": 0.0, "ridge": -0.01}.get(algorithm, 0.02) if reads else np.nan
+            rows.append(Row(f"{name}/excess_over_closest", 0.03, low, 0.08, **place))
+            rows.append(Row(f"{name}/rank", rank * reads, **place))
     return frame(rows)
+
+
+PLACES = [f"{reading}\nlayer {layer}" for reading in ("read-out", "probe") for layer in (1, 2)]
 
 
 def by_title(figure, title):
@@ -56,15 +62,15 @@ def test_maps_hold_the_distances_at_the_most_examples():
         ("implied weights, 16 examples", "relative_ilwd"),
     ):
         axes = by_title(figure, title)
-        wanted = [[distance(algorithm, layer, 16, number) for layer in (1, 2, None)] for algorithm in NOTES]
+        wanted = [[distance(algorithm, layer, 16, number) for layer in (1, 2, 1, 2)] for algorithm in NOTES]
         np.testing.assert_allclose(axes.images[0].get_array(), wanted)
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["layer 1", "layer 2", "read-out"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == PLACES
     axes = by_title(figure, "predictions, 16 examples")
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["GD\nsteps c/λmax", "ridge", "least squares", "Bayes"]
     value = distance("gd", 1, 16, "relative_spd")
-    assert texts(axes)[0] == f"{value:.2f} ±{0.25 * value:.1g}\nc=0.9 t=3"  # half of the interval
-    assert sum(f"{algorithms.SYMBOLS['alpha']}=0.5" in text for text in texts(axes)) == 3
+    assert texts(axes)[0] == f"{value:.2g} ±{0.25 * value:.1g}\nc=0.9 t=3"  # half of the interval
+    assert sum(f"{algorithms.SYMBOLS['alpha']}=0.5" in text for text in texts(axes)) == 4
     assert not any("=" in text for text in texts(by_title(figure, "implied weights, 16 examples")))
     assert_nothing_covers_anything(figure)
 
@@ -81,12 +87,19 @@ def frames(axes):
 
 def test_the_closest_is_framed_and_what_cannot_be_told_from_it_lightly():
     figure = algorithms.algorithm_match(measured())
-    closest = {(0, column): "solid" for column in range(3)}
-    alike = {(1, column): "dashed" for column in range(3)}
+    closest = {(0, column): "solid" for column in range(4)}
+    alike = {(1, column): "dashed" for column in range(4)}
     assert frames(by_title(figure, "predictions, 16 examples")) == closest | alike
     assert frames(by_title(figure, "implied weights, 16 examples")) == closest
-    without = algorithms.algorithm_match(measured(over=False))
-    assert frames(by_title(without, "predictions, 16 examples")) == closest
+
+
+def test_a_reading_of_0_has_no_distances_and_says_so():
+    figure = algorithms.algorithm_match(measured(zero=[("read_out", 1)]))
+    for title in ("predictions, 16 examples", "implied weights, 16 examples"):
+        axes = by_title(figure, title)
+        assert np.isnan(axes.images[0].get_array().filled(np.nan)[:, 0]).all()
+        assert texts(axes).count("reads 0") == 1
+        assert {column for _, column in frames(axes)} == {1, 2, 3}
 
 
 def test_frames_are_those_of_the_distances_that_the_callback_writes():
@@ -95,20 +108,20 @@ def test_frames_are_those_of_the_distances_that_the_callback_writes():
     known = default_algorithms(data.task, max_steps=8)
     found = algorithm_distances(small_module().transformer, *prompts, data.task, known, [5])
     figure = algorithms.algorithm_match(frame(row for d in found for row in distance_rows(d, 20)))
-    names, readings = (list(dict.fromkeys(getattr(d, field) for d in found)) for field in ("algorithm", "reading"))
+    names = list(dict.fromkeys(d.algorithm for d in found))
+    readings = list(dict.fromkeys((d.reading, d.layer) for d in found))
     wanted = {}
     for column, reading in enumerate(readings):
-        of_reading = sorted((d for d in found if d.reading == reading), key=lambda d: d.spd)
-        alike = [d for d in of_reading[1:] if d.excess_low <= 0]
+        first, *alike = closest(found, *reading, 5)
         wanted |= {(names.index(d.algorithm), column): "dashed" for d in alike}
-        wanted[names.index(of_reading[0].algorithm), column] = "solid"
+        wanted[names.index(first.algorithm), column] = "solid"
     assert len(readings) < len(wanted) < len(found)  # some cannot be told from the closest, and some can
     assert frames(by_title(figure, "predictions, 5 examples")) == wanted
 
 
 def test_a_line_has_bars_from_low_to_high_over_the_numbers_of_examples():
-    axes = by_title(algorithms.algorithm_match(measured()), "predictions, read-out")
-    wanted = [[v, 0.7 * v, 1.25 * v] for n in SIZES for v in [distance("bayes", None, n, "relative_spd")]]
+    axes = by_title(algorithms.algorithm_match(measured()), "the model's predictions")
+    wanted = [[v, 0.7 * v, 1.25 * v] for n in SIZES for v in [distance("bayes", 2, n, "relative_spd")]]
     np.testing.assert_allclose(bars(axes, "Bayes"), wanted)
     places = next(c for c in axes.containers if c.get_label() == "Bayes").lines[0].get_xdata()
     np.testing.assert_allclose(places, SIZES, atol=0.5)
@@ -117,7 +130,7 @@ def test_a_line_has_bars_from_low_to_high_over_the_numbers_of_examples():
 
 
 def test_a_distance_beyond_the_axes_is_an_arrow_at_the_edge_and_nothing_is_joined_across():
-    axes = by_title(algorithms.algorithm_match(measured()), "predictions, read-out")
+    axes = by_title(algorithms.algorithm_match(measured()), "the model's predictions")
     line = next(c for c in axes.containers if c.get_label() == "least squares").lines[0]
     assert np.isnan(np.array(line.get_ydata(), dtype=float)).tolist() == [False, True, False]
     ((place, height, marker, colour),) = arrows(axes)
@@ -128,12 +141,12 @@ def test_a_distance_beyond_the_axes_is_an_arrow_at_the_edge_and_nothing_is_joine
 @pytest.mark.parametrize("layers", [1, 8])
 def test_few_and_many_layers_are_drawn(layers):
     figure = algorithms.algorithm_match(measured(layers, sizes=(16,)))
-    assert by_title(figure, "predictions, 16 examples").images[0].get_array().shape == (4, layers + 1)
+    assert by_title(figure, "predictions, 16 examples").images[0].get_array().shape == (4, 2 * layers)
     assert_nothing_covers_anything(figure)
 
 
 def test_a_model_that_diverged_is_drawn_without_numbers():
-    rows = measured(over=False)
+    rows = measured()
     rows[["value", "low", "high"]] = np.nan
     assert texts(by_title(algorithms.algorithm_match(rows), "predictions, 16 examples")) == []
 

@@ -16,8 +16,10 @@ from lightning_icl.functional.tasks import (
     Flat,
     GroupSparseLinearRegression,
     LinearRegression,
+    Mixture,
     PowerLaw,
     SparseLinearRegression,
+    SparseRecovery,
     Task,
     TaskPool,
 )
@@ -106,6 +108,13 @@ def gd_by_hand(x, y, n_steps, power, scale=1.0):
     return np.abs(x.T @ y / len(y)) ** power * w
 
 
+def preconditioned_by_hand(x, y, n_steps, step, matrix):
+    w = np.zeros(x.shape[1])
+    for _ in range(n_steps):
+        w = w - step * matrix @ x.T @ (x @ w - y) / len(y)
+    return w
+
+
 def best_subset_by_hand(x, y, size):
     import itertools
 
@@ -165,6 +174,7 @@ LINEAR = [
     (r.GD(steps=5, scale=1.5), lambda x, y, s: gd_by_hand(x, y, 5, 0.0, 1.5)),
     (r.PreprocessThenGD(steps=4, scale=1.0), lambda x, y, s: gd_by_hand(x, y, 4, 1.0)),
     (r.PreprocessThenGD(steps=4, scale=0.7, power=0.5), lambda x, y, s: gd_by_hand(x, y, 4, 0.5, 0.7)),
+    (r.PreconditionedGD(steps=4, scale=0.3), lambda x, y, s: preconditioned_by_hand(x, y, 4, 0.3, np.eye(x.shape[1]))),
     (r.ISTA(steps=6, alpha=0.1), lambda x, y, s: proximal_by_hand(x, y, 0.1, 6, momentum=False)),
     (r.FISTA(steps=6, alpha=0.1), lambda x, y, s: proximal_by_hand(x, y, 0.1, 6, momentum=True)),
     (r.IterativeHardThresholding(steps=6), lambda x, y, s: hard_threshold_by_hand(x, y, s, 6)),
@@ -253,11 +263,50 @@ def test_bayes_of_a_dense_law_is_ridge_and_a_pool_s_posterior_its_likelihood_ave
             torch.testing.assert_close(w_hat[b, k - 1], share @ pool.pool.double(), rtol=0, atol=1e-9)
 
 
+MIXED = SparseLinearRegression(3, 2, 0.3, correlation=0.6, spectrum=PowerLaw(1.0), rotation="fixed")
+GIVEN = [[2.0, 0.5, 0.0], [0.5, 1.0, -0.2], [0.0, -0.2, 0.7]]
+
+
+@pytest.mark.parametrize("matrix", [None, GIVEN])
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_preconditioned_gd_takes_the_given_matrix_or_the_laws_inverse_covariance(matrix, prefixes):
+    prompt = sampled(MIXED, 4, 5)
+    problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
+    w_hat = settled(r.PreconditionedGD(matrix, steps=3, scale=0.2), MIXED, 5, prefixes).weights(problems)
+    many = MIXED.sample(200_000, 1, 1, torch.Generator().manual_seed(0)).x[:, 0].double()
+    moment = (many.T @ many / len(many)).numpy()
+    np.testing.assert_allclose(MIXED.covariance, moment, atol=5 * (2 / len(many)) ** 0.5 * moment.max())
+    used = np.linalg.inv(MIXED.covariance.numpy()) if matrix is None else np.array(matrix)
+    for b in range(4):
+        for i, k in enumerate(problems.sizes.tolist()):
+            by_hand = preconditioned_by_hand(prompt.x[b, :k].numpy(), prompt.y[b, :k].numpy(), 3, 0.2, used)
+            np.testing.assert_allclose(w_hat[b, i], by_hand, atol=1e-9)
+
+
+def test_a_law_tells_its_covariance_unless_prompts_differ_in_it():
+    turning = {"spectrum": PowerLaw(1.0), "rotation": "per_prompt"}
+    eye = torch.eye(3, dtype=torch.float64)
+    assert torch.equal(LinearRegression(3).covariance, eye)
+    assert torch.allclose(LinearRegression(3, spectrum=Flat(2.0), rotation="per_prompt").covariance, 2 * eye)
+    assert LinearRegression(3, **turning).covariance is None
+    assert torch.equal(TaskPool(MIXED, 4).covariance, MIXED.covariance)
+    assert torch.equal(Mixture([MIXED, MIXED]).covariance, MIXED.covariance)
+    assert Mixture([MIXED, LinearRegression(3)]).covariance is None
+    assert Mixture([MIXED, LinearRegression(3, **turning)]).covariance is None
+    assert SparseRecovery(3, 1).covariance is None
+    assert torch.equal(SparseRecovery(3, 1, "fresh").covariance, eye)
+
+
 # Settings
 
 
 FREE = [r.Ridge(), r.Lasso(), r.ElasticNet(), r.GD("depth"), r.GDPlusPlus("depth"), r.GDPlusPlus("depth", "shared")]
-FREE += [r.GD("depth", "shared"), r.PreprocessThenGD("depth"), r.PreprocessThenGD("depth", "shared")]
+FREE += [
+    r.PreconditionedGD(steps="depth"),
+    r.GD("depth", "shared"),
+    r.PreprocessThenGD("depth"),
+    r.PreprocessThenGD("depth", "shared"),
+]
 SEVERAL_SCALES = {
     "a typical law": SparseLinearRegression(16, 4, 0.4, weight_mean=0.5),
     "much noise": LinearRegression(8, [4.0, 8.0]),
@@ -360,7 +409,7 @@ def test_the_default_references_of_a_law():
         r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(),
         r.ElasticNet(), r.AdaptiveLasso(), r.GD(), r.PreprocessThenGD(), r.GDPlusPlus(), r.Newton(), r.ISTA(),
         r.FISTA(), r.BestSubset(), r.OrthogonalMatchingPursuit(), r.IterativeHardThresholding(), r.Bayes(),
-        r.NearestNeighbours(),
+        r.NearestNeighbours(), r.PreconditionedGD(),
     ],
     ids=lambda reference: reference.key,
 )  # fmt: skip
@@ -376,6 +425,7 @@ def test_every_reference_settles_and_names_itself(reference):
 
 KINDS = {
     "GD": [r.GD(), r.GD(scale=1.0), r.GD(scale=0.5), r.GD(step_size="shared"), r.GD(step_size="shared", scale=0.1)],
+    "preconditioners": [r.PreconditionedGD(), r.PreconditionedGD(GIVEN), r.PreconditionedGD(step_size="per_prompt")],
     "powers": [r.PreprocessThenGD(), r.PreprocessThenGD(power=0.5)],
     "elastic net": [r.ElasticNet(), r.ElasticNet(l1_ratio=0.9), r.ElasticNet(0.1)],
     "adaptive lasso": [r.AdaptiveLasso(), r.AdaptiveLasso(gamma=0.5), r.AdaptiveLasso(pilot_alpha=0.0)],
@@ -413,6 +463,13 @@ def test_two_references_of_one_name_are_refused():
         (r.BestSubset(), Squares(4), "BestSubset needs a sparsity"),
         (r.IterativeHardThresholding(sparsity=9), task_of(4), "sparsity of IterativeHardThresholding is 9"),
         (r.BestSubset(), SparseLinearRegression(40, 10), "supports of 10 among 40 features"),
+        (
+            r.PreconditionedGD(),
+            LinearRegression(3, spectrum=PowerLaw(1.0), rotation="per_prompt"),
+            "needs one covariance",
+        ),
+        (r.PreconditionedGD(), SparseRecovery(3, 1), "which this SparseRecovery has not: give a matrix"),
+        (r.PreconditionedGD(GIVEN), task_of(4), "matrix has 3 rows, but x has 4 dimensions"),
         (r.Bayes(), Squares(4), "Bayes needs an exact posterior"),
         (r.Bayes(), SparseLinearRegression(40, 10), "hypotheses behind the posterior"),
         (r.PoolPosterior(), task_of(4), "PoolPosterior needs a model trained on a TaskPool"),
@@ -429,6 +486,9 @@ def test_a_case_that_cannot_be_served_is_refused_before_any_work(reference, task
         (lambda: r.GD(steps=-1), "steps is -1"),
         (lambda: r.GD(scale=0.0), "scale is 0.0"),
         (lambda: r.Newton(max_steps=0), "max_steps is 0"),
+        (lambda: r.PreconditionedGD([[1.0, 0.0]]), "as many as each is long"),
+        (lambda: r.PreconditionedGD([[1.0, 0.5], [0.0, 1.0]]), "must be symmetric and positive definite"),
+        (lambda: r.PreconditionedGD([[1.0, 0.0], [0.0, -1.0]]), "must be symmetric and positive definite"),
         (lambda: r.NearestNeighbours(0), "k is 0"),
         (lambda: r.Ridge(alpha=-1.0), "alpha is -1.0"),
         (lambda: r.Lasso(alpha=0.0), "alpha is 0.0"),

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from planted import gradient_descent, preprocess_then_gd
 from scipy.stats import norm
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from lightning_icl import ReLUNetwork, SparseLinearRegression, Transformer
 from lightning_icl.functional import estimators
+from lightning_icl.functional.constructions import (
+    ConstructedGD,
+    ConstructedGDPlusPlus,
+    ConstructedPreprocessThenGD,
+)
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import (
     GD,
@@ -21,21 +25,26 @@ from lightning_icl.functional.references import (
     ZeroPredictor,
     whole_prompts,
 )
+from lightning_icl.functional.tasks import Eigenvalues
 from lightning_icl.instruments.algorithms import (
+    PROBE,
+    READ_OUT,
+    Reader,
     Readings,
     TunedRidge,
     algorithm_distances,
-    closest_members,
+    closest,
     default_algorithms,
     distances,
-    excess_over_closest,
-    named_setting,
-    own_reader,
+    excess_over,
+    own_readers,
     probe_readers,
     readings,
     squared_differences,
 )
+from lightning_icl.instruments.families import fitted, refined, several
 
+IT = [Reader(READ_OUT, 1, torch.sum)]  # one reading, which the tests make themselves
 TASK = SparseLinearRegression(3, 2, 0.3)
 CASE = Case(TASK, TASK, 3)
 
@@ -74,7 +83,7 @@ VARIANTS = [
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_readings_and_implied_weights_equal_one_query_at_a_time(options):
     transformer, prompt = model(**options), sampled(5).double()
-    readers = [*probe_readers(transformer, sampled(20, 1).double(), 0.7, 8), own_reader(transformer)]
+    readers = [*probe_readers(transformer, sampled(20, 1).double(), 0.7, 8), *own_readers(transformer)]
     found = readings(transformer, prompt, readers, chunk_size=3)
     assert torch.allclose(found.prediction[-1], transformer.on_prompt(prompt).prediction, atol=1e-10)
     for r, reader in enumerate(readers):
@@ -109,7 +118,7 @@ def test_gradients_run_in_every_mode_and_leave_no_trace(mode):
     transformer = model().float()
     with mode():
         fit, prompt = sampled(9, 1), sampled(4)
-        found = readings(transformer, prompt, [*probe_readers(transformer, fit, 1.0), own_reader(transformer)])
+        found = readings(transformer, prompt, [*probe_readers(transformer, fit, 1.0), *own_readers(transformer)])
     assert not found.prediction.requires_grad
     assert not found.weights.requires_grad
     assert found.weights.abs().amin(dim=(1, 2, 3)).gt(0).all()
@@ -132,7 +141,7 @@ def test_distances_equal_a_loop_over_prompts_and_queries(n_dims, n_points, n_que
     [found] = [
         d
         for d in algorithm_distances(transformer, *prompts, task, [GD(2, scale=0.7)], [n_points])
-        if d.reading == "read_out"
+        if d.reading == READ_OUT
     ]
     rows = []
     for x, y, x_query in zip(prompts[2].x, prompts[2].y, prompts[2].x_query, strict=True):
@@ -171,82 +180,205 @@ def test_the_zero_predictor_is_at_relative_distance_one():
         assert (found.relative_spd, found.relative_ilwd, found.cosine) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("algorithm", default_algorithms(TASK, 2), ids=lambda a: a.key)
-def test_all_readings_at_once_are_fitted_as_one_at_a_time(algorithm, monkeypatch):
+# Which settings: on a grid, then refined, for every number of steps
+
+
+def noisy_readings(problems):
+    """Two readings that no algorithm gives: f at two scales, under noise."""
+    noise = torch.randn(2, *problems.f[:, 0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return problems.f[:, 0] * torch.tensor([1.0, 0.1])[:, None, None] + 0.3 * noise
+
+
+def left_of(reading, w_hat, problems, is_scaled):
+    """The mean squared residual by another route: of lstsq where the prediction may be rescaled."""
+    target, other = reading.flatten().numpy(), estimators.predictions(w_hat, problems.targets[:, 0]).flatten().numpy()
+    scale = max(0.0, np.linalg.lstsq(other[:, None], target, rcond=None)[0][0]) if is_scaled else 1.0
+    return np.mean((target - scale * other) ** 2)
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize("algorithm", default_algorithms(TASK, 3), ids=lambda a: a.key)
+def test_no_candidate_and_no_neighbour_is_closer_than_the_member_chosen(algorithm, is_scaled, monkeypatch):
     monkeypatch.setattr("lightning_icl.functional.references.reference.ROWS_AT_ONCE", 9)
     problems = whole_prompts(sampled(16))
-    noise = torch.randn(2, 16, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    targets = problems.f[:, 0] * torch.tensor([1.0, 0.1])[:, None, None] + 0.3 * noise
-    found = closest_members(algorithm, CASE, problems, targets)
-    for member, target in zip(found, targets, strict=True):
-        alone = algorithm.settled(CASE, problems._replace(f=target[:, None]))
-        assert named_setting(member) == named_setting(alone)
-        assert torch.equal(member.weights(problems), alone.weights(problems))
-        assert member.label() == alone.label()
+    targets = noisy_readings(problems)
+    family = fitted(algorithm, CASE, problems, targets, [is_scaled] * 2)
+    fits = several(family.algorithm, problems)
+    for target, chosen in zip(targets, family.chosen, strict=True):
+        w_hat = family.member(chosen.settings[chosen.best]).weights(problems)[:, 0]
+        least = left_of(target, w_hat, problems, is_scaled)
+        others = chosen.settings
+        if hasattr(family.algorithm, "setting_names"):
+            candidates = family.algorithm.candidates(CASE, problems)[..., 0]
+            moved = [p for p, name in enumerate(family.algorithm.setting_names) if name not in ("steps", "features")]
+            low, high = candidates.amin(0) / 2, 2 * candidates.amax(0)
+            near = [
+                chosen.settings * (1 + sign * 0.01 * (torch.arange(len(low)) == p)) for p in moved for sign in (-1, 1)
+            ]
+            inside = [some for some in near if ((some >= low) & (some <= high)).all()]
+            others = torch.cat([candidates, chosen.settings, *inside])
+        for w in fits(others):
+            assert left_of(target, w, problems, is_scaled) >= least * (1 - 1e-5)
 
 
-def middle_step(algorithm, problems, quantile):
-    """One of the steps that the family tries, so that the planted algorithm is among the candidates."""
-    steps = algorithm.candidates(CASE, problems)[:, 0, 0].unique()
-    return float(steps[int(quantile * len(steps))])
+def test_weights_of_several_settings_at_once_are_those_of_each_alone():
+    problems = whole_prompts(sampled(5))
+    for algorithm in default_algorithms(TASK, 4):
+        family = fitted(algorithm, CASE, problems, noisy_readings(problems), [False, True])
+        settings = family.chosen[0].settings.flip(0)  # in no order that a path would have them in
+        together = several(family.algorithm, problems)(settings)
+        for some, w_hat in zip(settings, together, strict=True):
+            torch.testing.assert_close(w_hat, family.member(some).weights(problems)[:, 0], rtol=1e-9, atol=1e-12)
 
 
-def planted_distances(transformer, algorithms, choose, score):
-    """Distances of the model's own read-out, applied after every layer."""
-    layers = range(1, len(transformer.heads) + 1)
-    readers = [own_reader(transformer)._replace(name=f"layer{layer}", layer=layer) for layer in layers]
-    found = distances(
-        [reader.name for reader in readers],
-        algorithms,
-        CASE,
-        *((whole_prompts(prompt), readings(transformer, prompt, readers)) for prompt in (choose, score)),
-    )
-    return {(d.algorithm, d.reading): d for d in found}
+def test_refinement_ends_where_the_residuals_are_least():
+    """Of a + b s and exp: the one minimum is that of a quadratic, the other is 0; one ends at its bound."""
+    at = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def residuals(settings):
+        line = settings[:, :1] * at - torch.tensor([1.0, 2.5, 2.9])  # least at <at, y> / <at, at>
+        curve = torch.exp(-settings[:, 1:] * at) - torch.exp(-0.7 * at)
+        return torch.cat([line, curve], dim=1)
+
+    start = torch.tensor([[0.2, 0.1], [3.0, 2.0]], dtype=torch.float64)
+    ends = torch.zeros(2).double(), torch.full((2,), 5.0).double()
+    best = (1.0 + 5.0 + 8.7) / 14
+    assert torch.allclose(refined(residuals, start, [0, 1], ends), torch.tensor([best, 0.7]).double(), atol=1e-6)
+    bounded = refined(residuals, start.clamp(max=0.5), [0, 1], (ends[0], torch.full((2,), 0.5).double()))
+    assert torch.allclose(bounded, torch.tensor([0.5, 0.5]).double())
+    assert torch.equal(refined(residuals, start, [1], ends)[:, 0], start[:, 0])
 
 
-def test_a_transformer_that_is_gradient_descent_is_found_out_layer_by_layer():
-    choose, score = sampled(256, 1, 8).double(), sampled(256, 2, 8).double()
-    gd = GD(step_size="shared", max_steps=8)
-    step = middle_step(gd, whole_prompts(choose), 0.7)
-    found = planted_distances(gradient_descent(3, step, 3), [gd, TunedRidge(), PreprocessThenGD(1)], choose, score)
-    for t in (1, 2, 3):
-        mine = found[gd.key, f"layer{t}"]
-        assert mine.setting == {"step": pytest.approx(step), "steps": t}
-        assert mine.relative_spd < 1e-12
-        assert mine.relative_ilwd < 1e-12
+# Networks whose algorithm is known
+
+
+def built(construction, n_dims):
+    network = Transformer(n_dims, **construction.options(n_dims)).double()
+    network.load_state_dict(construction.state(n_dims))
+    return network
+
+
+SKEWED = Eigenvalues([1.0, 0.5, 0.3])
+KNOWN = {
+    "gd": (ConstructedGD(3, 0.1234), "gd_best_shared_step", [1, 2, 3]),
+    "preprocess_then_gd": (ConstructedPreprocessThenGD(3, 0.1234), "preprocess_then_gd_best_shared_step", [0, 1, 2, 3]),
+    "gd_plus_plus": (ConstructedGDPlusPlus(3, 0.1234, 0.0567), "gd_plus_plus_best_shared_step", [1, 2, 3]),
+    "preconditioned": (
+        ConstructedGD(3, 0.1234, torch.diag(1 / torch.tensor([1.0, 0.5, 0.3])).tolist()),
+        "preconditioned_gd_best_shared_step",
+        [1, 2, 3],
+    ),
+}
+
+
+def assert_named(found, algorithm, steps, n_points, step=0.1234):
+    """By the model's read-out every layer is its algorithm after its steps, and nothing else unless it is the same."""
+    for layer, t in enumerate(steps, start=1):
+        names = closest(found, READ_OUT, layer, n_points)
+        if t == 0:
+            assert names == []
+            continue
+        # After one step GD and GD++ are one algorithm, and GD++ with gamma = 0 is GD.
+        same = (
+            {"gd_plus_plus_best_shared_step": "gd_best_shared_step"}.get(algorithm, algorithm) if t == 1 else algorithm
+        )
+        assert names[0].algorithm == same
+        assert {d.algorithm for d in names[1:]} <= {"gd_plus_plus_best_shared_step"}
+        assert all(d.from_closest < 1e-12 for d in names)
+        (mine,) = (d for d in names if d.algorithm == algorithm)
+        assert (mine.setting["steps"], mine.steps_range) == (t, (t, t))
+        assert mine.setting["step"] == pytest.approx(step, rel=1e-6)
+        assert max(mine.relative_spd, mine.relative_ilwd) < 1e-12
         assert mine.cosine == pytest.approx(1)
-        for other in (found["ridge", f"layer{t}"], found[PreprocessThenGD(1).key, f"layer{t}"]):
-            assert other.relative_spd - 3 * other.relative_spd_error > 5e-3
 
 
-def test_a_transformer_that_preprocesses_first_is_found_out_layer_by_layer():
-    choose, score = sampled(256, 1, 8).double(), sampled(256, 2, 8).double()
-    p_gd = PreprocessThenGD(step_size="shared", max_steps=6)
-    step = middle_step(p_gd, whole_prompts(choose), 0.5)
-    found = planted_distances(preprocess_then_gd(3, step, 3), [p_gd, GD(max_steps=20), TunedRidge()], choose, score)
-    for layer in (2, 3):
-        mine = found[p_gd.key, f"layer{layer}"]
-        assert mine.setting == {"step": pytest.approx(step), "steps": layer - 1}
-        assert mine.relative_spd < 1e-12
-        assert mine.relative_ilwd < 1e-12
-        for other in (found[GD().key, f"layer{layer}"], found["ridge", f"layer{layer}"]):
-            assert other.relative_spd - 3 * other.relative_spd_error > 5e-3
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_layer_of_a_known_network_is_named_with_its_steps(name):
+    """Eta and gamma off the grid; that P-GD's first layer predicts nothing is said, and no algorithm's name."""
+    construction, algorithm, steps = KNOWN[name]
+    task = SparseLinearRegression(3, 1, 0.2, weight_law="sign", spectrum=SKEWED if name == "preconditioned" else None)
+    prompts = [sampled(32, seed, 24, 2, task).double() for seed in range(3)]
+    found = algorithm_distances(built(construction, 3), *prompts, task, default_algorithms(task, 5), [24])
+    assert_named(found, algorithm, steps, 24)
+    if name == "gd_plus_plus":
+        (mine,) = (d for d in closest(found, READ_OUT, 3, 24) if d.algorithm == algorithm)
+        assert mine.setting["gamma"] == pytest.approx(0.0567, rel=1e-6)
 
 
-def test_probes_find_the_steps_of_gradient_descent_at_every_number_of_examples():
-    """A probe is scaled to predict f best, so it is the direction of the weights that tells the steps."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_layer_of_a_known_network_is_named_at_full_size(name):
+    construction, algorithm, steps = KNOWN[name]
+    spectrum = None
+    if name == "preconditioned":
+        values = [1.0, 1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25]
+        construction = ConstructedGD(3, 0.1234, torch.diag(1 / torch.tensor(values)).tolist())
+        spectrum = Eigenvalues(values)
+    task = SparseLinearRegression(8, 2, 0.2, weight_law="sign", spectrum=spectrum)
+    prompts = [sampled(256, seed, 40, 16, task).double() for seed in range(3)]
+    assert_named(algorithm_distances(built(construction, 8), *prompts, task, n_points=[40]), algorithm, steps, 40)
+
+
+def flipped(network):
+    torch.nn.init.constant_(network.read_out.weight, 0).data[0, -1] = 1  # minus the label slot is the prediction
+    return network
+
+
+NOT_GD = {
+    "untrained": lambda: Transformer(3, 16, [4, 4], mlp=False).double(),
+    "random weights": lambda: model(heads=[3, 2]),
+    "sign flipped": lambda: flipped(built(ConstructedGD(2, 0.2), 3)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_GD)
+def test_a_network_that_is_no_algorithm_is_far_from_all(name):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = NOT_GD[name]()
+    prompts = [sampled(64, seed, 12, 2).double() for seed in range(3)]
+    found = algorithm_distances(network, *prompts, TASK, default_algorithms(TASK, 4), [12])
+    for d in found:
+        if d.reading == READ_OUT:
+            assert d.relative_spd + 3 * d.relative_spd_error > 0.9
+
+
+def test_a_lasso_predictor_is_the_lasso_and_no_other():
+    choose, score = (whole_prompts(sampled(128, seed, 8)) for seed in (1, 2))
+    lasso = Lasso(0.2345).settled(CASE, choose)
+    seen = [readings_of(lasso, problems) for problems in (choose, score)]
+    found = distances(IT, default_algorithms(TASK, 6), CASE, (choose, seen[0]), (score, seen[1]))
+    (name,) = closest(found, READ_OUT, 1, 8)
+    assert name.algorithm == "lasso"
+    assert name.setting["alpha"] == pytest.approx(0.2345, rel=1e-3)  # off the grid
+
+
+def test_a_probe_is_compared_without_scale():
+    """A reading that is a third of ridge's prediction is ridge for a probe, and is not as the model's own."""
+    choose, score = (whole_prompts(sampled(64, seed)) for seed in (1, 2))
+    ridge = TunedRidge(alpha=1.5).settled(CASE, choose)
+    seen = [Readings._make(part / 3 for part in readings_of(ridge, problems)) for problems in (choose, score)]
+    both = [Readings._make(part.expand(2, *part.shape[1:]) for part in reading) for reading in seen]
+    readers = [Reader(PROBE, 1, torch.sum), Reader(READ_OUT, 1, torch.sum)]
+    probe, own = distances(readers, [TunedRidge(alpha=1.5)], CASE, (choose, both[0]), (score, both[1]))
+    assert probe.relative_spd < 1e-20
+    assert probe.relative_ilwd < 1e-20
+    assert probe.setting == {"alpha": 1.5, "scale": pytest.approx(1 / 3)}
+    assert own.relative_spd == pytest.approx(4)  # (1/3 - 1)^2 / (1/3)^2
+    minus = [Readings._make(-part for part in reading) for reading in both]
+    flipped, _ = distances(readers, [TunedRidge(alpha=1.5)], CASE, (choose, minus[0]), (score, minus[1]))
+    assert (flipped.setting["scale"], flipped.relative_spd) == (0, 1)
+
+
+def test_the_probe_of_gradient_descent_is_told_from_preprocessing():
+    """What the best linear use of the state can say: which family, not how many steps."""
     fit, choose, score = (sampled(512, seed, 12, 4).double() for seed in range(3))
-    steps = [GD(t, "shared", 0.6) for t in (1, 2, 3)]
-    found = algorithm_distances(gradient_descent(3, 0.6, 3), fit, choose, score, TASK, steps, [6, 12], alpha=1e-6)
-    for n in (6, 12):
-        for t, reading in enumerate(["layer1", "layer2", "layer3", "read_out"]):
-            cosines = {d.algorithm: d.cosine for d in found if (d.reading, d.n_points) == (reading, n)}
-            right = cosines.pop(steps[min(t, 2)].key)
-            assert right > 0.98
-            assert right > max(cosines.values())
-    exact = [d for d in found if (d.reading, d.algorithm) == ("read_out", steps[2].key)]
-    assert [(d.n_points, d.relative_spd < 1e-12, d.relative_ilwd < 1e-12) for d in exact] == [
-        (6, True, True), (12, True, True)]  # fmt: skip
+    compared = [GD(step_size="shared", max_steps=4), PreprocessThenGD(step_size="shared", max_steps=4)]
+    found = algorithm_distances(built(ConstructedGD(3, 0.3), 3), fit, choose, score, TASK, compared, [12], alpha=1e-6)
+    for layer in (1, 2, 3):
+        names = closest(found, PROBE, layer, 12)
+        assert [d.algorithm for d in names] == ["gd_best_shared_step"]
+        assert names[0].relative_spd < 0.01
 
 
 @pytest.mark.parametrize("alpha", [0.1, 2.0])
@@ -258,10 +390,10 @@ def test_the_alpha_of_a_module_that_is_ridge_is_found(alpha):
         for w, p in zip(w_hat, (choose, score), strict=True)
     ]
     algorithms = [TunedRidge(), GD(max_steps=1), Lasso(), LeastSquares()]
-    found = {d.algorithm: d for d in distances(["it"], algorithms, CASE, (choose, seen[0]), (score, seen[1]))}
+    found = {d.algorithm: d for d in distances(IT, algorithms, CASE, (choose, seen[0]), (score, seen[1]))}
     ridge = found.pop("ridge")
-    assert abs(np.log10(ridge.setting["alpha"] / alpha)) < 0.13  # candidates stand a quarter of a decade apart
-    assert ridge.relative_spd < 1e-3
+    assert ridge.setting["alpha"] == pytest.approx(alpha, rel=1e-6)
+    assert ridge.relative_spd < 1e-12
     assert all(d.relative_spd > 3 * ridge.relative_spd for d in found.values())
 
 
@@ -269,15 +401,14 @@ def test_the_alpha_of_a_module_that_is_ridge_is_found(alpha):
 def test_an_algorithm_is_at_no_distance_of_itself_and_its_setting_is_found(algorithm):
     choose, score = (whole_prompts(sampled(128, seed)) for seed in (1, 2))
     planted = algorithm.settled(CASE, choose)
-    family = next(a for a in default_algorithms(TASK, 10) if a.name == algorithm.name)
+    rule = getattr(algorithm, "step_size", None)
+    families = [a for a in default_algorithms(TASK, 10) if a.name == algorithm.name]
+    family = next(a for a in families if getattr(a, "step_size", None) == rule)
     seen = [readings_of(planted, problems) for problems in (choose, score)]
-    [found] = distances(["it"], [family], CASE, (choose, seen[0]), (score, seen[1]))
-    if isinstance(algorithm, Lasso):  # alpha only up to the grid
-        assert abs(np.log10(found.setting["alpha"] / 0.05)) < 0.13
-        assert found.relative_spd < 0.01
-    else:
-        assert found.setting == named_setting(planted)
-        assert found.relative_spd < 1e-12
+    [found] = distances(IT, [family], CASE, (choose, seen[0]), (score, seen[1]))
+    setting = dict(zip(planted.setting_names, planted.setting[:, 0].tolist(), strict=True))
+    assert found.setting == pytest.approx(setting, rel=1e-4)
+    assert found.relative_spd < 1e-8
 
 
 def test_settings_are_chosen_on_other_prompts_than_those_scored():
@@ -298,7 +429,7 @@ def test_a_reading_of_noise_is_no_farther_from_the_best_ridge_than_from_zero():
         )
         for _ in (choose, score)
     ]
-    [found] = distances(["it"], [TunedRidge()], CASE, (choose, noise[0]), (score, noise[1]))
+    [found] = distances(IT, [TunedRidge()], CASE, (choose, noise[0]), (score, noise[1]))
     assert found.relative_spd == pytest.approx(1, abs=0.03)
 
 
@@ -314,8 +445,9 @@ def test_the_excess_over_the_closest_by_hand():
     seen = [Readings._make(part.double() for part in readings) for readings in seen]
     choose, score = (whole_prompts(sampled(64, seed)) for seed in (1, 2))
     algorithms = [GD(2, scale=0.7), TunedRidge(alpha=2.0), ZeroPredictor()]
-    found = distances(["one", "two"], algorithms, CASE, (choose, seen[0]), (score, seen[1]))
-    for i, reading in enumerate(("one", "two")):
+    readers = [Reader(READ_OUT, 1, torch.sum), Reader(READ_OUT, 2, torch.sum)]
+    found = distances(readers, algorithms, CASE, (choose, seen[0]), (score, seen[1]))
+    for i, layer in enumerate((1, 2)):
         errors = []
         for algorithm in algorithms:
             w = algorithm.settled(CASE, choose).weights(score)[:, 0]
@@ -323,7 +455,8 @@ def test_the_excess_over_the_closest_by_hand():
         spd = torch.stack(errors).mean(dim=1)
         best = int(spd.argmin())
         for algorithm, mine, error in zip(algorithms, spd, errors, strict=True):
-            (d,) = [d for d in found if (d.algorithm, d.reading) == (algorithm.key, reading)]
+            (d,) = [d for d in found if (d.algorithm, d.layer) == (algorithm.key, layer)]
+            assert d.rank == 1 + sorted(spd.tolist()).index(float(mine))
             assert d.excess_over_closest == pytest.approx(float(mine / spd[best]) - 1, rel=1e-9, abs=1e-12)
             influence = (error / mine - errors[best] / spd[best]).numpy()
             half = norm.ppf(1 - 0.025 / 3) * influence.std(ddof=1) / 8  # three pairs of algorithms
@@ -332,7 +465,10 @@ def test_the_excess_over_the_closest_by_hand():
 
 def alike(differences):
     """The algorithms that the prompts cannot tell from the closest."""
-    return (excess_over_closest(differences, torch.ones_like(differences))[1] <= 0).nonzero().flatten().tolist()
+    best = int(differences.mean(dim=1).nan_to_num(torch.inf).argmin())
+    n = len(differences)
+    excess = excess_over(best, differences, torch.ones(differences.shape[1]), n * (n - 1) // 2)
+    return (excess[1] <= 0).nonzero().flatten().tolist()
 
 
 def test_equals_are_tied_and_others_are_not_however_long_their_tails():
@@ -371,7 +507,8 @@ def test_the_interval_of_a_true_excess_holds(excess):
     for _ in range(sets):
         shared = torch.randn(256, generator=generator, dtype=torch.float64).square()
         own = torch.randn(2, 256, generator=generator, dtype=torch.float64).square()
-        low, high = excess_over_closest(torch.stack([shared + own[0], (1 + excess) * (shared + own[1])]), own)[1:, 1]
+        differences = torch.stack([shared + own[0], (1 + excess) * (shared + own[1])])
+        low, high = excess_over(0, differences, own[0], 1)[1:, 1]
         held += bool(low <= excess <= high)
     print(f"excess {excess}: {held / sets:.1%}")
     assert abs(held / sets - 0.95) <= 3 * (0.95 * 0.05 / sets) ** 0.5

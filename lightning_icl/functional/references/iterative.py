@@ -284,11 +284,11 @@ class PreconditionedGD(GradientReference):
             law = type(case.task).__name__
             raise InputError(f"PreconditionedGD needs one covariance of x, which this {law} has not: give a matrix.")
 
-    def settle(self, case: Case, tuning: Problems) -> None:
+    def candidates(self, case: Case, tuning: Problems) -> Candidates:
         if self.matrix is None:
             assert case.task.covariance is not None, "the law has no covariance"
             self._root = _square_root(torch.linalg.inv(case.task.covariance))
-        super().settle(case, tuning)
+        return super().candidates(case, tuning)
 
     def features(self, m: Moments) -> Float[Tensor, "1 dims dims"]:
         return self._root.to(m.gram)[None]
