@@ -11,9 +11,9 @@ from lightning_icl.functional.constructions import (
     ConstructedGDPlusPlus,
     ConstructedPreprocessThenGD,
     with_cancelling_pair,
-    with_dead_head,
     with_duplicate,
     with_flipped_sign,
+    with_idle_head,
 )
 from lightning_icl.functional.errors import InputError
 from lightning_icl.instruments.alignment import head_pattern, state_alignment, weight_alignment, written
@@ -138,7 +138,7 @@ def test_a_copy_in_another_basis_is_the_same(name):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda network: with_dead_head(network, 2, torch.Generator().manual_seed(0)),
+        lambda network: with_idle_head(network, 2, torch.Generator().manual_seed(0)),
         lambda network: with_duplicate(network, 1, 3),
         lambda network: with_cancelling_pair(network, 3, 1, size=2.0),
     ],
