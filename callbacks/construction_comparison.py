@@ -94,7 +94,7 @@ class ConstructionComparison(Analysis):
             model = copy.deepcopy(module.transformer).double()
             # Its weights have the model's precision, so that a model that is the construction differs by nothing.
             other = (
-                written(self._compared, model.n_dims)
+                written(self._compared.network(model.n_dims), model.n_dims)
                 .to(module.device, module.transformer.read_out.weight.dtype)
                 .double()
             )

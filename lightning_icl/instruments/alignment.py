@@ -8,7 +8,7 @@ and does not say which factor was called the key. None of this is seen by what i
 from lightning_icl.functional.constructions import ConstructedPreprocessThenGD
 from lightning_icl.instruments.alignment import state_alignment, weight_alignment, written
 
-other = written(ConstructedPreprocessThenGD(steps=3, step_size=0.2), n_dims=8)
+other = written(ConstructedPreprocessThenGD(steps=3, step_size=0.2).network(8), n_dims=8)
 state_alignment(transformer, other, fit, score)[2].beyond_input.value  # after layer 2
 weight_alignment(transformer, other, fit, score)[1].cosine.value       # of layer 2
 """
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.constructions import Construction
+from lightning_icl.functional.constructions import WrittenNetwork
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import DRAWS, ImportanceScores, importance_scores
 from lightning_icl.functional.probes import Estimate, deviations, explained_share
@@ -36,9 +36,8 @@ RESOLUTION = 1e-9
 States = list[Float[Tensor, "batch tokens d_model"]]  # after the read-in and after each layer
 
 
-def written(construction: Construction, n_dims: int) -> Transformer:
-    """The construction's network without its weight noise, in float64."""
-    network = construction.network(n_dims)
+def written(network: WrittenNetwork, n_dims: int) -> Transformer:
+    """The network as a Transformer, in float64."""
     with torch.device("meta"):  # untrained weights would be drawn from the global generator
         transformer = Transformer(n_dims, **network.options())
     transformer.load_state_dict(network.state(), assign=True)

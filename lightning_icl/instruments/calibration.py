@@ -44,13 +44,12 @@ from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegress
 from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.algorithms import READ_OUT, TunedRidge, closest, distances, own_readers, readings
-from lightning_icl.instruments.alignment import state_alignment, weight_alignment
+from lightning_icl.instruments.alignment import state_alignment, weight_alignment, written
 from lightning_icl.instruments.circuits import head_circuits
 from lightning_icl.instruments.importance import head_importance
 from lightning_icl.instruments.p_probing import Training, claim, p_probing
 from lightning_icl.instruments.probing import probe_layers
 from lightning_icl.instruments.pruning import pruning_case
-from lightning_icl.transformer import Transformer
 
 EXACT = 1e-6  # relative deviation from the algorithm's own number, in float64
 MOST_STEPS = 8  # of the algorithms that a layer may be
@@ -98,13 +97,6 @@ def known_networks(n_dims: int, n_points: int) -> dict[str, Known]:
     }
 
 
-def transformer_of(network: WrittenNetwork, n_dims: int) -> Transformer:
-    """The network as a Transformer, in float64."""
-    transformer = Transformer(n_dims, **network.options()).double().eval()
-    transformer.load_state_dict(network.state())
-    return transformer
-
-
 def lines_of(name: str, known: Known, network: WrittenNetwork, n_prompts: int) -> list[Line]:
     """What every instrument that trains nothing finds on ``network``, which is said to be ``known``."""
     found = []
@@ -120,7 +112,7 @@ Check = Callable[[Known, WrittenNetwork, int], Iterator[tuple[str, str, bool]]]
 def importance_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
     """Leave-one-out against the algorithm without the head's step or coordinate, on the same prompts."""
     prompt, own = known.prompts(n_prompts, seed=1), known.network().options()["heads"]
-    transformer = transformer_of(network, known.task.n_dims)
+    transformer = written(network, known.task.n_dims)
     found = head_importance(transformer, prompt).scores["leave_one_out"]
     expected = "each head costs what its algorithm loses without it"
     if transformer.heads != own:
@@ -166,7 +158,7 @@ def pruning_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
     padded = network
     for layer in range(1, len(network.layers) + 1):
         padded = with_idle_head(padded, layer, generator, size=1e-4)
-    transformer = transformer_of(padded, n_dims)
+    transformer = written(padded, n_dims)
     choose, score = (known.prompts(n_prompts, seed) for seed in (3, 4))
     case = pruning_case(transformer, choose)
     own = [list(range(1, n + 1)) for n in known.network().options()["heads"]]
@@ -184,8 +176,8 @@ def pruning_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
 def probing_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
     """R^2 of R_hat x in the query's state after layer 1: all, the share of its coordinates, or what x alone tells."""
     fit, choose, score = (known.prompts(n_prompts, seed) for seed in (5, 6, 7))
-    table = probe_layers(transformer_of(network, known.task.n_dims), known.task, fit, choose, score, context_points=1)
-    before, after = (table.by_layer("preprocessed")[layer].trained.r2.value for layer in (0, 1))
+    table = probe_layers(written(network, known.task.n_dims), known.task, fit, choose, score, context_points=1)
+    before, after = (table.by_layer("preprocessed")[layer].trained.r2 for layer in (0, 1))
     if isinstance(known.construction, ConstructedPreprocessThenGD):
         share = len(known.network().layers[0]) / known.task.n_dims
         expected, passed = (
@@ -193,14 +185,14 @@ def probing_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
             abs(after - share) < 0.05 and before < 0.1,
         )
     else:
-        expected, passed = "no R_hat x after layer 1: R^2 below 0.5", max(before, after) < 0.5
-    yield expected, f"R^2 {before:z.2f}, then {after:z.3f}", passed
+        expected, passed = "no R_hat x after layer 1: R^2 below 0.5", max(before.value, after.value) < 0.5
+    yield expected, f"R^2 {before.value:z.2f}, then {after.value:z.3f}", passed
 
 
 def circuit_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
     """Layer 1 in input coordinates, which shows exactly what each of its heads does."""
     n_dims, construction = known.task.n_dims, known.construction
-    circuits = head_circuits(transformer_of(network, n_dims))[0]
+    circuits = head_circuits(written(network, n_dims))[0]
     if isinstance(construction, ConstructedPreprocessThenGD):
         places = [int(scores[:, n_dims].abs().argmax()) + 1 for scores in circuits.query_key]
         alone = [bool(scores.count_nonzero() == 1) for scores in circuits.query_key]
@@ -222,14 +214,14 @@ def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterat
     """The algorithm of every layer, by the model's own read-out; step sizes and gamma are on no grid."""
     task, n = known.task, known.n_points
     choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11))
-    transformer = transformer_of(network, task.n_dims)
+    transformer = written(network, task.n_dims)
     readers = own_readers(transformer)
     choosing, scoring = ((whole_prompts(p), readings(transformer, p, readers)) for p in (choose, score))
-    depth = len(transformer.heads)
+    depth, isotropic = len(transformer.heads), task.covariance is None or is_isotropic(task.covariance)
     algorithms: list[LinearReference] = [
         *(family(step_size="shared", max_steps=MOST_STEPS) for family in (GD, PreprocessThenGD, GDPlusPlus)),
         *(family(max_steps=MOST_STEPS) for family in (GD, PreprocessThenGD)),
-        *([] if is_isotropic(task.covariance) else [PreconditionedGD(max_steps=MOST_STEPS)]),
+        *([] if isotropic else [PreconditionedGD(max_steps=MOST_STEPS)]),
         *(TunedRidge(), Lasso(), LeastSquares()),
     ]
     found = distances(readers, algorithms, Case(task, task, depth), choosing, scoring)
@@ -267,7 +259,7 @@ def _family(known: Known) -> tuple[str | None, int]:
 
 def comparison_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
     """States and weights beside the construction's own, whatever the basis."""
-    transformer, other = transformer_of(network, known.task.n_dims), transformer_of(known.network(), known.task.n_dims)
+    transformer, other = written(network, known.task.n_dims), written(known.network(), known.task.n_dims)
     fit, score = (known.prompts(min(n_prompts, 256), seed) for seed in (13, 14))
     expected = "states and weights of every layer align to 1"
     try:
@@ -297,7 +289,7 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
 
     def cost(changed: WrittenNetwork, *removed: tuple[int, int]) -> float:
         """The rise of the risk without these heads, (layer, head) from 1, all at once."""
-        transformer = transformer_of(changed, n_dims)
+        transformer = written(changed, n_dims)
         less = full_mask(transformer.heads)
         for layer, head in removed:
             less[layer - 1, head - 1] = 0
@@ -339,7 +331,7 @@ def p_probing_lines(n_dims: int, n_points: int, training: Training, seeds: Seque
     networks = {"preprocess-then-GD": (right, fewest), "a layer 1 that does nothing": (_silent(right), _silent(fewest))}
     found = []
     for name, pair in networks.items():
-        models = {str(len(network.layers[0])): transformer_of(network, n_dims).float() for network in pair}
+        models = {str(len(network.layers[0])): written(network, n_dims).float() for network in pair}
         verdicts = [
             claim(p_probing(models, known.task, n_points, depths, training=training._replace(seed=seed)).comparisons())
             for seed in seeds

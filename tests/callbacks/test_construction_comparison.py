@@ -55,7 +55,7 @@ def test_rows_are_those_of_the_instruments_on_the_same_prompts(tmp_path):
     model = module(ConstructedPreprocessThenGD(2, 0.3, [1, 2]))
     found = validated(tmp_path, model, comparison, prompts)
     fit, score = (prompts.held_out(f"construction_{name}", 32).double() for name in ("fit", "score"))
-    networks = model.transformer.double(), written(P_GD, D)
+    networks = model.transformer.double(), written(P_GD.network(D), D)
     risks = [network.on_prompt(score).prediction.sub(score.f_query).square().mean(dim=1) for network in networks]
     difference = (risks[0] - risks[1]).detach()
     (row,) = comparison.rows[comparison.rows["metric"] == "construction/risk/difference"].itertuples()
