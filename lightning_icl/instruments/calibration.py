@@ -180,10 +180,8 @@ def probing_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
     before, after = (table.by_layer("preprocessed")[layer].trained.r2 for layer in (0, 1))
     if isinstance(known.construction, ConstructedPreprocessThenGD):
         share = len(known.network().layers[0]) / known.task.n_dims
-        expected, passed = (
-            f"R_hat x from layer 1 on: R^2 0, then {share:.2g}",
-            abs(after - share) < 0.05 and before < 0.1,
-        )
+        expected = f"R_hat x from layer 1 on: R^2 0, then {share:.2g}"
+        passed = abs(after.value - share) < 3 * after.standard_error + EXACT and before.value < 0.1
     else:
         expected, passed = "no R_hat x after layer 1: R^2 below 0.5", max(before.value, after.value) < 0.5
     yield expected, f"R^2 {before.value:z.2f}, then {after.value:z.3f}", passed

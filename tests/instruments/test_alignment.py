@@ -16,7 +16,8 @@ from lightning_icl.functional.constructions import (
     with_idle_head,
 )
 from lightning_icl.functional.errors import InputError
-from lightning_icl.instruments.alignment import head_pattern, state_alignment, weight_alignment, written
+from lightning_icl.instruments import alignment
+from lightning_icl.instruments.alignment import head_pattern, state_alignment, weight_alignment
 from lightning_icl.instruments.probing import untrained_like
 
 D = 4
@@ -32,9 +33,11 @@ FIT, SCORE = prompts(), prompts(seed=1)
 
 
 def model_of(network):
-    model = Transformer(D, **network.options()).double()
-    model.load_state_dict(network.state())
-    return model
+    return alignment.written(network, D)
+
+
+def written(construction, n_dims):
+    return alignment.written(construction.network(n_dims), n_dims)
 
 
 def invertible(size, generator):
@@ -142,7 +145,7 @@ def test_a_copy_in_another_basis_is_the_same(name):
         lambda network: with_duplicate(network, 1, 3),
         lambda network: with_cancelling_pair(network, 3, 1, size=2.0),
     ],
-    ids=["dead", "duplicate", "cancelling"],
+    ids=["idle", "duplicate", "cancelling"],
 )
 def test_heads_that_add_nothing_in_all_are_not_seen(change):
     changed = model_of(change(P_GD.network(D)))
@@ -340,6 +343,6 @@ def test_a_written_network_is_without_noise_and_draws_nothing():
     ],
 )
 def test_what_cannot_be_compared_is_refused(model, fit, said):
-    for alignment in (state_alignment, weight_alignment):
+    for compare in (state_alignment, weight_alignment):
         with pytest.raises(InputError, match=said):
-            alignment(model, written(P_GD, D), fit, SCORE)
+            compare(model, written(P_GD, D), fit, SCORE)
