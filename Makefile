@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart study test test-slow lint tensorboard .venv
+.PHONY: help quickstart study calibration test test-slow lint tensorboard .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -14,6 +14,9 @@ quickstart: .venv/installed ## train a small transformer on the CPU and look int
 
 study: .venv/installed ## the paper's question at quick scale: many small models, verdicts and a report, in under 20 minutes
 	$(BIN)/lightning-icl study --config configs/studies/paper.yaml --scale quick
+
+calibration: .venv/installed ## every instrument on networks whose algorithm is known, PASS or FAIL, in about half an hour
+	$(BIN)/lightning-icl calibrate
 
 tensorboard: .venv/installed ## show lightning_logs/ in the browser
 	$(BIN)/tensorboard --logdir lightning_logs

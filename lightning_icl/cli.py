@@ -23,9 +23,11 @@ from lightning_icl.shipped_configs import config_file
 # Our subcommands besides Lightning's, and what they do. Each is the function of its name in the module of its name in
 # lightning_icl.commands, which is imported when it is asked for: a study needs packages that nothing else does.
 COMMANDS = {
+    "calibrate": "Do the instruments find what is there, on networks whose algorithm is known? PASS or FAIL for each.",
     "p_probe": "P-probing: is the first layer's output easier to optimise on than the examples?",
     "prune": "Write a smaller checkpoint: some heads removed, the predictions those of the model with them masked.",
     "study": "Run many trials from one YAML file, and write their table, figures, verdicts and report.",
+    "theory": "Excess risk of GD, preprocess-then-GD, GD++, ridge, lasso, Bayes over n, d, s, sigma, T: a figure each.",
 }
 
 

@@ -65,15 +65,24 @@ def fitted(
     free = [p for p in range(len(names)) if len(candidates[:, p].unique()) > 1]
     refinable = [p for p in free if names[p] not in WHOLE]
     within = candidates.amin(dim=0) / 2, 2 * candidates.amax(dim=0)
+    groups = candidates[:, -1] if "steps" in names else torch.zeros_like(candidates[:, 0])
+    if len(refinable) > 1:  # gamma too, with which there are several minima: one start in each third of its grid
+        grid = candidates[:, refinable[1]].contiguous()
+        thirds = torch.bucketize(
+            grid, grid.unique()[[len(grid.unique()) // 3, 2 * len(grid.unique()) // 3]], right=True
+        )
+        groups = 3 * groups + thirds
     products, squares = _sums(settled, candidates, problems, prediction)
     chosen = []
     for target, is_scaled, by_candidate in zip(prediction, scaled, products.T, strict=True):
         scales = best_scale(by_candidate, squares) if is_scaled else torch.ones_like(squares)
         spd = scales**2 * squares - 2 * scales * by_candidate  # but for what all have in common
-        settings = best_by_steps(candidates, candidates[:, -1] if "steps" in names else torch.zeros_like(spd), spd)
+        settings = best_of_groups(candidates, groups, spd)
         residuals = _Residuals(fits, problems, target, is_scaled)
         if refinable:
             settings = refined(residuals.of, settings, refinable, within, 1e-24 * float(target.square().sum()))
+            by_steps = settings[:, -1] if "steps" in names else torch.zeros_like(settings[:, -1])
+            settings = best_of_groups(settings, by_steps, residuals.of(settings).square().sum(dim=1))
         left, scales = residuals(settings)
         spd = left.square().mean(dim=1).clamp_min(EQUAL * float(target.square().mean())).nan_to_num(torch.inf)
         chosen.append(Chosen(settings, scales, int((spd == spd.min()).nonzero()[0])))  # the fewest steps of equals
@@ -133,14 +142,14 @@ def _sums(
     return products, squares
 
 
-def best_by_steps(
+def best_of_groups(
     candidates: Float[Tensor, "candidates parameters"],
-    steps: Float[Tensor, " candidates"],
+    groups: Float[Tensor, " candidates"],
     spd: Float[Tensor, " candidates"],
-) -> Settings:
-    """The candidate of the least SPD for each number of steps."""
+) -> Float[Tensor, "groups parameters"]:
+    """The candidate of the least SPD in each group, such as those with one number of steps, in order."""
     spd = spd.nan_to_num(torch.inf)
-    alike = [(steps == t).nonzero()[:, 0] for t in steps.unique()]
+    alike = [(groups == group).nonzero()[:, 0] for group in groups.unique()]
     return candidates[torch.stack([group[spd[group].argmin()] for group in alike])]
 
 

@@ -1,0 +1,49 @@
+"""The calibration of the instruments, at small size: all lines pass, and those of a wrong network fail."""
+
+import pytest
+import torch
+
+from lightning_icl.functional.constructions import ConstructedGDPlusPlus, ConstructedPreprocessThenGD
+from lightning_icl.instruments.calibration import (
+    CHECKS,
+    WRONG,
+    Known,
+    known_networks,
+    lines_of,
+    match_lines,
+    planted_lines,
+    wrong_lines,
+)
+
+KNOWN = known_networks(n_dims=4, n_points=40)
+
+
+def failed(lines):
+    return [line for line in lines if not line.passed]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_instrument_finds_what_is_there(name):
+    lines = lines_of(name, KNOWN[name], KNOWN[name].network(), n_prompts=96)
+    assert {line.instrument for line in lines} == set(CHECKS)
+    assert failed(lines) == []
+
+
+def test_planted_heads_are_seen_for_what_they_are():
+    assert failed(planted_lines(KNOWN["preprocess-then-GD"], n_prompts=96)) == []
+
+
+def test_every_wrong_network_is_noticed():
+    lines = wrong_lines(KNOWN, n_prompts=96)
+    assert failed(lines) == []
+    assert len(lines) == sum(len(wrong.noticed_by) for wrong in WRONG.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["preprocess_then_gd", "gd_plus_plus"])
+def test_the_match_names_every_layer_at_any_step_size(kind, seed):
+    step, gamma = torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
+    step, gamma = 0.05 + 0.2 * step, 0.02 + 0.15 * gamma
+    made = ConstructedGDPlusPlus(3, step, gamma) if kind == "gd_plus_plus" else ConstructedPreprocessThenGD(3, step)
+    known = Known(made, KNOWN["GD"].task, 40)
+    assert [line for line in match_lines(known, known.network(), n_prompts=48) if not line[2]] == []
