@@ -178,12 +178,11 @@ def refined(
             break
         old = settings[at]
         unit = old[:, moved].amax(dim=1, keepdim=True)
-        slopes = []
-        for p in moved:
-            ahead = old.clone()
-            ahead[:, p] += 1e-6 * unit[:, 0]
-            slopes.append((residuals(ahead) - left[at]) / 1e-6)
-        jacobian = torch.stack(slopes, dim=2)
+        ahead = old.repeat(len(moved), 1, 1)
+        for i, p in enumerate(moved):
+            ahead[i, :, p] += 1e-6 * unit[:, 0]
+        slopes = (residuals(ahead.flatten(0, 1)).unflatten(0, ahead.shape[:2]) - left[at]) / 1e-6
+        jacobian = slopes.permute(1, 2, 0)
         downhill = -torch.einsum("knp,kn->kp", jacobian, left[at])
         # One at its end that would go beyond it stays, else it would turn the others' way.
         held = (old[:, moved] <= low) & (downhill < 0) | (old[:, moved] >= high) & (downhill > 0)
@@ -200,5 +199,5 @@ def refined(
         won = at[better]
         settings[won], left[won], spd[won] = new[better], trial[better], reached[better]
         damping[at] *= torch.where(better, 0.1, 10.0)
-        going[at] = torch.where(better, (gain > 1e-6) & (reached > enough), damping[at] < 1e3)
+        going[at] = torch.where(better, (gain > 1e-5) & (reached > enough), damping[at] < 1e3)
     return settings
