@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from planted import gradient_descent
 
 from lightning_icl import SparseLinearRegression, Transformer
+from lightning_icl.functional.constructions import ConstructedGD
+from lightning_icl.instruments.alignment import written
 from lightning_icl.instruments.circuits import attention_patterns, coordinates, head_circuits
 
 N_DIMS = 3
@@ -126,8 +127,8 @@ def test_what_the_scalars_say():
     assert torch.allclose(everything.within_input, torch.ones(2, dtype=torch.float64))
 
 
-def test_the_heads_of_planted_gradient_descent_are_recognised():
-    for circuits in head_circuits(gradient_descent(N_DIMS, 0.7, 2)):
+def test_the_heads_of_constructed_gradient_descent_are_recognised():
+    for circuits in head_circuits(written(ConstructedGD(2, 0.7).network(N_DIMS), N_DIMS)):
         same = torch.eye(N_DIMS, N_DIMS + 2, dtype=torch.float64)
         assert torch.allclose(circuits.query_key[0, :N_DIMS], same)
         assert circuits.query_key[0, N_DIMS:].eq(0).all()
