@@ -214,7 +214,8 @@ class ConstructedGD(Construction):
         return torch.stack(path)
 
     def __str__(self) -> str:
-        return f"{'' if self.matrix is None else 'preconditioned '}GD, {self.steps} steps of {self.step_size:g}"
+        name = "GD" if self.matrix is None else "preconditioned GD"
+        return f"{name}, {self.steps} step{'s' * (self.steps > 1)} of {self.step_size:g}"
 
 
 class ConstructedPreprocessThenGD(Construction):
@@ -266,7 +267,7 @@ class ConstructedPreprocessThenGD(Construction):
 
     def __str__(self) -> str:
         what = "" if self.coordinates is None else f" on {len(self.coordinates)} coordinates"
-        return f"preprocess + GD{what}, {self.steps} steps of {self.step_size:g}"
+        return f"preprocess + GD{what}, {self.steps} step{'s' * (self.steps > 1)} of {self.step_size:g}"
 
 
 class ConstructedGDPlusPlus(Construction):
@@ -304,7 +305,7 @@ class ConstructedGDPlusPlus(Construction):
         return gd_plus_plus_path(x, y, self.steps, self.step_size, self.gamma)
 
     def __str__(self) -> str:
-        return f"GD++, {self.steps} steps of {self.step_size:g}, gamma {self.gamma:g}"
+        return f"GD++, {self.steps} step{'s' * (self.steps > 1)} of {self.step_size:g}, gamma {self.gamma:g}"
 
 
 def with_idle_head(network: WrittenNetwork, layer: int, generator: Generator, size: float = 0.0) -> WrittenNetwork:

@@ -109,7 +109,8 @@ class IterativeReference(SearchedReference):
         if setting is None:
             return f"{self.title}, {self.steps} steps"
         why = {"depth": " (= layers)", "best": f" (best up to {self.max_steps})"}.get(str(self.steps), "")
-        return f"{self.title}, {span(setting[-1])} steps{self.in_words(setting)}{why}"
+        steps = span(setting[-1])
+        return f"{self.title}, {steps} step{'s' * (steps != '1')}{self.in_words(setting)}{why}"
 
     def in_words(self, setting: Setting) -> str:
         """The parameters besides the number of steps, for the label."""
