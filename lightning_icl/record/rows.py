@@ -21,7 +21,8 @@ Metrics by analysis. "(layer)" and so on are the fields that say where; interval
   (layer) or "read_out"; the note of relative_spd is the algorithm in words with its settings. A distance
   excess_over_closest is SPD over that of the closest algorithm, less 1, paired.
 - Circuits: circuits/<scalar> (layer, head).
-- p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there.
+- p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there,
+  read_in for what that layer is given in those with most, and untrained, raw, r_hat, r_hat_power and gd_plus_plus.
 - any other analysis: what its rows say.
 """
 
