@@ -7,6 +7,7 @@ if __name__ != "lightning_icl.callbacks":
 from lightning_icl.callbacks.algorithm_match import AlgorithmMatch
 from lightning_icl.callbacks.analysis import Analysis
 from lightning_icl.callbacks.circuits import Circuits
+from lightning_icl.callbacks.construction_comparison import ConstructionComparison
 from lightning_icl.callbacks.curriculum import Curriculum
 from lightning_icl.callbacks.figure_writer import FigureWriter
 from lightning_icl.callbacks.head_importance import HeadImportance
@@ -21,6 +22,7 @@ __all__ = [
     "AlgorithmMatch",
     "Analysis",
     "Circuits",
+    "ConstructionComparison",
     "Curriculum",
     "FigureWriter",
     "HeadImportance",

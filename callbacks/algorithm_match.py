@@ -12,25 +12,30 @@ from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Case, Reference
-from lightning_icl.instruments.algorithms import READ_OUT, Distance, algorithm_distances, comparable
+from lightning_icl.instruments.algorithms import PROBE, READ_OUT, SAME, Distance, algorithm_distances, comparable
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
-MOST_SHOWN = 8  # algorithms in the loggers by default
+MOST_SHOWN = 12  # algorithms in the loggers by default
+FAR = 0.5  # the relative distance from which on the closest does not give its name
+SAID = {READ_OUT: "the model's read-out of layer", PROBE: "the best linear use of the state, up to scale, of layer"}
 
 
 class AlgorithmMatch(Analysis):
     """How far what each layer has computed is from GD_t, P-GD_t, GD++_t, Newton_t, ridge, lasso, least squares, Bayes.
 
-    A layer is read by a linear ridge probe of the query's state for f(x_q); its implied weights are the gradient of
-    that with respect to x_q. Compared are predictions (SPD) and weights (ILWD), as they are and relative: 0 is the
-    algorithm itself, 1 is no closer than predicting 0. Settings (t, step size, alpha) are fitted for each layer and
-    each number of examples on separate prompts. Formulas: lightning_icl.instruments.algorithms.
+    A layer is read by the model's own read-out and by a linear ridge probe of the query's state for f(x_q), the best
+    linear use of the state; its implied weights are the gradient of that with respect to x_q. Compared are predictions
+    (SPD) and weights (ILWD), as they are and relative: 0 is the algorithm itself, 1 is no closer than predicting 0; for
+    probes up to scale. Settings (t, step size, gamma, alpha) are fitted for each reading and each number of examples on
+    separate prompts. Formulas: lightning_icl.instruments.algorithms.
 
-    Rows are of each layer's reading (algorithm/layer/...) and of the model's own prediction (algorithm/read_out/...).
+    Rows are of each layer's reading by the read-out (algorithm/read_out/..., after the last layer the model's
+    prediction) and by the probe (algorithm/probe/...). rank is 1 for the closest, 0 for all where a reading is 0.
     excess_over_closest has an interval that holds for all pairs of algorithms at once; where it holds 0, the prompts
-    cannot tell the two apart. Settings are steps, step, gamma or alpha. Figure: algorithm_match.
+    cannot tell the two apart. Settings are steps (the interval: as good on these prompts), step, gamma, alpha, and
+    scale, of probes. Figure: algorithm_match.
 
     Args:
         n_prompts: prompts the settings are chosen on; as many again are scored, and twice as many fit the probes.
@@ -84,7 +89,8 @@ class AlgorithmMatch(Analysis):
         largest = max(d.n_points for d in found)
         names = list(dict.fromkeys(d.algorithm for d in found))
         shown = "|".join(map(re.escape, names)) if len(names) <= MOST_SHOWN else "closest"
-        self.shown = (rf"algorithm/read_out/({shown})/relative_spd/n{largest}$",)  # type: ignore[misc]  # known now
+        place = f"n{largest}/layer{len(module.transformer.heads)}"
+        self.shown = (rf"algorithm/{READ_OUT}/({shown})/relative_spd/{place}$",)  # type: ignore[misc]  # known now
         for distance in found:
             yield from distance_rows(distance, self.n_prompts)
 
@@ -94,34 +100,45 @@ class AlgorithmMatch(Analysis):
     def summary(self, rows: pd.DataFrame) -> list[str]:
         whole = rows[rows["n_points"] == rows["n_points"].max()]
         parts = whole["metric"].str.split("/", n=3, expand=True)
-        whole = whole.assign(reading=parts[1], algorithm=parts[2], kind=parts[3], layer=whole["layer"].fillna(0))
-        n = whole["n_points"].iloc[0]
+        whole = whole.assign(reading=parts[1], algorithm=parts[2], kind=parts[3])
         lines = [
-            f"The closest algorithm to each layer's reading ({self.n_prompts:,} held-out prompts of {n}",
+            f"The closest algorithm to each layer's reading ({self.n_prompts:,} held-out prompts of "
+            f"{whole['n_points'].iloc[0]}",
             "examples; relative distance ± 95 %, 0: equal, 1: no closer than predicting 0):",
         ]
-        for (reading, layer), of_reading in whole.groupby(["reading", "layer"], sort=False):
-            name = "the model's read-out" if reading == READ_OUT else f"layer {layer}"
-            said = f"{name}: {_closest(of_reading.set_index(['kind', 'algorithm']))}"
-            lines += wrapped(said, further="    ")
+        for reading, of_reading in whole.groupby("reading", sort=False):
+            lines.append(f"  {SAID[reading]}")
+            for layer, of_layer in of_reading.groupby("layer"):
+                said = f"{layer:g}: {_closest(of_layer.set_index(['kind', 'algorithm']))}"
+                lines += wrapped(said, "    ", further="       ")
         return lines
 
 
 def distance_rows(d: Distance, n_prompts: int) -> Iterator[Row]:
     """The rows of one reading, algorithm and number of examples."""
-    layer = None if d.reading == READ_OUT else int(d.reading.removeprefix("layer"))
-    place = f"algorithm/{READ_OUT if layer is None else 'layer'}/{d.algorithm}"
     for name, interval in d.numbers(n_prompts):
         note = d.label if name == "relative_spd" else None
-        yield Row(f"{place}/{name}", *interval, layer, n_points=d.n_points, note=note)
+        yield Row(f"algorithm/{d.reading}/{d.algorithm}/{name}", *interval, d.layer, n_points=d.n_points, note=note)
 
 
 def _closest(rows: pd.DataFrame) -> str:
-    """The closest algorithm to one reading, and those that the prompts cannot tell from it."""
-    distances, excess = rows.loc["relative_spd"], rows.loc["excess_over_closest"]
+    """The closest algorithm to one reading, those that are the same here, and those the prompts cannot tell from it."""
+    distances, ranks = rows.loc["relative_spd"], rows.loc["rank"]["value"]
+    if not ranks.any():
+        return "reads 0"
     if not (distances["high"] < 1).any():
         return "none is closer than predicting 0"
-    best = distances.loc[distances["value"].idxmin()]
-    alike = excess.index[(excess["low"] <= 0) & (excess.index != best.name)]
+    name = ranks.idxmin()
+    best = distances.loc[name]
+    if best["low"] > FAR:
+        return f"no algorithm; the closest, {best['note']}, is at distance {plus_minus(best, half='.1g')}"
     said = f"{best['note']}; distance {plus_minus(best, half='.1g')}"
-    return said + f" (cannot be told from it: {', '.join(alike)})" * bool(len(alike))
+    excess, apart = rows.loc["excess_over_closest"], rows.loc["from_closest"]["value"]
+    others = [other for other in ranks.sort_values().index if other != name and excess["low"][other] <= 0]
+    same = [other for other in others if apart[other] <= SAME]
+    alike = [f"{other} {distances['value'][other]:.3g}" for other in others if other not in same]
+    if ("setting/steps", name) in rows.index:
+        fewest, most = rows.loc[("setting/steps", name), ["low", "high"]]
+        said += f"; {fewest:g} to {most:g} steps are as good" * bool(fewest < most)
+    said += f"; with these settings the same, if less simple: {', '.join(same)}" * bool(same)
+    return said + f"; cannot be told from it: {', '.join(alike)}" * bool(alike)

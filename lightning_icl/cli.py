@@ -26,6 +26,7 @@ COMMANDS = {
     "p_probe": "P-probing: is the first layer's output easier to optimise on than the examples?",
     "prune": "Write a smaller checkpoint: some heads removed, the predictions those of the model with them masked.",
     "study": "Run many trials from one YAML file, and write their table, figures, verdicts and report.",
+    "theory": "Excess risk of GD, preprocess-then-GD, GD++, ridge, lasso, Bayes over n, d, s, sigma, T: a figure each.",
 }
 
 

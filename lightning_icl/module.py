@@ -16,10 +16,10 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.loggers import log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
-from lightning_icl.optimizers import MuonWithAdamW
+from lightning_icl.optimizers import Blocks, MuonWithAdamW
 from lightning_icl.transformer import Transformer, TransformerOutput
 
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "muon_per_head"]
 Target = Literal["noise_free", "noisy"]
 Schedule = Literal["cosine", "constant"]
 
@@ -38,14 +38,17 @@ class ICLModule(LightningModule):
 
     Args:
         n_dims: length of x. The command line takes it from the task.
-        optimizer: "adamw", or "muon" for the hidden matrices with AdamW for the rest.
+        optimizer: "adamw"; or "muon" for the hidden matrices with AdamW for the rest, which orthogonalises across the
+            heads of a layer and so spreads work over them; or "muon_per_head", with each head's query, key, value and
+            output blocks as matrices of their own.
         learning_rate: peak learning rate.
         weight_decay: decoupled weight decay.
         warmup_steps: optimizer steps of linear warm-up.
         schedule: what follows the warm-up: "cosine" is a decay to 0 at trainer.max_steps (constant if the run has no
             max_steps), "constant" none.
-        target: what the loss compares with: the "noise_free" target f(x) or the "noisy" label. Both have the same
-            minimiser, the posterior mean of f(x) given the examples, and the first has the lower variance.
+        target: what the loss compares with: the "noisy" label, as in the literature, or the "noise_free" target f(x).
+            Both have the same minimiser, the posterior mean of f(x) given the examples, and the second has the lower
+            variance.
         construction: start from the weights of a network whose algorithm is known, such as {class_path: ConstructedGD,
             init_args: {steps: 3, step_size: 0.2}}, instead of random ones. Its shape follows from it.
         **transformer: the options of Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
@@ -59,7 +62,7 @@ class ICLModule(LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 100,
         schedule: Schedule = "cosine",
-        target: Target = "noise_free",
+        target: Target = "noisy",
         construction: Construction | None = None,
         **transformer: Any,
     ) -> None:
@@ -229,7 +232,17 @@ class ICLModule(LightningModule):
         matrices = [p for p in self.transformer.layers.parameters() if p.dim() == 2]
         hidden = {id(p) for p in matrices}
         others = [p for p in self.parameters() if id(p) not in hidden]
-        return MuonWithAdamW(matrices, others, self.learning_rate, self.weight_decay)
+        blocks = self._head_blocks() if self.optimizer == "muon_per_head" else None
+        return MuonWithAdamW(matrices, others, self.learning_rate, self.weight_decay, blocks)
+
+    def _head_blocks(self) -> dict[Tensor, Blocks]:
+        """How the matrices of attention part into heads."""
+        found: dict[Tensor, Blocks] = {}
+        for attention in (layer.attention for layer in self.transformer.blocks if layer.attention):
+            for rows in (attention.query, attention.key, attention.value):
+                found[rows.weight] = Blocks(0, attention.n_heads)
+            found[attention.output.weight] = Blocks(1, attention.n_heads)
+        return found
 
     def _learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to 0 at trainer.max_steps, or 1 throughout."""

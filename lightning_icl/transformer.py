@@ -322,9 +322,10 @@ class Transformer(nn.Module):
     ) -> Embedded:
         """The tokens in the residual stream before the first layer; ``blocks`` and ``read`` take them from there."""
         places = self._places(tokens.shape[1], n_queries)
-        # The residual stream and the read-out keep the parameters' precision under autocast: bfloat16 has 8 bits of
-        # mantissa, and a risk of 1e-3 is a difference in the sixth.
-        states = self.read_in(tokens).to(self.read_out.weight.dtype) + self._positions(places, point_mask)
+        # Read-in, residual stream and read-out keep the parameters' precision under autocast: bfloat16 has 8 bits of
+        # mantissa, so it would round x and y themselves, and a risk of 1e-3 is a difference in the sixth.
+        with torch.autocast(tokens.device.type, enabled=False):
+            states = self.read_in(tokens) + self._positions(places, point_mask)
         n_keys = places.n_context if self.mask == "context" else places.n_tokens
         view = View(n_keys, self._visible(places, point_mask, tokens.device))
         return Embedded(states, view, places.n_context, n_queries)

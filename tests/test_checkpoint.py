@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+from lightning_icl import ICLModule
 from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.functional.errors import InputError
 
 SHAPE = {"d_model": 16, "heads": [4, 2], "mlp": True}
 
 
-def checked(tmp_path, saved, asked):
+def checked(tmp_path, saved, asked, resuming=False):
     torch.save({"hyper_parameters": SHAPE | saved}, tmp_path / "some.ckpt")
-    check_checkpoint(tmp_path / "some.ckpt", SHAPE | asked, resuming=False)
+    check_checkpoint(tmp_path / "some.ckpt", SHAPE | asked, resuming)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,11 @@ def test_head_sizes_that_are_the_same_written_otherwise_agree(tmp_path, saved, a
 def test_another_shape_is_refused_also_where_an_old_checkpoint_does_not_say(tmp_path, saved, asked, said):
     with pytest.raises(InputError, match=said):
         checked(tmp_path, saved, asked)
+
+
+def test_a_checkpoint_of_before_the_noisy_default_is_evaluated_but_does_not_go_on_with_another_target(tmp_path):
+    asked = {"target": ICLModule(n_dims=3, **SHAPE).target}
+    checked(tmp_path, {"target": "noise_free"}, asked)
+    with pytest.raises(InputError, match=r"with model.target = noise_free, but the config asks for noisy; use the con"):
+        checked(tmp_path, {"target": "noise_free"}, asked, resuming=True)
+    checked(tmp_path, {"target": "noise_free"}, {"target": "noise_free"}, resuming=True)

@@ -99,7 +99,7 @@ def test_the_global_batch_ignores_accumulation(tmp_path, accumulate):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head"])
 def test_a_resume_in_mid_epoch_goes_on_bit_for_bit(tmp_path, accumulate, optimizer):
     data = small_data()
     options = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, "val_check_interval": 0.5}

@@ -1,4 +1,4 @@
-"""Every command and every piece of Python the README shows is run."""
+"""Every command that the README and docs/ show is understood, and every piece of Python the README shows is run."""
 
 import itertools
 import json
@@ -10,8 +10,9 @@ import sys
 import pytest
 from conftest import ROOT, TINY, run_command
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES[ROOT / "README.md"]
+BLOCKS = [block for page in PAGES.values() for block in re.findall(r"```(\w+)\n(.*?)```", page, flags=re.DOTALL)]
 COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines() if line]
 # Starting Python and importing torch would take most of the time of each command.
 IN_ONE_PROCESS = """
@@ -53,6 +54,8 @@ def _smaller(args):
     config = args.index("--config") + 2 if "--config" in args else len(args)
     tiny = ["--config", "tiny.yaml", "--config", "smaller.yaml"] if "--config" in args else []
     short = ["--steps", "2", "--seeds", "2", "--depths", "1", "--prompts", "16"] if args[0] == "p_probe" else []
+    if args[0] == "theory":
+        short = ["--prompts", "8", "--tuning_prompts", "8", "--axes", "{n: [8, 16]}"]
     if "schedule.yaml" in args:  # which cuts after the third validation
         short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "1"]
     if "configs/full_analysis.yaml" in args:  # which takes a minute; its file is parsed all the same
@@ -69,7 +72,7 @@ def test_every_lightning_icl_command_is_understood(commands, tmp_path):
     """The first and those that train nothing are run; of the others the options are parsed."""
     first, *others = commands
     parsed = {"fit": ["--print_config"], "validate": ["--print_config"], "predict": ["--print_config"]}
-    parsed["p_probe"] = ["--help"]
+    parsed |= {"p_probe": ["--help"], "theory": ["--help"]}
     _run_in_one_process([first, *([*args, *parsed.get(args[0], [])] for args in others)], tmp_path)
     assert (tmp_path / "pruned" / "checkpoints" / "last.ckpt").exists()
 
@@ -149,11 +152,12 @@ def test_the_extensions_take_15_lines_or_fewer():
             assert len([line for line in code.splitlines() if line.strip()]) <= 15
 
 
-def test_the_figures_the_readme_shows_are_there():
-    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_figures_a_page_shows_are_there(page):
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGES[page])
     assert figures
-    assert all((ROOT / figure).stat().st_size > 10_000 for figure in figures)
+    assert all((page.parent / figure).stat().st_size > 10_000 for figure in figures)
 
 
 def test_no_placeholder_is_left():
-    assert not re.findall(r"\b(TABLE|TESTTIME|TODO|XXX)\b", README)
+    assert not re.findall(r"\b(TABLE|TESTTIME|TODO|XXX)\b", "".join(PAGES.values()))

@@ -418,6 +418,27 @@ def test_read_out_and_stream_stay_in_float32_under_autocast():
     assert output.prediction.dtype == output.query_states[-1].dtype == torch.float32
 
 
+@pytest.mark.parametrize("options", [{}, {"mlp": False}, {"layout": "alternating", "mask": "causal"}], ids=str)
+def test_autocast_does_not_round_the_prompt(options, generator):
+    """And without that rounding the predictions' squared error in bfloat16 falls."""
+    transformer, prompt = model(**options).float(), SparseLinearRegression(3, 2, 0.1).sample(256, 6, 3, generator)
+    read_in = transformer.read_in
+
+    def rounding(x):
+        return torch.nn.functional.linear(x.bfloat16(), read_in.weight.bfloat16(), read_in.bias.bfloat16()).float()
+
+    exact = run(transformer, prompt)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = run(transformer, prompt)
+        read_in.forward = rounding
+        rounded = run(transformer, prompt)
+    for states in ("query_states", "context_states"):
+        assert torch.equal(getattr(found, states)[0], getattr(exact, states)[0])
+        assert not torch.equal(getattr(rounded, states)[0], getattr(exact, states)[0])
+    kept, lost = ((output.prediction - exact.prediction).square().mean() for output in (found, rounded))
+    assert 0 < kept < 0.7 * lost
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -476,7 +497,7 @@ def test_bad_choices_are_named_from_python(tmp_path):
         "position is 'sine', but it must be one of none, learned.",
         "layout is 'triples', but it must be one of pairs, prefixes, alternating.",
         "weight_law is 'laplace', but it must be one of gaussian, sign, unit_norm, scaled.",
-        "optimizer is 'sgd', but it must be one of adamw, muon.",
+        "optimizer is 'sgd', but it must be one of adamw, muon, muon_per_head.",
         "target is 'clean', but it must be one of noise_free, noisy.",
     ):
         assert words in said

@@ -60,7 +60,8 @@ def p_probe(
 
     The models are best trained alike but for the number of heads in their first layer, such as 1, 2, 4 and 8. The
     claim holds if the risk is lower on the layer with most heads than on that with fewest and than on what that layer
-    is given, the read-in of the examples, at every number of layers and steps. Writes record.jsonl, p_probing.png and .svg and TensorBoard's files.
+    is given, the read-in of the examples, at every number of layers and steps. Writes record.jsonl, p_probing.png and
+    .svg and TensorBoard's files.
 
     Args:
         ckpt_paths: the checkpoints, such as '[RUN_1/checkpoints/last.ckpt, RUN_2/checkpoints/last.ckpt]'.

@@ -17,8 +17,9 @@ def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: He
 
     What the optimizer knows of a parameter is cut like the parameter itself. Where the removed heads were dead (neither
     read nor wrote anything), training goes on as it would have with them: under AdamW always, under Muon up to its
-    bfloat16 and where heads x head_dim <= d_model, as its step's size goes with the longer side of a matrix. What
-    callbacks found in the unpruned model, and the files they wrote, is left behind.
+    bfloat16 and where heads x head_dim <= d_model, as its step's size goes with the longer side of a matrix (of a
+    head's block alone under muon_per_head, whatever the number of heads). What callbacks found in the unpruned model,
+    and the files they wrote, is left behind.
     """
     parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
     smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)

@@ -13,22 +13,24 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from lightning_icl.figures import style
 
 FARTHEST = 1.25  # where colours and axes end: 1 is the zero predictor, and least squares at n = d has no mean
+EQUAL = 1e-12  # below is rounding
 SYMBOLS = {"steps": "t", "step": "c", "gamma": "\u03b3", "alpha": "\u03b1", "features": "s"}
+READINGS = {"read_out": "read-out", "probe": "probe"}
 KINDS = {"relative_spd": "predictions", "relative_ilwd": "implied weights"}
 SIDE_BY_SIDE = 4  # readings of maps that stand so
 
 
 def algorithm_match(rows: pd.DataFrame) -> Figure:
-    """Above, relative distances of every reading at the most examples; below, the model's by number of examples.
+    """Above, relative distances of every reading at the most examples; below, of the model's prediction, over examples.
 
     From algorithm/<reading>/<algorithm>/..., with the algorithm in words as the note of relative_spd.
     """
     found = style.cells(rows, r"algorithm/(?P<reading>\w+)/(?P<algorithm>[^/]+)/(?P<number>.+)")
-    found["reading"] = found["layer"].map(lambda layer: "read-out" if pd.isna(layer) else f"layer {layer}")
+    found["place"] = found["reading"].map(READINGS) + "\nlayer " + found["layer"].astype(str)
     n = found["n_points"].max()
     whole = found[found["n_points"] == n]
-    names, readings = _names(whole), whole["reading"].unique().tolist()
-    tall, wide = 0.8 + 0.45 * len(names), 1.4 + 0.85 * len(readings)
+    names, readings = _names(whole), whole["place"].unique().tolist()
+    tall, wide = 0.8 + 0.5 * len(names), 1.4 + 0.98 * len(readings)
     beside = len(readings) <= SIDE_BY_SIDE
     maps = [list(KINDS)] if beside else [[number] * 2 for number in KINDS]
     ratios = [tall] * len(maps) + [2.6]
@@ -40,14 +42,16 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
         if beside and i:
             axes[number].set_yticks([])
         axes[number].set_title(f"{said}, {n} examples", size=10)
-        _by_points(axes[i], found[(found["reading"] == "read-out") & (found["number"] == number)], names)
-        axes[i].set_title(f"{said}, read-out", size=10)
+        own = (found["reading"] == "read_out") & (found["layer"] == found["layer"].max())
+        _by_points(axes[i], found[own & (found["number"] == number)], names)
+        axes[i].set_title(f"the model's {said}", size=10)
     axes[0].set_ylabel("relative distance", size=9)
     style.legend(figure)
     style.title(
         figure,
         "How far readings are from the closest member of each family (± and bars: 95 %)\n"
-        "0: the same, 1: no closer than 0 is; frames: the closest, dashed: not told from it",
+        "0: the same, 1: no closer than 0 is; frames: the closest, dashed: not told from it\n"
+        "read-out: the model's own; probe: the best linear use of the state for f, up to scale",
     )
     return figure
 
@@ -65,27 +69,34 @@ def _names(whole: pd.DataFrame) -> dict[str, str]:
 
 def _map(axes: Axes, whole: pd.DataFrame, number: str, names: dict[str, str], readings: list[str]) -> None:
     """One row an algorithm, one column a reading; beside predictions the settings of the closest member."""
-    whole = whole.assign(row=whole["algorithm"].map(list(names).index), column=whole["reading"].map(readings.index))
+    whole = whole.assign(row=whole["algorithm"].map(list(names).index), column=whole["place"].map(readings.index))
     found = whole[(whole["number"] == number) & np.isfinite(whole["mean"])].set_index(["row", "column"])
-    texts = {
-        cell.Index: f"{cell.mean:.2f} ±{cell.high - cell.mean:.1g}" if cell.mean < 10 else "> 10"
-        for cell in found.itertuples()
-    }
+    texts = {cell.Index: _said(cell.mean, cell.high - cell.mean) for cell in found.itertuples()}
     frames: dict[Any, str] = {}
     if number == "relative_spd":
         settings = whole[whole["number"].str.startswith("setting/")]
         for place, said in settings.groupby(["row", "column"]):
-            keys = [SYMBOLS.get(key, key) for key in said["number"].str.removeprefix("setting/")]
-            words = " ".join(f"{key}={value:.2g}" for key, value in zip(keys, said["mean"], strict=True))
-            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 13)}"} if place in texts else {}
+            keys = said["number"].str.removeprefix("setting/").map(SYMBOLS)  # a probe's scale has none
+            words = " ".join(f"{key}={value:.2g}" for key, value in zip(keys, said["mean"], strict=True) if key == key)
+            texts |= {place: f"{texts[place]}\n{textwrap.fill(words, 16)}"} if place in texts else {}
         alike = whole[(whole["number"] == "excess_over_closest") & (whole["low"] <= 0)]
         frames = dict.fromkeys(zip(alike["row"], alike["column"], strict=True), "--")
-    frames |= dict.fromkeys(found.groupby("column")["mean"].idxmin(), "-")
+    ranks = whole[whole["number"] == "rank"]
+    named = ranks[ranks["mean"] == 1].set_index(["row", "column"]).index.intersection(found.index)
+    frames |= dict.fromkeys(named, "-")
+    for column in ranks[ranks["mean"] == 0]["column"].unique():
+        axes.text(column, (len(names) - 1) / 2, "reads 0", rotation=90, ha="center", va="center", size=9)
     found = found.assign(text=[texts[place] for place in found.index]).reset_index()
     style.cell_map(axes, found, list(names.values()), readings, ends=(0.0, FARTHEST), size=8.0)
     for (row, column), ls in frames.items():
         frame: style.Style = {"fill": False, "edgecolor": "black", "ls": ls, "lw": 2.2 if ls == "-" else 1.2}
         axes.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, **frame))
+
+
+def _said(distance: float, half: float) -> str:
+    if distance < EQUAL:
+        return "0"
+    return f"{distance:.2g} ±{half:.1g}" if distance < 10 else "> 10"
 
 
 def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:

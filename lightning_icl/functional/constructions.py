@@ -307,12 +307,12 @@ class ConstructedGDPlusPlus(Construction):
         return f"GD++, {self.steps} steps of {self.step_size:g}, gamma {self.gamma:g}"
 
 
-def with_dead_head(network: WrittenNetwork, layer: int, generator: Generator) -> WrittenNetwork:
-    """One head more in a layer, counted from 1, that attends at random and adds nothing."""
-    heads = network.layers[layer - 1]
-    parts = (torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in heads[0])
-    head = Head(*parts)
-    return network.changed(layer, [*heads, head._replace(output=torch.zeros_like(head.output))])
+def with_idle_head(network: WrittenNetwork, layer: int, generator: Generator, size: float = 0.0) -> WrittenNetwork:
+    """One head more in a layer, counted from 1, that attends at random and adds next to nothing: ``size`` times it."""
+    query, key, value, output = (
+        torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in network.layers[layer - 1][0]
+    )
+    return network.changed(layer, [*network.layers[layer - 1], Head(query, key, value, size * output)])
 
 
 def with_duplicate(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:

@@ -1,26 +1,39 @@
 """Which algorithm is it? How far what a layer has computed is from known estimators, in predictions and in weights.
 
-A layer's reading is a scalar function of the query's state: a linear probe for f(x_q), or the model's own read-out.
-Its implied weights are its gradient with respect to x_q (von Oswald et al. 2023). With yhat and g the reading and its
-gradient, and yhat_a = <w_a, x_q> an algorithm's prediction with weights w_a (Akyurek et al. 2023):
+A layer is read in two ways, each a scalar function of the query's state: by the model's own read-out applied to that
+layer ("read_out"; after the last layer this is the model's prediction), and by the linear ridge probe for f(x_q)
+("probe"), which is the best linear use of the state for f and so mixes in whatever else the state holds that helps.
+A reading's implied weights are its gradient with respect to x_q (von Oswald et al. 2023). With yhat and g the reading
+and its gradient, and yhat_a = <w_a, x_q> an algorithm's prediction with weights w_a (Akyurek et al. 2023):
 
     SPD  = E (yhat - yhat_a)^2     squared label units        relative: SPD / E yhat^2
     ILWD = E ||g - w_a||^2         squared label / x units    relative: ILWD / E ||g||^2
     cosine = E <g, w_a> / (||g|| ||w_a||), 0 where w_a = 0
 
-E is over prompts and their queries. A relative distance is 0 for the algorithm itself and 1 for the zero predictor.
-Settings (steps t, step sizes, alpha) are those of the least SPD on separate prompts, for each reading and each number
-of examples; the weights are compared under the same settings.
+E is over prompts and their queries. A relative distance is 0 for the algorithm itself and 1 for the zero predictor. A
+reading with E yhat^2 below 1e-12 E f^2 is 0: it has no relative distances, and nothing is called its algorithm.
 
-Algorithms are compared with the one of the least SPD, a*, by the excess SPD_a / SPD_a* - 1, paired over prompts: its
-95 % interval is that of log(SPD_a / SPD_a*), whose standard error is that of the mean of e_a / SPD_a - e_a* / SPD_a*,
-with e_a the squared differences of the prompts. On the log scale because e_a can have tails so long that a mean of 474
-has an error of 294 (least squares with as many examples as dimensions): the difference's interval then holds 0, though
-by Markov's inequality a mean of numbers above 0 hardly ever comes out at many times what it estimates. The intervals of
-all pairs of algorithms hold at once (Bonferroni), since which one is a* is read from the same prompts.
+A probe shrinks what it reads, by how much depends on what else the state tells. So its distances are without scale:
+yhat_a and w_a stand there for k yhat_a and k w_a, with the one k >= 0 for all prompts that is best, E yhat yhat_a /
+E yhat_a^2. The relative SPD is then the residual of regressing the reading on the algorithm's prediction.
+
+Settings (steps t, step size, gamma, alpha, k) are those of the least SPD on separate prompts, for each reading and
+each number of examples: from the best of a grid for every t, step size, gamma and alpha are refined (Levenberg and
+Marquardt's method), and only then is one t compared with another. Distances are taken on other prompts, under these
+settings; so the search makes none of them too small, only, where few prompts choose, too large. Which t are as good as
+the chosen one is told by the paired intervals (see below) of their SPD against its own, each t under its own settings.
+
+Algorithms are compared with the closest, a*, the one of the least SPD, by the excess SPD_a / SPD_a* - 1, paired over
+prompts: its 95 % interval is that of log(SPD_a / SPD_a*), whose standard error is that of the mean of e_a / SPD_a -
+e_a* / SPD_a*, with e_a the squared differences of the prompts. On the log scale because e_a can have tails so long that
+a mean of 474 has an error of 294 (least squares with as many examples as dimensions): the difference's interval then
+holds 0, though by Markov's inequality a mean of numbers above 0 hardly ever comes out at many times what it estimates.
+The intervals of all pairs of algorithms hold at once (Bonferroni), since which one is a* is read from the same prompts.
+
+Families meet: one step of GD++ is one of GD, and GD++ with gamma = 0 is GD. Two whose predictions differ by at most
+1e-8 E yhat^2 are the same algorithm, and the one with fewer free settings, then fewer steps, gives it its name.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -34,12 +47,12 @@ from lightning_icl.functional.probes import ridge_probe
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import (
     GD,
-    ISTA,
     Case,
     GDPlusPlus,
     Lasso,
     LeastSquares,
     Newton,
+    PreconditionedGD,
     PreprocessThenGD,
     Problems,
     Reference,
@@ -48,14 +61,10 @@ from lightning_icl.functional.references import (
     default_bayes,
     whole_prompts,
 )
-from lightning_icl.functional.references.iterative import IterativeReference
-from lightning_icl.functional.references.linear import PenalisedReference
 from lightning_icl.functional.references.reference import (
     Candidates,
     LinearReference,
     SearchedReference,
-    in_parts,
-    predicted,
     strengths,
 )
 from lightning_icl.functional.risk import (
@@ -63,21 +72,22 @@ from lightning_icl.functional.risk import (
     jackknife_errors,
     joint_quantile,
     mean_and_standard_error,
-    squared_errors,
     t_quantile,
 )
 from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import Progress, silent
+from lightning_icl.instruments.families import EQUAL, Chosen, Family, Predictions, fitted, several
 from lightning_icl.transformer import Transformer
 
-READ_OUT = "read_out"
-EQUAL = 1e-12  # relative SPD below which predictions are the same but for rounding
+READ_OUT, PROBE = "read_out", "probe"
+SAME = 1e-8  # relative SPD below which two families meet, whose settings were searched
 
 
 class Reader(NamedTuple):
-    """A reading: the name it goes by, the layer whose query states it reads (0 is the read-in), and how."""
+    """How the query states of one layer are read: by the model's "read_out" or by a "probe"."""
 
-    name: str
+    reading: str
     layer: int
     read: Callable[[Tensor], Tensor]  # (batch, queries, d_model) to (batch, queries)
 
@@ -94,22 +104,29 @@ class Distance(NamedTuple):
 
     Attributes:
         algorithm: the reference's key.
-        reading: layer1, layer2, ..., or read_out, the model's own prediction.
+        reading: read_out or probe.
+        layer: of which layer, from 1.
         n_points: number of examples.
         label: the algorithm in words, with its step-size rule and fitted settings.
-        setting: the fitted settings by name: steps, step, gamma, alpha; see ``named_setting``.
+        setting: the fitted settings by name. ``steps`` is t; ``step`` the step size and ``gamma`` GD++'s, both times
+            lambda_max of each prompt under the rule "per_prompt"; ``alpha`` the strength of a penalty; ``scale`` is k,
+            of a probe.
+        steps_range: the fewest and most steps that the prompts cannot tell from the chosen ones, NaN without steps.
         spd, relative_spd, ilwd, relative_ilwd, cosine: see above. Each has its standard error over prompts (of the
             ratios by the jackknife).
-        excess_over_closest: by how much its SPD exceeds that of the algorithm that is closest to the reading, in units
-            of the latter.
+        rank: 1 for the closest, whose name the reading goes by, and so on; 0 for all where the reading is 0.
+        from_closest: the squared difference of its predictions from those of the closest, in units of E yhat^2.
+        excess_over_closest: by how much its SPD exceeds that of the closest, in units of the latter.
         excess_low, excess_high: the ends of its interval; where it holds 0, the prompts cannot tell the two apart.
     """
 
     algorithm: str
     reading: str
+    layer: int
     n_points: int
     label: str
     setting: dict[str, float]
+    steps_range: tuple[float, float]
     spd: float
     spd_error: float
     relative_spd: float
@@ -120,18 +137,23 @@ class Distance(NamedTuple):
     relative_ilwd_error: float
     cosine: float
     cosine_error: float
-    excess_over_closest: float = float("nan")
-    excess_low: float = float("nan")
-    excess_high: float = float("nan")
+    rank: int = 0
+    from_closest: float = math.nan
+    excess_over_closest: float = math.nan
+    excess_low: float = math.nan
+    excess_high: float = math.nan
 
     def numbers(self, n_prompts: int) -> Iterator[tuple[str, Interval]]:
-        """All of it by name, with Student's intervals for ``n_prompts`` scored prompts; setting/<name> has none."""
+        """All of it by name, with Student's intervals for ``n_prompts`` scored prompts; that of steps is its range."""
         for name in ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine"):
             value, half = getattr(self, name), t_quantile(n_prompts) * getattr(self, f"{name}_error")
             yield name, Interval(value, value - half, value + half)
         yield "excess_over_closest", Interval(self.excess_over_closest, self.excess_low, self.excess_high)
+        yield "from_closest", Interval(self.from_closest, math.nan, math.nan)
+        yield "rank", Interval(self.rank, math.nan, math.nan)
         for name, value in self.setting.items():
-            yield f"setting/{name}", Interval(value, math.nan, math.nan)
+            ends = self.steps_range if name == "steps" else (math.nan, math.nan)
+            yield f"setting/{name}", Interval(value, *ends)
 
 
 class TunedRidge(Ridge):
@@ -150,13 +172,20 @@ class TunedRidge(Ridge):
 def default_algorithms(task: Task, max_steps: int = 50) -> list[LinearReference]:
     """GD, P-GD, GD++ and Newton after t <= max_steps steps, ridge, lasso, least squares, and Bayes where it is known.
 
-    GD, P-GD and GD++ take steps of c / lambda_max of each prompt's own (rescaled) examples, c fitted with t.
+    GD, P-GD and GD++ are there twice: with one step size (and gamma) for all prompts, which is all that a layer of
+    linear attention can have, and with c / lambda_max of each prompt's own (rescaled) examples. Preconditioned GD is
+    there where the law's covariance is known and not that of the identity, with which it is GD.
     """
+    few, covariance = min(max_steps, 20), task.covariance
     return [
+        GD(step_size="shared", max_steps=max_steps),
         GD(max_steps=max_steps),
+        PreprocessThenGD(step_size="shared", max_steps=max_steps),
         PreprocessThenGD(max_steps=max_steps),
-        GDPlusPlus(max_steps=min(max_steps, 20)),
-        Newton(max_steps=min(max_steps, 20)),
+        GDPlusPlus(step_size="shared", max_steps=few),
+        GDPlusPlus(max_steps=few),
+        *([] if covariance is None or is_isotropic(covariance) else [PreconditionedGD(max_steps=max_steps)]),
+        Newton(max_steps=few),
         TunedRidge(),
         Lasso(),
         LeastSquares(),
@@ -194,16 +223,27 @@ def algorithm_distances(
     _check(sizes, (fit, choose, score))
     found: list[Distance] = []
     for n in progress(sizes, "which algorithm"):
-        readers = [*probe_readers(transformer, fit.first(n), alpha, chunk_size), own_reader(transformer)]
+        readers = [*own_readers(transformer), *probe_readers(transformer, fit.first(n), alpha, chunk_size)]
         chosen, scored = (prompt.first(n) for prompt in (choose, score))
         found += distances(
-            [reader.name for reader in readers],
+            readers,
             compared,
             case,
             (whole_prompts(chosen), readings(transformer, chosen, readers, chunk_size)),
             (whole_prompts(scored), readings(transformer, scored, readers, chunk_size)),
         )
     return found
+
+
+def closest(found: Sequence[Distance], reading: str, layer: int, n_points: int) -> list[Distance]:
+    """By rank the algorithm of one reading and all that the prompts cannot tell from it; none, where it reads 0."""
+    of_one = [d for d in found if (d.reading, d.layer, d.n_points) == (reading, layer, n_points) and d.rank]
+    return sorted((d for d in of_one if d.rank == 1 or d.excess_low <= 0), key=lambda d: d.rank)
+
+
+def own_readers(transformer: Transformer) -> list[Reader]:
+    """The model's own read-out after every layer."""
+    return [Reader(READ_OUT, layer, transformer.read) for layer in range(1, len(transformer.heads) + 1)]
 
 
 def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:
@@ -215,17 +255,12 @@ def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_siz
         for layer in range(1, len(transformer.heads) + 1):
             seen = torch.cat([by_layer[layer] for by_layer in states]).flatten(0, 1)
             probe = ridge_probe(seen, fit.f_query.reshape(-1, 1).clone(), alpha)
-            found.append(Reader(f"layer{layer}", layer, _linear(probe.weight[:, 0], probe.intercept)))
+            found.append(Reader(PROBE, layer, _linear(probe.weight[:, 0], probe.intercept)))
     return found
 
 
 def _linear(weight: Tensor, intercept: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda states: states.double() @ weight + intercept
-
-
-def own_reader(transformer: Transformer) -> Reader:
-    """The model's own read-out after its last layer."""
-    return Reader(READ_OUT, len(transformer.heads), transformer.read)
 
 
 def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader], chunk_size: int = 512) -> Readings:
@@ -248,90 +283,111 @@ def _readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader
 
 
 def distances(
-    names: Sequence[str],
+    readers: Sequence[Reader],
     algorithms: Sequence[LinearReference],
     case: Case,
     choose: tuple[Problems, Readings],
     score: tuple[Problems, Readings],
 ) -> list[Distance]:
-    """The distance of each named reading to each algorithm; settings from ``choose``, distances on ``score``."""
-    found, errors = [], []
-    for algorithm in algorithms:
-        members = closest_members(algorithm, case, choose[0], choose[1].prediction)
-        for name, member, prediction, weights in zip(names, members, *score[1], strict=True):
-            w_hat = member.weights(score[0])
-            per_prompt = squared_differences(prediction, weights, predicted(w_hat, score[0])[:, 0], w_hat[:, 0])
-            found.append(_distance(name, member, int(score[0].sizes[0]), per_prompt))
-            errors.append(per_prompt[:, :2])
-    # (readings, algorithms, prompts) of (yhat - yhat_a)^2 and yhat^2
-    by_reading = torch.stack(errors).unflatten(0, (len(algorithms), -1)).transpose(0, 1)
-    excess = torch.stack([excess_over_closest(*of_one.unbind(-1)) for of_one in by_reading], dim=2).flatten(1).T
-    fields = ("excess_over_closest", "excess_low", "excess_high")
-    return [d._replace(**dict(zip(fields, of, strict=True))) for d, of in zip(found, excess.tolist(), strict=True)]
+    """The distance of each reading to each algorithm; settings from ``choose``, distances on ``score``."""
+    scaled = [reader.reading == PROBE for reader in readers]
+    families = [fitted(algorithm, case, choose[0], choose[1].prediction, scaled) for algorithm in algorithms]
+    fits = [several(family.algorithm, score[0]) for family in families]
+    found: list[Distance] = []
+    for i, (reader, prediction, weights) in enumerate(zip(readers, *score[1], strict=True)):
+        of_one, errors, others = [], [], []
+        for family, fit in zip(families, fits, strict=True):
+            chosen = family.chosen[i]
+            w_hat = chosen.scales[:, None, None] * fit(chosen.settings)
+            other = torch.einsum("kbd,bqd->kbq", w_hat, score[0].targets[:, 0])
+            per_prompt = squared_differences(prediction, weights, other[chosen.best], w_hat[chosen.best])
+            difference = (prediction - other).square().mean(dim=-1)
+            of_one.append(_distance(reader, family, chosen, score[0], per_prompt, difference))
+            errors.append(difference[chosen.best])
+            others.append(other[chosen.best])
+        is_zero = prediction.square().mean() <= EQUAL * score[0].f.square().mean()
+        found += [_of_zero(d) for d in of_one] if is_zero else _ranked(of_one, families, prediction, errors, others)
+    return found
 
 
-def excess_over_closest(
-    differences: Float[Tensor, "algorithms batch"], sizes: Float[Tensor, "algorithms batch"]
+def _of_zero(d: Distance) -> Distance:
+    return d._replace(relative_spd=math.nan, relative_ilwd=math.nan)
+
+
+def _ranked(
+    found: Sequence[Distance],
+    families: Sequence[Family],
+    prediction: Predictions,
+    errors: Sequence[Float[Tensor, " batch"]],
+    others: Sequence[Predictions],
+) -> list[Distance]:
+    """One reading's distances with the place of each beside the closest."""
+    size, differences, predictions = (
+        prediction.square().mean(dim=-1),
+        torch.stack(list(errors)),
+        torch.stack(list(others)),
+    )
+
+    def apart(closest: int) -> list[float]:
+        return ((predictions - predictions[closest]).square().mean(dim=(1, 2)) / size.mean()).tolist()
+
+    def simplicity(i: int) -> tuple[float, ...]:
+        return families[i].n_free, found[i].setting.get("steps", 0), i
+
+    spd = differences.mean(dim=1).clamp_min(EQUAL * size.mean()).nan_to_num(torch.inf).tolist()
+    least = spd.index(min(spd))
+    same = [i for i, difference in enumerate(apart(least)) if difference <= SAME or i == least]
+    named = min(same, key=simplicity)
+    order = sorted(same, key=simplicity) + sorted(set(range(len(spd))) - set(same), key=lambda i: (spd[i], i))
+    excess = excess_over(named, differences, size, len(spd) * (len(spd) - 1) // 2)
+    placed = zip(found, apart(named), *excess.tolist(), strict=True)
+    fields = ("rank", "from_closest", "excess_over_closest", "excess_low", "excess_high")
+    return [
+        d._replace(**dict(zip(fields, (1 + order.index(i), *of), strict=True))) for i, (d, *of) in enumerate(placed)
+    ]
+
+
+def excess_over(
+    closest: int,
+    differences: Float[Tensor, "algorithms batch"],
+    size: Float[Tensor, " batch"],
+    n_comparisons: int,
 ) -> Float[Tensor, "3 algorithms"]:
     """Each algorithm's excess SPD and the ends of its interval, from (yhat - yhat_a)^2 and yhat^2; see above."""
-    spd = differences.mean(dim=1, keepdim=True).clamp_min(EQUAL * sizes.mean(dim=1, keepdim=True))
-    best = spd[:, 0].nan_to_num(torch.inf).argmin()
-    n = len(spd)
-    error = mean_and_standard_error((differences / spd - differences[best] / spd[best]).T)[1]
-    margin = joint_quantile(max(1, n * (n - 1) // 2)) * error
-    log = (spd / spd[best])[:, 0].log()
+    spd = differences.mean(dim=1, keepdim=True).clamp_min(EQUAL * size.mean())
+    error = mean_and_standard_error((differences / spd - differences[closest] / spd[closest]).T)[1]
+    margin = joint_quantile(max(1, n_comparisons)) * error
+    log = (spd / spd[closest])[:, 0].log()
     return torch.stack([log, log - margin, log + margin]).expm1()
 
 
-def closest_members(
-    algorithm: LinearReference,
-    case: Case,
+def _distance(
+    reader: Reader,
+    family: Family,
+    chosen: Chosen,
     problems: Problems,
-    prediction: Float[Tensor, "readings batch queries"],
-) -> list[LinearReference]:
-    """For each reading the algorithm with the settings of the least SPD.
-
-    Each is what tuning with the reading in the place of f would give, but a candidate's weights serve all readings.
-    """
-    # All that does not depend on the prompts is settled by one of them; the setting is then overwritten.
-    settled = algorithm.settled(case, next(problems.chunks(1)))
-    assert isinstance(settled, LinearReference)
-    if not isinstance(settled, SearchedReference):
-        return [settled] * len(prediction)
-    candidates = settled.candidates(case, problems)
-    best = _candidate_spd(settled, candidates, problems, prediction).nan_to_num(torch.inf).argmin(dim=0)
-    members: list[LinearReference] = []
-    for setting in candidates[best]:
-        member = copy.copy(settled)
-        member.setting = setting
-        members.append(member)
-    return members
-
-
-def _candidate_spd(
-    algorithm: SearchedReference, candidates: Candidates, problems: Problems, prediction: Tensor
-) -> Float[Tensor, "candidates readings"]:
-    """The sum of the squared prediction differences over prompts."""
-    total = prediction.new_zeros(len(candidates), len(prediction))
-    start = 0
-    for part in in_parts(problems):
-        read = prediction[:, start : start + len(part.x)]
-        for row, w_hat in zip(total, algorithm.fits(part, candidates), strict=True):
-            row += squared_errors(read, predicted(w_hat, part)[:, 0].expand_as(read)).sum(dim=-1)
-        start += len(part.x)
-    return total
-
-
-def _distance(name: str, algorithm: LinearReference, n_points: int, per_prompt: Float[Tensor, "batch 5"]) -> Distance:
+    per_prompt: Float[Tensor, "batch 5"],
+    by_steps: Float[Tensor, "settings batch"],
+) -> Distance:
     (spd, _, ilwd, _, cosine), errors = (values.tolist() for values in mean_and_standard_error(per_prompt))
     relative_spd, relative_ilwd = (float(ratio) for ratio in _ratios(per_prompt.mean(dim=0, keepdim=True)))
     relative_spd_error, relative_ilwd_error = (float(error) for error in jackknife_errors(per_prompt, _ratios))
+    member = family.member(chosen.settings[chosen.best])
+    names = member.setting_names if isinstance(member, SearchedReference) else ()
+    setting = dict(zip(names, chosen.settings[chosen.best].tolist(), strict=True))
+    steps_range = (math.nan, math.nan)
+    if "steps" in names:
+        low = excess_over(chosen.best, by_steps, per_prompt[:, 1], len(by_steps) - 1)[1]
+        alike = chosen.settings[(low <= 0).nonzero()[:, 0], -1].tolist()
+        steps_range = min([setting["steps"], *alike]), max([setting["steps"], *alike])
     return Distance(
-        algorithm=algorithm.key,
-        reading=name,
-        n_points=n_points,
-        label=algorithm.label(),
-        setting=named_setting(algorithm),
+        algorithm=member.key,
+        reading=reader.reading,
+        layer=reader.layer,
+        n_points=int(problems.sizes[0]),
+        label=member.label(),
+        setting=setting | ({"scale": float(chosen.scales[chosen.best])} if reader.reading == PROBE else {}),
+        steps_range=steps_range,
         spd=spd,
         spd_error=errors[0],
         relative_spd=relative_spd,
@@ -365,30 +421,6 @@ def squared_differences(
 
 def _ratios(means: Float[Tensor, "batch 5"]) -> tuple[Tensor, Tensor]:
     return means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]
-
-
-def named_setting(reference: LinearReference) -> dict[str, float]:
-    """A settled reference's fitted settings by name.
-
-    ``steps`` is t; ``step`` the step size and ``gamma`` GD++'s, both times lambda_max of each prompt under the rule
-    "per_prompt"; ``alpha`` the strength of a penalty.
-    """
-    if not isinstance(reference, SearchedReference) or reference.setting is None:
-        return {}
-    match reference:
-        case PreprocessThenGD():
-            names = ["step", "steps"]
-        case GDPlusPlus():
-            names = ["step", "gamma", "steps"]
-        case ISTA():
-            names = ["alpha", "steps"]
-        case IterativeReference():
-            names = ["steps"]
-        case PenalisedReference():
-            names = ["alpha"]
-        case _:
-            names = ["features"]
-    return dict(zip(names, reference.setting[:, 0].tolist(), strict=True))
 
 
 def comparable(algorithms: Sequence[Reference]) -> list[LinearReference]:

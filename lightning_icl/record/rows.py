@@ -17,12 +17,25 @@ Metrics by analysis. "(layer)" and so on are the fields that say where; interval
 - PruningSchedule: prune/schedule/n_heads (none in all, or layer), left by each cut.
 - LinearProbe: probe/<token>/<target>/<arm>/risk, r2, auc and probe/<token>/<target>/selectivity/<control>, R^2 minus
   the control's, paired (layer, 0 is the read-in); probe/curve/<algorithm> (layer); probe/level/<estimator>.
-- AlgorithmMatch: algorithm/<reading>/<algorithm>/<distance> and .../setting/<name> (n_points); the reading is "layer"
-  (layer) or "read_out"; the note of relative_spd is the algorithm in words with its settings. A distance
-  excess_over_closest is SPD over that of the closest algorithm, less 1, paired.
+- AlgorithmMatch (layer, n_points): algorithm/<reading>/<algorithm>/<distance>, rank and setting/<name>; the reading is
+  "read_out", the model's own applied to that layer, or "probe"; the note of relative_spd is the algorithm in words with
+  its settings. A distance excess_over_closest is SPD over that of the closest algorithm, less 1, paired; from_closest
+  is that of the two algorithms' predictions; the rank of the closest is 1; the interval of setting/steps is of those
+  that the prompts cannot tell from the chosen ones.
 - Circuits: circuits/<scalar> (layer, head).
+- ConstructionComparison: construction/risk/construction (its note is the algorithm in words), .../model and
+  .../difference, the model's minus the construction's, paired, .../better, the share of prompts where it is lower;
+  construction/states, R^2 of the construction's states
+  from the model's, and construction/beyond_input, the same of what they hold beyond the tokens (layer, 0 is the
+  read-in); construction/weights, the cosine of what the layers do, and construction/step, how many times the
+  construction's update the model's is (layer); construction/heads/overlap, the part of the work that the same heads
+  do, and construction/heads/effective/<network>, construction or model (layer).
 - p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there,
   read_in for what that layer is given in those with most, and untrained, raw, r_hat, r_hat_power and gd_plus_plus.
+- theory: theory/<axis>/<value>/risk/<rule>/<estimator>, without the rule where it takes no steps (the note has the
+  estimator in words with its settings); .../difference/<rule>/<rival>, preprocess-then-GD's risk minus the rival's,
+  paired; .../unstable/shared/<estimator>, the share of prompts on which the one step size is above 2/lambda_max;
+  .../leading_order/<s or d>, s or d times sigma^2/n; all with n_points.
 - any other analysis: what its rows say.
 """
 

@@ -58,7 +58,9 @@ def two_cuts():
     return PruningSchedule([TopHeads(4), GreedyRemoval(2)], validations=[2, 4], n_prompts=16)
 
 
-@pytest.mark.parametrize(("optimizer", "attention"), [("adamw", "softmax"), ("muon", "linear")])
+@pytest.mark.parametrize(
+    ("optimizer", "attention"), [("adamw", "softmax"), ("muon", "linear"), ("muon_per_head", "relu")]
+)
 def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
     watched = Watched()
     options = {"optimizer": optimizer, "attention": attention, "weight_decay": 0.1, "learning_rate": 1e-2}
@@ -96,7 +98,8 @@ def test_a_dead_head_has_importance_exactly_zero(tmp_path):
 
 @pytest.mark.parametrize(
     ("optimizer", "killed_at"),
-    [("adamw", 8), ("muon", 10)],  # where a cut is due, before the validation it follows; between two cuts
+    # Where a cut is due, before the validation it follows; between two cuts.
+    [("adamw", 8), ("muon", 10), ("muon_per_head", 10)],
 )
 def test_a_killed_and_resumed_run_ends_bit_equal(tmp_path, optimizer, killed_at):
     options = {"optimizer": optimizer, "weight_decay": 0.1}

@@ -1,6 +1,7 @@
 """lightning-icl prune, from a trained run to one that goes on without some of its heads."""
 
 import copy
+import itertools
 import sys
 
 import numpy as np
@@ -231,8 +232,14 @@ def with_dead_heads(keep, **options):
 KEEP = torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
 
 
-@pytest.mark.parametrize("options", [{}, {"mlp": False, "norm": "post"}, {"norm": "none"}], ids=str)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        *itertools.product(("adamw", "muon", "muon_per_head"), ({}, {"mlp": False, "norm": "post"}, {"norm": "none"})),
+        ("muon_per_head", {"head_dim": [8, 4, 8]}),  # where Muon's step on the whole matrix would shrink
+    ],
+    ids=str,
+)
 def test_training_goes_on_as_if_the_dead_heads_were_still_there(optimizer, options, monkeypatch):
     """Newton-Schulz leaves zero rows zero and the others alone, so this holds for Muon too, but for its bfloat16."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self)

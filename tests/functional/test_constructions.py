@@ -9,9 +9,9 @@ from lightning_icl.functional.constructions import (
     ConstructedGDPlusPlus,
     ConstructedPreprocessThenGD,
     with_cancelling_pair,
-    with_dead_head,
     with_duplicate,
     with_flipped_sign,
+    with_idle_head,
     with_swapped_heads,
 )
 from lightning_icl.functional.errors import InputError
@@ -164,7 +164,7 @@ def test_heads_that_add_nothing_in_all_leave_the_function_as_it_is():
     expected = read_after_each_layer(model_of(network, d), prompt)
     generator = torch.Generator().manual_seed(1)
     variants = {
-        "dead": (with_dead_head(network, 2, generator), [4, 2, 1]),
+        "idle": (with_idle_head(network, 2, generator), [4, 2, 1]),
         "duplicate": (with_duplicate(network, 1, 3), [5, 1, 1]),
         "cancelling": (with_cancelling_pair(network, 3, 1, size=2.0), [4, 1, 3]),
     }

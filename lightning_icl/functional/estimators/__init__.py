@@ -73,6 +73,7 @@ from lightning_icl.functional.estimators.proximal import (
 from lightning_icl.functional.estimators.second_order import (
     Eigenbasis,
     eigenbasis,
+    gd_plus_plus_factors,
     gd_plus_plus_path,
     gd_plus_plus_path_from_moments,
     newton_path,
@@ -107,6 +108,7 @@ __all__ = [
     "fista_path_from_moments",
     "gaussian_posterior",
     "gaussian_posterior_from_moments",
+    "gd_plus_plus_factors",
     "gd_plus_plus_path",
     "gd_plus_plus_path_from_moments",
     "gradient_descent_path",

@@ -4,6 +4,8 @@ Both act on each eigenvector of C = X^T X / n separately, so they are computed i
 without data (n < d) at exactly 0, where the matrix form of Newton's iteration doubles their rounding error each step.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -42,14 +44,28 @@ def gd_plus_plus_path_from_moments(m: Moments | Eigenbasis, n_steps: int, step_s
     """``gd_plus_plus_path`` of each row of ``m``."""
     check_steps(n_steps)
     curvature, moment, vectors = eigenbasis(m)
-    step, shrinkage = as_column(step_size, moment), as_column(gamma, moment)
-    w, transform = torch.zeros_like(moment), torch.ones_like(moment)
-    path = [w]
-    for _ in range(n_steps):
-        w = w + step * transform**2 * (moment - curvature * w)
-        transform = (1 - shrinkage * curvature * transform**2) * transform
-        path.append(w)
+    factors = gd_plus_plus_factors(curvature, as_column(step_size, moment), as_column(gamma, moment))
+    path = [moment * factor for factor in itertools.islice(factors, n_steps + 1)]
     return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
+
+
+def gd_plus_plus_factors(
+    curvature: Float[Tensor, "rows dims"], step: Tensor, gamma: Tensor | None = None
+) -> Iterator[Float[Tensor, "*settings rows dims"]]:
+    """c_0, c_1, ... without end: along an eigenvector with this curvature, w_t is c_t times X^T y / n.
+
+    ``step`` and ``gamma`` may hold several settings, in axes before the rows; no gamma is gradient descent.
+    """
+    factor = curvature.new_zeros(torch.broadcast_shapes(curvature.shape, step.shape))
+    kept, transform = 1 - step * curvature, torch.ones_like(factor)
+    while True:
+        yield factor
+        if gamma is None:
+            factor = torch.addcmul(step, kept, factor)
+            continue
+        squared = transform**2
+        factor = factor + step * squared * (1 - curvature * factor)
+        transform = (1 - gamma * curvature * squared) * transform
 
 
 def newton_path(x: X, y: Y, n_steps: int) -> Path:

@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.references.iterative import FISTA, GD, ISTA, GDPlusPlus, Newton, PreprocessThenGD
+from lightning_icl.functional.references.iterative import (
+    FISTA,
+    GD,
+    ISTA,
+    GDPlusPlus,
+    Newton,
+    PreconditionedGD,
+    PreprocessThenGD,
+)
 from lightning_icl.functional.references.linear import (
     AdaptiveLasso,
     Averaging,
@@ -40,6 +48,7 @@ __all__ = [
     "OracleLeastSquares",
     "OrthogonalMatchingPursuit",
     "PoolPosterior",
+    "PreconditionedGD",
     "PreprocessThenGD",
     "Problems",
     "Reference",

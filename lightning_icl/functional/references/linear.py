@@ -94,6 +94,7 @@ class PenalisedReference(SearchedReference):
     """One with a strength alpha, for each number of examples."""
 
     title: str
+    setting_names = ("alpha",)
 
     def __init__(self, alpha: float | None = None) -> None:
         if alpha is not None and not 0 < alpha < float("inf"):

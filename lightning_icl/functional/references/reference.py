@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ ROWS_AT_ONCE = 2048  # problems whose candidate fits are held in memory together
 
 Setting = Float[Tensor, "parameters sizes"]
 Candidates = Float[Tensor, "candidates parameters sizes"]
+Settings = Float[Tensor, "settings parameters"]  # of problems of one size
 Fit = Float[Tensor, "batch sizes dims"]
 
 
@@ -96,9 +97,14 @@ class SearchedReference(LinearReference):
 
     The chosen candidate has the lowest excess risk on the tuning problems. A single candidate (a setting given by the
     user or implied by the law) is taken as it is.
+
+    Attributes:
+        setting: what was chosen.
+        setting_names: its parameters by name: "steps" and "features" are whole numbers.
     """
 
     setting: Setting | None = None
+    setting_names: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def candidates(self, case: Case, tuning: Problems) -> Candidates:
@@ -112,6 +118,10 @@ class SearchedReference(LinearReference):
         """The weights under every candidate, in order."""
         for candidate in candidates:
             yield self.fit(problems, candidate)
+
+    def several(self, problems: Problems) -> Callable[[Settings], Float[Tensor, "settings batch dims"]]:
+        """The weights, as a function of any settings, for problems of one size."""
+        return lambda settings: torch.stack([fit[:, 0] for fit in self.fits(problems, settings[..., None])])
 
     def settle(self, case: Case, tuning: Problems) -> None:
         candidates = self.candidates(case, tuning)

@@ -46,6 +46,8 @@ def law_sparsity(task: Task, asked_for: int | None, name: str) -> int:
 class SubsetReference(SearchedReference):
     """Least squares on a number of features that it chooses."""
 
+    setting_names = ("features",)
+
     def __init__(self, sparsity: int | None = None) -> None:
         self.sparsity = sparsity
 

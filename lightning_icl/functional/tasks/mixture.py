@@ -40,6 +40,13 @@ class Mixture(Task):
         self.tasks = list(tasks)
         self.weights = [weight / sum(weights) for weight in weights]
 
+    @property
+    def covariance(self) -> Float[Tensor, "dims dims"] | None:
+        """That of all its tasks, if it is the same."""
+        first, *others = (task.covariance for task in self.tasks)
+        alike = first is not None and all(other is not None and torch.allclose(first, other) for other in others)
+        return first if alike else None
+
     def fresh(self) -> Task:
         """The mixture of the tasks' fresh laws."""
         fresh = [task.fresh() for task in self.tasks]

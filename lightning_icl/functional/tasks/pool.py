@@ -47,6 +47,11 @@ class TaskPool(Task):
         return self.task.ridge_alpha
 
     @property
+    def covariance(self) -> Float[Tensor, "dims dims"] | None:
+        """That of the law behind the pool."""
+        return self.task.covariance
+
+    @property
     def posterior_terms(self) -> int | None:
         """Tasks of the pool, times noise levels; None where the noise is not Gaussian."""
         return None if self.task.noise != "gaussian" else self.n_tasks * len(self.task.noise_levels)

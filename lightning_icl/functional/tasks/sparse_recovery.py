@@ -42,6 +42,11 @@ class SparseRecovery(SparseLinearRegression):
         generator = torch.Generator().manual_seed(design_seed)
         self._rows = Constant(self.sample_features(1, DESIGN_ROWS, generator)[0]) if design == "fixed" else None
 
+    @property
+    def covariance(self) -> Float[Tensor, "dims dims"] | None:
+        """As for every task, where the design is fresh; the rows of a fixed one are no draws."""
+        return super().covariance if self.design == "fresh" else None
+
     def sample_inputs(
         self, batch_size: int, n_points: int, n_queries: int, generator: Generator
     ) -> Float[Tensor, "batch points dims"]:

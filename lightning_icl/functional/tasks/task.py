@@ -94,6 +94,14 @@ class Task(Configured):
         """The exact posterior mean of w given the examples behind each row of ``m``, with the log evidence."""
         raise InputError(f"{self!r} has no exact posterior in closed form: use the lasso or ridge instead.")
 
+    @property
+    def covariance(self) -> Float[Tensor, "dims dims"] | None:
+        """That of x, in float64, or None where prompts differ in it."""
+        if self._mixing is None:
+            return torch.eye(self.n_dims, dtype=torch.float64)
+        covariance = self._mixing.value @ self._mixing.value.T
+        return None if self.rotation == "per_prompt" and not is_isotropic(covariance) else covariance
+
     def fresh(self) -> "Task":
         """The law that validation draws from: this one, but for a finite pool of tasks the law behind the pool."""
         return self
@@ -156,6 +164,11 @@ class Task(Configured):
         if self.rotation == "fixed":
             raise InputError(f"rotation is 'fixed', which mixes all dimensions, so they cannot be cut to {n_dims}.")
         return self.shifted(n_dims=n_dims)
+
+
+def is_isotropic(covariance: Float[Tensor, "dims dims"]) -> bool:
+    """Whether it is a multiple of the identity."""
+    return torch.allclose(covariance, covariance[0, 0] * torch.eye(len(covariance), dtype=covariance.dtype))
 
 
 def _check_noise_std(noise_std: float | Sequence[float]) -> None:

@@ -1,0 +1,364 @@
+"""Do the instruments find what is there? Each on networks whose algorithm is known (functional/constructions.py).
+
+A line of the calibration says what an instrument should find on a network, since the algorithm says so, and what it
+found. ``lines_of`` takes the construction that a network is said to be and the network itself, so that a network which
+is not what it is said to be makes lines fail: ``WRONG`` has some, with the instruments that must notice.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from lightning_icl.functional.constructions import (
+    ConstructedGD,
+    ConstructedGDPlusPlus,
+    ConstructedPreprocessThenGD,
+    Construction,
+    WrittenNetwork,
+    with_cancelling_pair,
+    with_duplicate,
+    with_flipped_sign,
+    with_idle_head,
+    with_swapped_heads,
+)
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.heads import full_mask
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, keep_lists
+from lightning_icl.functional.references import Lasso, Ridge
+from lightning_icl.functional.references.iterative import IterativeReference
+from lightning_icl.functional.risk import squared_errors
+from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
+from lightning_icl.instruments.ablation import errors_under_masks
+from lightning_icl.instruments.algorithms import READ_OUT, algorithm_distances, closest, default_algorithms
+from lightning_icl.instruments.alignment import state_alignment, weight_alignment
+from lightning_icl.instruments.circuits import head_circuits
+from lightning_icl.instruments.importance import head_importance
+from lightning_icl.instruments.probing import probe_layers
+from lightning_icl.instruments.pruning import pruning_case
+from lightning_icl.transformer import Transformer
+
+EXACT = 1e-6  # relative deviation from the algorithm's own number, in float64
+STEP_SIZE, GAMMA = 0.2137, 0.0567  # on no grid of the algorithm match
+
+
+class Line(NamedTuple):
+    """What an instrument should find on a network and what it found."""
+
+    instrument: str
+    network: str
+    expected: str
+    found: str
+    passed: bool
+
+
+class Known(NamedTuple):
+    """A construction and the law of the prompts it is looked at on."""
+
+    construction: Construction
+    task: Task
+    n_points: int
+
+    def network(self) -> WrittenNetwork:
+        return self.construction.network(self.task.n_dims)
+
+    def prompts(self, n_prompts: int, seed: int) -> Prompt:
+        """Prompts of 4 queries in float64; another seed, other prompts."""
+        return self.task.sample(n_prompts, self.n_points, 4, Generator().manual_seed(seed)).double()
+
+
+def known_networks(n_dims: int, n_points: int) -> dict[str, Known]:
+    """The calibrated networks by name: three steps each, on sparse weights of +-1; one on correlated features."""
+    sparse = SparseLinearRegression(n_dims, min(2, n_dims), 0.2, weight_law="sign")
+    correlated = LinearRegression(n_dims, 0.2, correlation=0.5, weight_law="scaled")
+    place = torch.arange(n_dims)
+    inverse_covariance = torch.linalg.inv(0.5 ** (place - place[:, None]).abs().double())
+    half = list(range(1, n_dims // 2 + 1))
+    return {
+        "GD": Known(ConstructedGD(3, STEP_SIZE), sparse, n_points),
+        "preconditioned GD": Known(ConstructedGD(3, STEP_SIZE, inverse_covariance.tolist()), correlated, n_points),
+        "preprocess-then-GD": Known(ConstructedPreprocessThenGD(3, STEP_SIZE), sparse, n_points),
+        "preprocess-then-GD, half the heads": Known(ConstructedPreprocessThenGD(3, STEP_SIZE, half), sparse, n_points),
+        "GD++": Known(ConstructedGDPlusPlus(3, STEP_SIZE, GAMMA), sparse, n_points),
+    }
+
+
+def transformer_of(network: WrittenNetwork, n_dims: int) -> Transformer:
+    """The network as a Transformer, in float64."""
+    transformer = Transformer(n_dims, **network.options()).double().eval()
+    transformer.load_state_dict(network.state())
+    return transformer
+
+
+def lines_of(name: str, known: Known, network: WrittenNetwork, n_prompts: int) -> list[Line]:
+    """What every instrument that trains nothing finds on ``network``, which is said to be ``known``."""
+    found = []
+    for instrument, check in CHECKS.items():
+        for expected, said, passed in check(known, network, n_prompts):
+            found.append(Line(instrument, name, expected, said, passed))
+    return found
+
+
+Check = Callable[[Known, WrittenNetwork, int], Iterator[tuple[str, str, bool]]]
+
+
+def importance_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """Leave-one-out against the algorithm without the head's step or coordinate, on the same prompts."""
+    prompt, own = known.prompts(n_prompts, seed=1), known.network().options()["heads"]
+    transformer = transformer_of(network, known.task.n_dims)
+    found = head_importance(transformer, prompt).scores["leave_one_out"]
+    expected = "each head costs what its algorithm loses without it"
+    if transformer.heads != own:
+        yield expected, f"{transformer.heads} heads instead of {own}", False
+        return
+    full = _risk(known.construction, prompt)
+    costs = [
+        _risk(without_head(known.construction, layer, head, known.task.n_dims), prompt) - full
+        for layer, n_heads in enumerate(own, start=1)
+        for head in range(1, n_heads + 1)
+    ]
+    by_head = found.raw[full_mask(own).bool()]
+    off = float((by_head - torch.stack(costs)).abs().max() / torch.stack(costs).abs().max())
+    yield expected, f"off by {off:.1g} at most", off < EXACT
+    if (n_heads := own[0]) > 1:
+        low, high = found.effective_interval[:, 0].tolist()
+        said = f"{float(found.effective_heads[0]):.2f} [{low:.2f}, {high:.2f}]"
+        yield f"{n_heads} effective heads in layer 1, by symmetry", said, high > n_heads * 0.99 and low > 0.9 * n_heads
+
+
+def without_head(construction: Construction, layer: int, head: int, n_dims: int) -> Construction | None:
+    """The algorithm that is left without one head: a coordinate or a step less. None predicts 0."""
+    less = copy.copy(construction)
+    if isinstance(less, ConstructedPreprocessThenGD) and layer == 1:
+        kept = list(less.coordinates or range(1, n_dims + 1))
+        del kept[head - 1]
+        less.coordinates = kept
+        return less if kept else None
+    less.steps -= 1
+    return less if less.steps else None
+
+
+def _risk(construction: Construction | None, prompt: Prompt) -> Tensor:
+    if construction is None:
+        return prompt.f_query.square().mean()
+    w_hat = construction.path(prompt.x, prompt.y)[-1]
+    return squared_errors(torch.einsum("bqd,bd->bq", prompt.x_query, w_hat), prompt.f_query).mean()
+
+
+def pruning_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """The network with a head more in each layer that does next to nothing: those are to go, and nothing is lost."""
+    n_dims, generator = known.task.n_dims, Generator().manual_seed(2)
+    padded = network
+    for layer in range(1, len(network.layers) + 1):
+        padded = with_idle_head(padded, layer, generator, size=1e-4)
+    transformer = transformer_of(padded, n_dims)
+    choose, score = (known.prompts(n_prompts, seed) for seed in (3, 4))
+    case = pruning_case(transformer, choose)
+    own = [list(range(1, n + 1)) for n in known.network().options()["heads"]]
+    kept = keep_lists(GreedyRemoval(sum(map(len, own))).keep(case))
+    yield f"greedy removal keeps the {sum(map(len, own))} heads that work", f"keeps {kept}", kept == own
+    masks = torch.stack([full_mask(transformer.heads), PaperPruning().keep(case)])
+    full, paper = errors_under_masks(transformer, score, masks).mean(dim=1).tolist()
+    yield (
+        "the paper's pruning costs nothing",
+        f"{paper / full:.3f} of the full model's risk",
+        abs(paper / full - 1) < 0.01,
+    )
+
+
+def probing_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """R^2 of R_hat x in the query's state after layer 1: all, the share of its coordinates, or what x alone tells."""
+    fit, choose, score = (known.prompts(n_prompts, seed) for seed in (5, 6, 7))
+    table = probe_layers(transformer_of(network, known.task.n_dims), known.task, fit, choose, score, context_points=1)
+    before, after = (table.by_layer("preprocessed")[layer].trained.r2.value for layer in (0, 1))
+    if isinstance(known.construction, ConstructedPreprocessThenGD):
+        share = len(known.network().layers[0]) / known.task.n_dims
+        expected, passed = (
+            f"R_hat x from layer 1 on: R^2 0, then {share:.2g}",
+            abs(after - share) < 0.05 and before < 0.1,
+        )
+    else:
+        expected, passed = "no R_hat x after layer 1: R^2 below 0.5", max(before, after) < 0.5
+    yield expected, f"R^2 {before:z.2f}, then {after:z.3f}", passed
+
+
+def circuit_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """Layer 1 in input coordinates, which shows exactly what each of its heads does."""
+    n_dims, construction = known.task.n_dims, known.construction
+    circuits = head_circuits(transformer_of(network, n_dims))[0]
+    if isinstance(construction, ConstructedPreprocessThenGD):
+        places = [int(scores[:, n_dims].abs().argmax()) + 1 for scores in circuits.query_key]
+        alone = [bool(scores.count_nonzero() == 1) for scores in circuits.query_key]
+        wanted = list(construction.coordinates or range(1, n_dims + 1))
+        said = f"they compare x at {places} with y"
+        yield f"head j of layer 1 compares x_j with y, j = {wanted}", said, all(alone) and places == wanted
+        return
+    step = float(circuits.step[0])
+    if isinstance(construction, ConstructedGD) and construction.matrix is not None:
+        scores, matrix = circuits.query_key[0, :n_dims, :n_dims], construction.matrix.T
+        off = float((scores - matrix).norm() / matrix.norm())
+        yield "its scores are those of the matrix", f"off by {off:.1g}", off < EXACT
+        step = float(circuits.prediction[0, n_dims])
+    expected = f"layer 1 is a step of {STEP_SIZE:g}"
+    yield expected, f"a step of {step:.6g}", abs(step / STEP_SIZE - 1) < EXACT
+
+
+def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """The algorithm of every layer, by the model's own read-out; step sizes and gamma are on no grid."""
+    task, n = known.task, known.n_points
+    fit, choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11, 12))
+    transformer = transformer_of(network, task.n_dims)
+    algorithms = [
+        a for a in default_algorithms(task, max_steps=10) if isinstance(a, IterativeReference | Ridge | Lasso)
+    ]
+    distances = algorithm_distances(transformer, fit, choose, score, task, algorithms, [n])
+    names, exact = [], True
+    for layer in range(1, len(transformer.heads) + 1):
+        named = closest(distances, READ_OUT, layer, n)
+        if named:
+            names.append(f"{named[0].algorithm.removesuffix('_best_shared_step')} {named[0].setting.get('steps', 0):g}")
+            exact &= named[0].relative_spd < EXACT**2  # it is a square
+        else:
+            names.append("0")
+    family, first = _family(known)
+    wanted = [f"{family} {t}" if t else "0" for t in range(first, first + len(known.network().layers))]
+    if family == "gd_plus_plus":
+        wanted[0] = "gd 1"  # which it is, at its first step
+    if family is None:
+        yield "no algorithm is called what the layers are", ", ".join(names), not exact
+    else:
+        yield ", ".join(wanted), ", ".join(names) + (" exactly" if exact else ""), exact and names == wanted
+
+
+def _family(known: Known) -> tuple[str | None, int]:
+    """The name of the reference that runs the algorithm, and its steps behind layer 1; no name where there is none."""
+    match known.construction:
+        case ConstructedPreprocessThenGD(coordinates=None):
+            return "preprocess_then_gd", 0
+        case ConstructedGD(matrix=None):
+            return "gd", 1
+        case ConstructedGD():
+            return "preconditioned_gd", 1
+        case ConstructedGDPlusPlus():
+            return "gd_plus_plus", 1
+    return None, 0
+
+
+def comparison_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterator[tuple[str, str, bool]]:
+    """States and weights beside the construction's own, whatever the basis."""
+    transformer, other = transformer_of(network, known.task.n_dims), transformer_of(known.network(), known.task.n_dims)
+    fit, score = (known.prompts(min(n_prompts, 256), seed) for seed in (13, 14))
+    expected = "states and weights of every layer align to 1"
+    try:
+        states = min(of.r2.value for of in state_alignment(transformer, other, fit, score))
+        weights = min(of.cosine.value for of in weight_alignment(transformer, other, fit, score))
+    except InputError as error:
+        yield expected, str(error), False
+        return
+    yield expected, f"to {states:.6f} and {weights:.6f} at least", min(states, weights) > 1 - EXACT
+
+
+CHECKS: dict[str, Check] = {
+    "head importance": importance_lines,
+    "head pruning": pruning_lines,
+    "linear probe": probing_lines,
+    "circuits": circuit_lines,
+    "algorithm match": match_lines,
+    "comparison": comparison_lines,
+}
+
+
+def planted_lines(known: Known, n_prompts: int) -> list[Line]:
+    """Heads beside the preprocess-then-GD network's whose part is known: idle, in two copies, cancelling each other."""
+    n_dims, network, generator = known.task.n_dims, known.network(), Generator().manual_seed(8)
+    prompt = known.prompts(n_prompts, seed=9)
+    n = len(network.layers[0])
+
+    def cost(changed: WrittenNetwork, *removed: tuple[int, int]) -> float:
+        """The rise of the risk without these heads, (layer, head) from 1, all at once."""
+        transformer = transformer_of(changed, n_dims)
+        less = full_mask(transformer.heads)
+        for layer, head in removed:
+            less[layer - 1, head - 1] = 0
+        masks = torch.stack([full_mask(transformer.heads), less])
+        full, without = errors_under_masks(transformer, prompt, masks).mean(dim=1).tolist()
+        return without - full
+
+    alone = cost(network, (1, 1))
+    idle = cost(with_idle_head(network, 2, generator), (2, 2))
+    twice = with_duplicate(network, 1, 1)
+    halves, both = [cost(twice, (1, 1)), cost(twice, (1, 2))], cost(twice, (1, 1), (1, 2))
+    pair = with_cancelling_pair(network, 1, 1, size=0.5)
+    each, together = [cost(pair, (1, n + 1)), cost(pair, (1, n + 2))], cost(pair, (1, n + 1), (1, n + 2))
+    return [
+        Line("head importance", name, expected, said, passed)
+        for name, expected, said, passed in (
+            ("an idle head", "leaving it out costs 0", f"{idle:.1g}", abs(idle) < 1e-12),
+            (
+                "a head in two copies",
+                f"each costs less than it alone, {alone:.3g}; both as much",
+                f"{halves[0]:.3g} and {halves[1]:.3g}; both {both:.3g}",
+                max(halves) < alone and abs(both / alone - 1) < EXACT,
+            ),
+            (
+                "a cancelling pair",
+                "each seems to matter; both together cost 0",
+                f"{each[0]:.3g} and {each[1]:.3g}; both {together:.1g}",
+                min(each) > 0 and abs(together) < 1e-9,
+            ),
+        )
+    ]
+
+
+class Wrong(NamedTuple):
+    """A network that is not the construction it is said to be, and the instruments that must notice."""
+
+    said_to_be: str
+    network: Callable[[Mapping[str, Known]], WrittenNetwork]
+    noticed_by: Sequence[str]
+
+
+WRONG: dict[str, Wrong] = {
+    "a step's sign flipped": Wrong(
+        "preprocess-then-GD",
+        lambda known: with_flipped_sign(known["preprocess-then-GD"].network(), 3, 1),
+        ("head importance", "algorithm match", "comparison"),
+    ),
+    "the first step's sign flipped": Wrong(
+        "GD",
+        lambda known: with_flipped_sign(known["GD"].network(), 1, 1),
+        ("head importance", "circuits", "algorithm match", "comparison"),
+    ),
+    "two heads swapped between layers": Wrong(
+        "preprocess-then-GD",
+        lambda known: with_swapped_heads(known["preprocess-then-GD"].network(), (1, 1), (2, 1)),
+        ("head importance", "linear probe", "circuits", "algorithm match", "comparison"),
+    ),
+    "a head of layer 1 gone": Wrong(
+        "preprocess-then-GD",
+        lambda known: (
+            known["preprocess-then-GD"].network().changed(1, known["preprocess-then-GD"].network().layers[0][1:])
+        ),
+        ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison"),
+    ),
+    "no preprocessing": Wrong(
+        "preprocess-then-GD",
+        lambda known: known["GD"].network(),
+        ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison"),
+    ),
+}
+
+
+def wrong_lines(known: Mapping[str, Known], n_prompts: int) -> list[Line]:
+    """Whether each wrong network is noticed by the instruments that must: one of their lines fails."""
+    found = []
+    for name, wrong in WRONG.items():
+        lines = lines_of(wrong.said_to_be, known[wrong.said_to_be], wrong.network(known), n_prompts)
+        for instrument in wrong.noticed_by:
+            failed = [line.found for line in lines if line.instrument == instrument and not line.passed]
+            said = f"FAIL: {failed[0]}" if failed else "PASS"
+            found.append(Line(instrument, f"{wrong.said_to_be}, {name}", "FAIL", said, bool(failed)))
+    return found
