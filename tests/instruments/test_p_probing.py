@@ -285,8 +285,10 @@ def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
     for seed in seeds:
         found = probed(preprocessing, **case, training=training._replace(seed=seed))
         assert claim(found.comparisons()) == "HOLDS"
-        for errors in found.errors.values():  # and as much is made of it as of R_hat x alone
-            assert errors["layer_1/most"].mean() < 1.1 * errors["r_hat"].mean()
+        # Descent makes as much of R_hat x within the states as of R_hat x alone. Attention need not: it knows a scale,
+        # and that of R_hat x alone is made equal over prompts.
+        descent = found.errors["descent"]
+        assert descent["layer_1/most"].mean() < 1.1 * descent["r_hat"].mean()
 
 
 @pytest.mark.parametrize("networks", [idle, copies, untrained])
