@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -21,6 +21,7 @@ from lightning_icl.instruments.p_probing import (
     GD_PLUS_PLUS,
     POWER,
     RAW,
+    READ_IN,
     UNTRAINED,
     Comparison,
     Optimiser,
@@ -34,6 +35,7 @@ from lightning_icl.record.configs import shared_values
 from lightning_icl.record.loading import line_of, read_config
 from lightning_icl.record.rows import Measurement, Row, frame, plain
 
+Accelerator = Literal["auto", "cpu", "gpu"]
 WIDTH = 80  # columns of the report
 HEADINGS: dict[Optimiser, str] = {
     "attention": "k trained layers of single-head linear attention",
@@ -51,13 +53,15 @@ def p_probe(
     prompts: int = 2048,
     output: str | None = None,
     seed: int = 0,
+    accelerator: Accelerator = "auto",
     cpu_threads: int = 1,
 ) -> None:
     """P-probing: train small optimisers on the frozen first layer of several models and on other representations.
 
     The models are best trained alike but for the number of heads in their first layer, such as 1, 2, 4 and 8. The
-    claim holds if the risk is lower on the layer with most heads than on that with fewest and than on the raw examples,
-    at every number of layers and steps. Writes record.jsonl, p_probing.png and .svg and TensorBoard's files.
+    claim holds if the risk is lower on the layer with most heads than on that with fewest and than on what that layer
+    is given, the read-in of the examples, at every number of layers and steps. Writes record.jsonl, p_probing.png and
+    .svg and TensorBoard's files.
 
     Args:
         ckpt_paths: the checkpoints, such as '[RUN_1/checkpoints/last.ckpt, RUN_2/checkpoints/last.ckpt]'.
@@ -69,16 +73,18 @@ def p_probe(
         prompts: how many to score on.
         output: the new folder; p_probing, or p_probing_2 and so on, unless told.
         seed: of the optimisers' starts and of all prompts.
+        accelerator: cpu, gpu (CUDA), or auto, a GPU where there is one. Each draws other prompts from the same seed.
         cpu_threads: threads; 1 is fastest for models this small.
     """
     check_at_least(1, steps=steps, seeds=seeds, cpu_threads=cpu_threads)
     check_at_least(2, prompts=prompts)
     torch.set_num_threads(cpu_threads)
+    device = _device(accelerator)
     runs = _opened(ckpt_paths, names)
     _check_alike(runs, ckpt_paths)
     folder = _new_folder(output)
     data = next(iter(runs.values())).datamodule
-    models = {name: run.module.transformer for name, run in runs.items()}
+    models = {name: run.module.transformer.to(device) for name, run in runs.items()}
     training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts, seed=seed)
     found = p_probing(models, data.task.fresh(), data.largest_n, depths, power, training, _bar)
     labels = arm_labels(found)
@@ -88,7 +94,7 @@ def p_probe(
         "law": [{"stream": None, "task": repr(data.task), "n_points": [data.largest_n, data.largest_n]}],
         "checkpoints": dict(zip(runs, map(str, ckpt_paths), strict=True)),
         "models": shared_values([read_config(run.config.parent) for run in runs.values()]),
-        "options": {"depths": depths, "power": power, "training": training._asdict()},
+        "options": {"depths": depths, "power": power, "accelerator": device, "training": training._asdict()},
     }
     _write(folder, found, labels, context)
     print("\n".join(["", *report(found, labels, data.largest_n), "", f"figure and numbers: {folder}"]))
@@ -98,6 +104,7 @@ def arm_labels(found: PProbing) -> dict[str, str]:
     """What each arm is called in tables and figures; gamma is in units of 1 / lambda_max."""
     numbers = sorted(set(found.heads.values()), reverse=True)
     return {f"heads_{h}": f"layer 1, {h} head{'s' * (h != 1)}" for h in numbers} | {
+        READ_IN: "read-in",
         UNTRAINED: "untrained layer",
         RAW: "x",
         CORRELATION: "R_hat x",
@@ -128,7 +135,7 @@ def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[st
     lines += ["", f"Is layer 1 with most heads ({max(found.heads.values())}) better? Risk minus the other's, paired:"]
     for optimiser in found.errors:
         lines += ["", f"{HEADINGS[optimiser]}:", *_table(_differences(comparisons, optimiser, labels))]
-    whole = f"The claim (against fewest heads and x, at every k and t): {claim(comparisons)}"
+    whole = f"The claim (against fewest heads and the read-in, at every k and t): {claim(comparisons)}"
     return [*lines, "", whole, _counted(comparisons, found)]
 
 
@@ -162,8 +169,15 @@ def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
 def _counted(comparisons: Sequence[Comparison], found: PProbing) -> str:
     parts = [comparison.verdict for comparison in comparisons if comparison.claimed]
     counts = ", ".join(f"{parts.count(verdict)} {verdict}" for verdict in ("HOLDS", "FAILS", "UNDECIDED"))
-    alone = "" if len(set(found.heads.values())) > 1 else "; against x alone, as no model has fewer heads"
+    alone = "" if len(set(found.heads.values())) > 1 else "; against the read-in alone, as no model has fewer heads"
     return f"Of {len(parts)} comparisons {counts}{alone}."
+
+
+def _device(accelerator: Accelerator) -> str:
+    """The torch device's name."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise InputError("accelerator is gpu, but there is no CUDA device here; use cpu or auto.")
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _opened(ckpt_paths: Sequence[str], names: Sequence[str] | None) -> dict[str, Run]:

@@ -15,6 +15,7 @@ TITLES = {
     "descent": ("trained linear map, t tuned gradient steps", "steps t"),
 }
 ARMS: dict[str, tuple[str, Style]] = {
+    "read_in": ("what layer 1 is given, the read-in", {"color": "black", "ls": "--", "marker": "*"}),
     "raw": ("the examples as they are, x", {"color": VERMILLION, "ls": "--", "marker": "s"}),
     "r_hat": ("preprocessed exactly, R̂ x", {"color": WINE, "ls": "--", "marker": "^"}),
     "r_hat_power": ("|r̂|^p x", {"color": PURPLE, "ls": "-.", "marker": "v"}),

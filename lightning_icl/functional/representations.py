@@ -7,6 +7,7 @@ prompt can learn from its representation. PAPER.md section 6.
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from lightning_icl.functional.estimators import (
     feature_scale,
@@ -22,6 +23,9 @@ Representation = Callable[[Prompt], Prompt]
 # of 1/lambda_max, for gamma and for the step size of the gradient descent that gamma is tuned with
 SHRINKAGES = tuple(k / 10 for k in range(1, 11))
 STEPS = (0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8)
+
+LEAST_VARIANCE = 1e-6  # of the largest: what varies less is rounding
+CHUNK_SIZE = 256  # prompts represented at once
 
 
 def raw(prompt: Prompt) -> Prompt:
@@ -68,6 +72,39 @@ def _descent_risk(prompt: Prompt, n_steps: int) -> float:
     paths = torch.stack([gradient_descent_path_from_moments(problems, n_steps, step * unit) for step in STEPS])
     errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], prompt.x_query) - prompt.f_query
     return float(errors.square().mean(dim=(-2, -1)).amin(dim=0).sum())
+
+
+def leading_first(representation: Representation, prompts: Prompt) -> Representation:
+    """The representation in other coordinates, fitted to these prompts: first those that descent can use at once.
+
+    phi' = V^T L (phi - mean), where L whitens the features of all examples and queries and V are the eigenvectors,
+    largest eigenvalue first, of the symmetric part of E[f(x_q) phi_q b^T] with b = (1/n) sum_i y_i phi_i, of each
+    prompt's whitened and then ``scaled`` features. One step of descent on A phi predicts phi_q^T M b with M = A^T A, so
+    E[f phi_q b^T] is the way in which M is best changed from 0, and its leading eigenvectors are the best rows of A to
+    start from. The change of coordinates is linear and has an inverse, so it adds nothing to a representation and takes
+    nothing away; without it, training stays for long at a poor map. Directions of hardly any variance become features
+    that are 0, so that the width stays.
+    """
+    chunks = [representation(chunk).double() for chunk in prompts.chunks(CHUNK_SIZE)]
+    points = torch.cat([torch.cat([chunk.x, chunk.x_query], dim=1).flatten(0, 1) for chunk in chunks])
+    mean = points.mean(dim=0)
+    variance, directions = torch.linalg.eigh((points - mean).T @ (points - mean) / len(points))
+    kept = variance > LEAST_VARIANCE * variance[-1]
+    whitening = directions * torch.where(kept, variance.clamp(min=0).rsqrt(), 0.0)
+
+    agreement = torch.zeros_like(whitening)
+    for chunk in chunks:
+        white = scaled(_mapped(chunk, mean, whitening))
+        moment = torch.einsum("bp,bpi->bi", white.y, white.x) / white.x.shape[1]
+        agreement += torch.einsum("bq,bqi,bj->ij", white.f_query, white.x_query, moment)
+    turned = torch.linalg.eigh(agreement + agreement.T).eigenvectors.flip(-1)
+    return lambda prompt: _mapped(representation(prompt), mean, whitening @ turned)
+
+
+def _mapped(prompt: Prompt, mean: Tensor, coordinates: Tensor) -> Prompt:
+    """Every point's features less ``mean``, times ``coordinates``."""
+    mean, coordinates = mean.to(prompt.x.dtype), coordinates.to(prompt.x.dtype)
+    return prompt._replace(x=(prompt.x - mean) @ coordinates, x_query=(prompt.x_query - mean) @ coordinates)
 
 
 def scaled(prompt: Prompt) -> Prompt:

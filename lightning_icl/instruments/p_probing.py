@@ -1,7 +1,8 @@
 """P-probing: is what layer 1 makes of the examples easier to optimise on than the examples? PAPER.md section 6.
 
 Layer 1 is frozen, and on its output small optimisers are trained: (A) k single-head linear-attention layers, (B) a
-linear map and then k tuned steps of gradient descent. The same is done on other representations of the same prompts.
+linear map and then k tuned steps of gradient descent. The same is done on other representations of the same prompts,
+first of all on what layer 1 was given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from lightning_icl.functional.representations import (
     correlation_features,
     correlation_power_features,
     gd_plus_plus_features,
+    leading_first,
     raw,
     scaled,
     tuned_shrinkage,
@@ -37,7 +39,8 @@ OPTIMISERS: dict[Optimiser, Callable[[int, int, int], nn.Module]] = {
     "attention": LinearAttention,
     "descent": TunedDescent,
 }
-RAW, CORRELATION, POWER, GD_PLUS_PLUS, UNTRAINED = "raw", "r_hat", "r_hat_power", "gd_plus_plus", "untrained"
+READ_IN, RAW, UNTRAINED = "read_in", "raw", "untrained"
+CORRELATION, POWER, GD_PLUS_PLUS = "r_hat", "r_hat_power", "gd_plus_plus"
 CHUNK_SIZE = 256  # scoring prompts in one pass
 
 
@@ -56,7 +59,7 @@ class Training(NamedTuple):
         batch_size: fresh prompts of one step.
         n_queries: queries of each prompt.
         n_seeds: how many are trained of each, from different starts and on different prompts.
-        n_choose: prompts for what is chosen beforehand: GD++'s gamma, and the mean that is taken off the states.
+        n_choose: prompts for what is chosen beforehand: GD++'s gamma, and the coordinates of each arm.
         n_score: other prompts, on which risks are measured.
         seed: of all starts and prompts.
     """
@@ -74,7 +77,7 @@ class Comparison(NamedTuple):
     """Whether the first layer with most heads is better than a rival: at one depth, by paired difference of risks.
 
     ``verdict`` is HOLDS where the whole 95 % interval of the difference is below 0; FAILS where it is above and, for
-    the comparisons that the paper's claim is about (``claimed``: with fewest heads and "raw"), would be by Holm's
+    the comparisons that the claim is about (``claimed``: with fewest heads and "read_in"), would be by Holm's
     correction for their number, so that where none differs hardly any study has one that FAILS.
     """
 
@@ -93,23 +96,30 @@ class PProbing(NamedTuple):
         errors: squared errors of each seed on each of the scoring prompts, by optimiser and then arm; the first axis
             is the depth, the number of layers or of steps, from 1.
         heads: for the arms that are the first layer of a trained model, its number of heads.
+        read_ins: the arms that are the read-in of a model with most heads.
         power: of the arm |R_hat|^power x.
         shrinkage: gamma of the GD++ arm, times lambda_max.
     """
 
     errors: dict[Optimiser, dict[str, Tensor]]  # (depths, seeds, prompts) each
     heads: dict[str, int]
+    read_ins: list[str]
     power: float
     shrinkage: float
 
     def by_heads(self) -> dict[Optimiser, dict[str, Tensor]]:
-        """The errors with models of h heads in layer 1 as one arm, "heads_<h>", by the mean; most heads first."""
+        """The errors with models of h heads in layer 1 as one arm, "heads_<h>", by the mean; most heads first.
+
+        So are the read-ins, as "read_in".
+        """
         numbers = sorted(set(self.heads.values()), reverse=True)
+        alike = {f"heads_{h}": [arm for arm, number in self.heads.items() if number == h] for h in numbers}
+        alike[READ_IN] = self.read_ins
         merged = {}
         for optimiser, errors in self.errors.items():
-            layers = {h: [errors[arm] for arm, number in self.heads.items() if number == h] for h in numbers}
-            others = {arm: found for arm, found in errors.items() if arm not in self.heads}
-            merged[optimiser] = {f"heads_{h}": torch.stack(alike).mean(dim=0) for h, alike in layers.items()} | others
+            others = {arm: found for arm, found in errors.items() if arm not in {*self.heads, *self.read_ins}}
+            means = {arm: torch.stack([errors[one] for one in ones]).mean(dim=0) for arm, ones in alike.items()}
+            merged[optimiser] = means | others
         return merged
 
     def risks(self) -> dict[Optimiser, dict[str, list[Interval]]]:
@@ -120,13 +130,13 @@ class PProbing(NamedTuple):
         }
 
     def comparisons(self) -> list[Comparison]:
-        """The claim and its controls, at every depth: most heads against fewest, raw, untrained and GD++.
+        """The claim and its controls, at every depth: most heads against fewest, the read-in, and others.
 
         There is no comparison with fewest heads where all have equally many.
         """
         most, fewest = max(self.heads.values()), min(self.heads.values())
         rivals = {f"heads_{fewest}": True} if fewest < most else {}
-        rivals |= {RAW: True, UNTRAINED: False, GD_PLUS_PLUS: False, CORRELATION: False}
+        rivals |= {READ_IN: True, UNTRAINED: False, RAW: False, GD_PLUS_PLUS: False, CORRELATION: False}
         found: dict[Comparison, Tensor] = {}
         for optimiser, errors in self.by_heads().items():
             for rival, claimed in rivals.items():
@@ -179,14 +189,16 @@ def p_probing(
 ) -> PProbing:
     """Train both optimisers, at depths 1 .. ``depths``, on layer 1 of every model and on the other arms.
 
-    The arms: the states after layer 1 of each model ("layer_1/<name>") and of an untrained network like the one with
-    most heads there ("untrained"); x ("raw"); R_hat x ("r_hat"); |R_hat|^power x ("r_hat_power"); GD++'s
-    (I - gamma C) x with tuned gamma ("gd_plus_plus"). States are taken less their mean over prompts, and in every arm
-    each prompt's features are scaled to unit mean square (``scaled``). All arms are trained on the same prompts and
-    scored on the same others, so differences are paired. Intervals are over seeds of the optimisers and over prompts,
-    for these models: what another training of a model would give they do not say.
+    The arms: the states after layer 1 of each model ("layer_1/<name>"), before it ("read_in/<name>", of the models with
+    most heads there) and after that of an untrained network like the first of these ("untrained"); x ("raw"); R_hat x
+    ("r_hat"); |R_hat|^power x ("r_hat_power"); GD++'s (I - gamma C) x with tuned gamma ("gd_plus_plus"). In every arm
+    features are put into the coordinates of ``leading_first``, and each prompt's then scaled to unit mean square
+    (``scaled``). All arms are trained on the same prompts and scored on the same others, so differences are paired.
+    Intervals are over seeds of the optimisers and over prompts, for these models: what another training of a model
+    would give they do not say.
 
-    The state of an example holds its label, which x does not, but the untrained arm has that advantage too.
+    The read-in is the rival of the claim: like the states after layer 1 it holds x and the labels of the examples, so a
+    layer that does nothing does no better. On x alone it may, by the scale of each prompt, in which labels have a part.
     """
     _check(models, power)
     _check_training(depths, training)
@@ -194,9 +206,24 @@ def p_probing(
     choose = _Stream(task, n_points, training, 0, device).draw(training.n_choose)
     _check_width(models, choose.x.shape[-1])
     shrinkage = tuned_shrinkage(choose, depths)
-    arms = _arms(models, choose, power, shrinkage, training.seed)
+    layers = {f"layer_1/{name}": model for name, model in models.items()}
+    most = max(model.heads[0] for model in models.values())
+    read_ins = {f"read_in/{name}": model for name, model in models.items() if model.heads[0] == most}
+    untrained = untrained_like(next(iter(read_ins.values())), training.seed)
+    arms = (
+        {arm: first_layer(model) for arm, model in layers.items()}
+        | {arm: read_in(model) for arm, model in read_ins.items()}
+        | {
+            UNTRAINED: first_layer(untrained),
+            RAW: raw,
+            CORRELATION: correlation_features,
+            POWER: partial(correlation_power_features, power=power),
+            GD_PLUS_PLUS: partial(gd_plus_plus_features, shrinkage=shrinkage),
+        }
+    )
     errors = errors_of_arms(arms, task, n_points, depths, training, progress, device)
-    return PProbing(errors, {_layer_arm(name): model.heads[0] for name, model in models.items()}, power, shrinkage)
+    heads = {arm: model.heads[0] for arm, model in layers.items()}
+    return PProbing(errors, heads, list(read_ins), power, shrinkage)
 
 
 @torch.inference_mode(False)
@@ -211,8 +238,9 @@ def errors_of_arms(
 ) -> dict[Optimiser, dict[str, Tensor]]:
     """``PProbing.errors`` of any representations: what ``p_probing`` does with its arms."""
     _check_training(depths, training)
-    train, score = (_Stream(task, n_points, training, i, device) for i in (1, 2))
-    scored_on = score.draw(training.n_score)
+    choose, train, score = (_Stream(task, n_points, training, i, device) for i in range(3))
+    chosen_on, scored_on = choose.draw(training.n_choose), score.draw(training.n_score)
+    arms = {arm: leading_first(representation, chosen_on) for arm, representation in arms.items()}
     groups = _groups(arms, scored_on.rows(0, 1), depths, training)
     for _ in progress(range(training.n_steps), "P-probing"):
         prompt = train.draw(training.n_seeds * training.batch_size)
@@ -223,45 +251,23 @@ def errors_of_arms(
 
 def first_layer(transformer: Transformer) -> Representation:
     """H1: the states after layer 1, of the examples (with their labels) and of the queries (without)."""
+    return partial(_states, transformer, 1)
+
+
+def read_in(transformer: Transformer) -> Representation:
+    """What layer 1 is given: the states before it."""
+    return partial(_states, transformer, 0)
+
+
+@torch.no_grad()
+def _states(transformer: Transformer, layer: int, prompt: Prompt) -> Prompt:
     if transformer.layout == "alternating":
         raise InputError("layout is 'alternating', but P-probing needs one token for each example: pairs or prefixes.")
-
-    @torch.no_grad()
-    def states(prompt: Prompt) -> Prompt:
-        start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-        after = transformer.blocks[0](start.states, start.view, None)
-        return prompt._replace(x=after[:, : start.n_context], x_query=after[:, start.first_query :])
-
-    return states
-
-
-def centred(representation: Representation, prompts: Prompt) -> Representation:
-    """The representation less its mean feature over the examples and queries of ``prompts``."""
-    seen = representation(prompts)
-    mean = torch.cat([seen.x, seen.x_query], dim=1).mean(dim=(0, 1))
-
-    def features(prompt: Prompt) -> Prompt:
-        represented = representation(prompt)
-        return represented._replace(x=represented.x - mean, x_query=represented.x_query - mean)
-
-    return features
-
-
-def _layer_arm(name: str) -> str:
-    return f"layer_1/{name}"
-
-
-def _arms(
-    models: Mapping[str, Transformer], prompts: Prompt, power: float, shrinkage: float, seed: int
-) -> dict[str, Representation]:
-    widest = max(models.values(), key=lambda model: model.heads[0])
-    layers = {_layer_arm(name): model for name, model in models.items()} | {UNTRAINED: untrained_like(widest, seed)}
-    return {arm: centred(first_layer(model), prompts) for arm, model in layers.items()} | {
-        RAW: raw,
-        CORRELATION: correlation_features,
-        POWER: partial(correlation_power_features, power=power),
-        GD_PLUS_PLUS: partial(gd_plus_plus_features, shrinkage=shrinkage),
-    }
+    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    states = start.states
+    for block in transformer.blocks[:layer]:
+        states = block(states, start.view, None)
+    return prompt._replace(x=states[:, : start.n_context], x_query=states[:, start.first_query :])
 
 
 class _Stream:

@@ -30,7 +30,8 @@ Metrics by analysis. "(layer)" and so on are the fields that say where; interval
   read-in); construction/weights, the cosine of what the layers do, and construction/step, how many times the
   construction's update the model's is (layer); construction/heads/overlap, the part of the work that the same heads
   do, and construction/heads/effective/<network>, construction or model (layer).
-- p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there.
+- p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there,
+  read_in for what that layer is given in those with most, and untrained, raw, r_hat, r_hat_power and gd_plus_plus.
 - theory: theory/<axis>/<value>/risk/<rule>/<estimator>, without the rule where it takes no steps (the note has the
   estimator in words with its settings); .../difference/<rule>/<rival>, preprocess-then-GD's risk minus the rival's,
   paired; .../unstable/shared/<estimator>, the share of prompts on which the one step size is above 2/lambda_max;

@@ -264,9 +264,9 @@ class HeadsBelongInFirstLayer(Claim):
 
 
 class FirstLayerPreprocesses(Claim):
-    """P-probing, at every depth of each optimiser; against the raw examples alone where all have as many heads."""
+    """P-probing, at every depth of each optimiser; against the read-in alone where all have as many heads."""
 
-    statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on the raw examples."
+    statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on its read-in."
     needs = "P-probing of a first layer with several heads"
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
@@ -276,7 +276,7 @@ class FirstLayerPreprocesses(Claim):
             if most == 1:
                 continue
             risk = by_seed(table, f"p_probing/{optimiser}/{depth}/heads_{most}")
-            for rival in [f"heads_{fewest}"] * (fewest < most) + ["raw"]:
+            for rival in [f"heads_{fewest}"] * (fewest < most) + ["read_in"]:
                 label = f"{optimiser} {depth}: {most} heads against {rival.removeprefix('heads_')}"
                 yield from lower_risk(label, risk, by_seed(table, f"p_probing/{optimiser}/{depth}/{rival}"))
 

@@ -36,6 +36,7 @@ class PProbingPlan(TypedDict, total=False):
     seeds: int
     depths: int
     prompts: int
+    accelerator: str
     where: dict[str, Any]
 
 

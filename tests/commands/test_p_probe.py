@@ -48,7 +48,18 @@ def listed(*items):
 def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs, tmp_path, capsys, options, seed):
     two, one, _ = runs
     threads = torch.get_num_threads()
-    main(["p_probe", "--ckpt_paths", listed(two, one), *TINY, *options, "--output", str(tmp_path / "out")])
+    main(
+        [
+            "p_probe",
+            "--ckpt_paths",
+            listed(two, one),
+            *TINY,
+            *options,
+            "--accelerator=cpu",
+            "--output",
+            str(tmp_path / "out"),
+        ]
+    )
     torch.set_num_threads(threads)
     said, ((found,), (started, finished), damaged) = capsys.readouterr().out, read_record(tmp_path / "out")
     assert (started["command"], finished["steps"], damaged) == ("p_probe", 2, [])
@@ -74,7 +85,8 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
         by_seed = torch.tensor(found.arrays["risk_by_seed"][optimiser]["raw"], dtype=torch.float64)
         torch.testing.assert_close(by_seed, by_arm["raw"].mean(dim=-1))
         for arm, errors in by_arm.items():
-            merged = {"layer_1/2-2": "heads_2", "layer_1/1-2": "heads_1"}.get(arm, arm)
+            names = {"layer_1/2-2": "heads_2", "layer_1/1-2": "heads_1", "read_in/2-2": "read_in"}
+            merged = names.get(arm, arm)
             for depth in range(2):
                 risk = over_seeds_and_prompts(errors[depth])
                 row = rows.pop(f"p_probing/{optimiser}/{depth + 1}/{merged}")
@@ -85,7 +97,7 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
     assert [c["verdict"] for c in found.arrays["comparisons"]] == [c.verdict for c in comparisons]
     assert said.count("vs layer 1, 1 head") == 2
     assert "layer 1, 2 heads: of 2-2\nlayer 1, 1 head: of 1-2\n" in said
-    assert f"The claim (against fewest heads and x, at every k and t): {found.arrays['claim']}" in said
+    assert f"The claim (against fewest heads and the read-in, at every k and t): {found.arrays['claim']}" in said
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
     assert (said.count("95 %"), said.count("+-")) == (1, 0)
 
@@ -107,7 +119,7 @@ def test_models_of_equally_many_heads_are_told_apart_and_folders_are_new(runs, t
     ((found,), _, _) = read_record(tmp_path / "p_probing_2")
     assert list(found.context["checkpoints"]) == ["2-2", "2-2_2"]
     assert list(found.arrays["risk_by_seed"]["descent"])[:2] == ["layer_1/2-2", "layer_1/2-2_2"]
-    assert "against x alone, as no model has fewer heads" in capsys.readouterr().out
+    assert "against the read-in alone, as no model has fewer heads" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("last", ["torch.utils.tensorboard.SummaryWriter.close", "journal.append"])
@@ -127,6 +139,11 @@ def test_one_that_is_stopped_while_it_writes_is_not_finished(runs, tmp_path, mon
     assert not journal.is_finished(tmp_path / "out")
 
 
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 BAD = {
     "[]": ([], "ckpt_paths is [], but P-probing needs at least one checkpoint."),
     "missing": (["--ckpt_paths", "[nowhere.ckpt]"], "ckpt_path is nowhere.ckpt, but there is no such file."),
@@ -138,11 +155,13 @@ BAD = {
     "prompts": (["--prompts", "1"], "prompts is 1, but it must be at least 2."),
     "power": (["--power", "-1"], "power is -1.0, but it must be a finite number that is 0 or larger."),
     "output": (["--output", "."], "output is ., but that exists already; name a folder that does not."),
+    "accelerator": (["--accelerator", "gpu"], "accelerator is gpu, but there is no CUDA device here; use cpu or auto."),
     "word": (["--seeds", "many"], "seeds is 'many', but it must be a whole number."),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.usefixtures("no_gpu")
 def test_bad_input_gets_one_sentence_and_no_folder(runs, case, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options, sentence = BAD[case]

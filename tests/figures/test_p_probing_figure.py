@@ -11,10 +11,11 @@ LABELS = {
     "heads_8": "layer 1, 8 heads (8-8-8)",
     "heads_1": "layer 1, 1 head (1-8-8)",
     "untrained": "untrained layer 1, 8 heads",
+    "read_in": "read-in",
     "raw": "x",
     "gd_plus_plus": "GD++: (I - 0.7 C/λmax) x",
 }
-IN_ORDER = ["heads_1", "heads_8", "raw", "gd_plus_plus", "untrained"]
+IN_ORDER = ["heads_1", "heads_8", "read_in", "raw", "gd_plus_plus", "untrained"]
 
 
 def drawn(worst=0.9, depths=4, optimisers=("attention", "descent")):

@@ -8,10 +8,11 @@ import torch
 from scipy.stats import ttest_1samp
 
 from lightning_icl import SparseLinearRegression, Transformer
+from lightning_icl.functional.constructions import ConstructedPreprocessThenGD
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators import gradient_descent_path, preprocess_then_gd_path
+from lightning_icl.functional.estimators import gradient_descent_path, inverse_curvature, preprocess_then_gd_path
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.representations import correlation_features, raw, scaled
+from lightning_icl.functional.representations import correlation_features, leading_first, raw, scaled
 from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.fleet import Fleet
 from lightning_icl.instruments.p_probing import (
@@ -19,12 +20,12 @@ from lightning_icl.instruments.p_probing import (
     Comparison,
     PProbing,
     Training,
-    centred,
     claim,
     errors_of_arms,
     first_layer,
     judged,
     p_probing,
+    read_in,
 )
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
 
@@ -41,26 +42,34 @@ def model(heads=(2, 1), **options):
     return Transformer(3, **({"d_model": 8, "heads": list(heads)} | options))
 
 
-def planted(preprocesses):
-    """PAPER.md section 7: hidden = [x | x_tilde | y], layer 1 writes x_tilde = R_hat x (or, of one head, nothing)."""
-    d = 3
-    heads = [d, 1] if preprocesses else [1, 1]
-    transformer = model(
-        heads, d_model=2 * d + 1, head_dim=1, attention="linear", mlp=False, norm="none"
-    ).requires_grad_(False)
-    transformer.read_in.weight.zero_()
-    transformer.read_in.bias.zero_()
-    transformer.read_in.weight[:d, :d] = torch.eye(d)
-    transformer.read_in.weight[2 * d, d] = 1
-    first = transformer.blocks[0].attention
-    for weight in first.parameters():
-        weight.zero_()
-    if preprocesses:
-        first.key.weight[:, 2 * d] = 1
-        first.query.weight[:, :d] = torch.eye(d)
-        first.value.weight[:, :d] = torch.eye(d)
-        first.output.weight[d : 2 * d] = torch.eye(d)
+def preprocessing(n_dims, heads):
+    """PAPER.md section 7: layer 1 writes R_hat x beside x and y, as many coordinates of it as it has heads."""
+    construction = ConstructedPreprocessThenGD(steps=1, step_size=0.2, coordinates=range(1, heads + 1))
+    transformer = Transformer(n_dims, **construction.options(n_dims))
+    transformer.load_state_dict(construction.state(n_dims))
+    return transformer.requires_grad_(False)
+
+
+def idle(n_dims, heads):
+    """Layer 1 adds nothing."""
+    transformer = preprocessing(n_dims, heads)
+    transformer.blocks[0].attention.output.weight.zero_()
     return transformer
+
+
+def copies(n_dims, heads):
+    """Layer 1 has one head, so many times over."""
+    transformer, one = preprocessing(n_dims, heads), preprocessing(n_dims, 1).blocks[0].attention
+    many = transformer.blocks[0].attention
+    for part in ("query", "key", "value"):
+        getattr(many, part).weight.copy_(getattr(one, part).weight.repeat(heads, 1))
+    many.output.weight.copy_(one.output.weight.repeat(1, heads) / heads)
+    return transformer
+
+
+def untrained(n_dims, heads):
+    torch.manual_seed(heads)
+    return Transformer(n_dims, 2 * n_dims + 1, [heads], "linear", mlp=False, norm="none", head_dim=1)
 
 
 # the arms
@@ -86,18 +95,23 @@ def test_first_layer_is_what_a_forward_pass_gives_after_layer_1(options):
     assert found.y is prompt.y
 
 
-def test_a_planted_first_layer_holds_the_papers_preprocessing():
-    prompt = sampled(4)
-    states, expected = first_layer(planted(True))(prompt), correlation_features(prompt)
-    torch.testing.assert_close(states.x[..., 3:6], expected.x)
-    torch.testing.assert_close(states.x_query[..., 3:6], expected.x_query)
+def test_the_read_in_is_what_a_forward_pass_starts_from():
+    transformer, prompt = model(), sampled(4)
+    output, found = transformer.on_prompt(prompt), read_in(transformer)(prompt)
+    torch.testing.assert_close((found.x, found.x_query), (output.context_states[0], output.query_states[0]))
 
 
-def test_centred_features_have_mean_zero_over_examples_and_queries():
-    prompt = sampled(6)
-    found = centred(first_layer(model()), prompt)(prompt)
-    mean = torch.cat([found.x.flatten(0, 1), found.x_query.flatten(0, 1)]).mean(dim=0)
-    torch.testing.assert_close(mean, torch.zeros(8), rtol=0, atol=1e-6)
+def test_a_preprocessing_layer_leads_with_the_papers_preprocessing():
+    """[x | R_hat x | y] in leading coordinates starts with a linear map of R_hat x, and an idle layer's with one of x.
+
+    As few prompts fit the coordinates, up to a tenth; by R^2 of least squares on other prompts.
+    """
+    fit, prompt = (sampled(2048, seed, 12, task=SparseLinearRegression(4, 1, 0.3)) for seed in (0, 1))
+    for network, target in ((preprocessing(4, 4), correlation_features), (idle(4, 4), raw)):
+        leading = leading_first(first_layer(network), fit)(prompt).x[..., :4].flatten(0, 1)
+        wanted = target(prompt).x.flatten(0, 1)
+        left = wanted - leading @ torch.linalg.lstsq(leading, wanted).solution
+        assert (left.square().sum() / wanted.square().sum()) < 0.1
 
 
 # the optimisers
@@ -120,13 +134,15 @@ def test_descent_with_the_identity_map_is_gradient_descent_on_the_features(repre
     torch.testing.assert_close(found, (prompt.x_query * w[:, None]).sum(-1), rtol=1e-9, atol=1e-12)
 
 
-def test_descent_starts_as_gradient_descent_and_does_not_see_a_prompts_scale():
-    prompt = sampled(6).double()
-    torch.manual_seed(1)
-    descent = TunedDescent(3, 3, 2).double()
-    step = 1 / torch.linalg.matrix_norm(prompt.x.mT @ prompt.x / 5)
-    w = gradient_descent_path(prompt.x, prompt.y, 2, step)[2]
-    torch.testing.assert_close(descent(prompt), (prompt.x_query * w[:, None]).sum(-1), rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+def test_descent_starts_with_the_first_features_and_chebyshevs_steps(n_steps):
+    """What such descent leaves of the weights is Chebyshev's polynomial, at most 1 / T_k(5/3) on [1/4, 1]."""
+    prompt = sampled(6, n_points=8).double()
+    descent = TunedDescent(3, 2, n_steps).double()
+    assert torch.equal(descent.map.weight, torch.eye(2, 3, dtype=torch.float64))
+    eigenvalues = torch.linspace(0.25, 1, 101)
+    left = torch.stack([1 - step * eigenvalues for step in descent.log_steps.exp()]).prod(dim=0).abs()
+    assert float(left.max().detach()) == pytest.approx(1 / math.cosh(n_steps * math.acosh(5 / 3)), rel=1e-5)
     torch.testing.assert_close(descent(scaled(prompt)), descent(prompt), rtol=1e-9, atol=1e-12)
 
 
@@ -208,7 +224,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_is_left_a
     other = p_probing(models, TASK, 4, 1, training=SHORT._replace(seed=1))
     torch.random.set_rng_state(state)
     for optimiser, errors in first.errors.items():
-        assert list(errors) == ["layer_1/a", "untrained", "raw", "r_hat", "r_hat_power", "gd_plus_plus"]
+        assert list(errors) == [*("layer_1/a", "read_in/a", "untrained", "raw", "r_hat", "r_hat_power", "gd_plus_plus")]
         for arm, values in errors.items():
             assert values.shape == (1, 2, 4)
             assert torch.equal(values, again.errors[optimiser][arm])
@@ -236,16 +252,54 @@ def test_an_arm_that_is_told_the_support_beats_the_raw_examples():
             assert gain.mean > 0.3 * float(by_arm["raw"][depth].mean())
 
 
-def test_a_planted_preprocessing_layer_is_found_and_an_idle_one_is_no_better_than_the_raw_examples():
-    models = {"preprocesses": planted(True), "idle": planted(False)}
-    training = Training(n_steps=100, batch_size=32, n_queries=4, n_seeds=3, n_score=512)
-    found = p_probing(models, TASK, 5, 1, training=training)
-    verdicts = {(c.optimiser, c.rival): c.verdict for c in found.comparisons()}
-    assert verdicts["attention", "heads_1"] == verdicts["attention", "raw"] == "HOLDS"
-    for errors in found.errors.values():
-        # Apart from the labels, which no query's state has, an idle layer's states are x.
-        gain = over_seeds_and_prompts((errors["raw"] - errors["layer_1/idle"])[0])
-        assert gain.mean < 0.02
+def closed_form_risks(path, prompts, depths):
+    """Of 1 .. depths steps, all of the best of many sizes in units of each prompt's 1/lambda_max."""
+    unit = inverse_curvature(correlation_features(prompts).x if path is preprocess_then_gd_path else prompts.x)
+    steps = [path(prompts.x, prompts.y, depths, c * unit)[1:] for c in torch.linspace(0.2, 3, 29)]
+    predicted = torch.einsum("ktbd,bqd->ktbq", torch.stack(steps), prompts.x_query)
+    return (predicted - prompts.f_query).square().mean(dim=(-2, -1)).amin(dim=0)
+
+
+def probed(networks, n_dims, n_points, sparsity, depths, training):
+    models = {"most": networks(n_dims, n_dims), "fewest": networks(n_dims, 1)}
+    return p_probing(models, SparseLinearRegression(n_dims, sparsity, 0.2), n_points, depths, training=training)
+
+
+SMALL = {"n_dims": 4, "n_points": 8, "sparsity": 1, "depths": 1}
+LARGE = {"n_dims": 8, "n_points": 12, "sparsity": 2, "depths": 2}
+CALIBRATED = [
+    pytest.param(SMALL, Training(n_steps=60, n_queries=4, n_score=512), [0]),
+    pytest.param(LARGE, Training(n_steps=200), range(5), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
+def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
+    """Where preprocess-then-GD has the lower risk at every number of steps, by the closed forms."""
+    task = SparseLinearRegression(case["n_dims"], case["sparsity"], 0.2)
+    prompts = sampled(4096, 1, case["n_points"], task=task).double()
+    better, worse = (
+        closed_form_risks(path, prompts, case["depths"]) for path in (preprocess_then_gd_path, gradient_descent_path)
+    )
+    assert (better < 0.8 * worse).all()
+    for seed in seeds:
+        found = probed(preprocessing, **case, training=training._replace(seed=seed))
+        assert claim(found.comparisons()) == "HOLDS"
+        # Descent makes as much of R_hat x within the states as of R_hat x alone. Attention need not: it knows a scale,
+        # and that of R_hat x alone is made equal over prompts.
+        descent = found.errors["descent"]
+        assert descent["layer_1/most"].mean() < 1.1 * descent["r_hat"].mean()
+
+
+@pytest.mark.parametrize("networks", [idle, copies, untrained])
+@pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
+def test_on_a_network_that_does_not_preprocess_the_claim_never_holds(networks, case, training, seeds):
+    for seed in seeds:
+        comparisons = probed(networks, **case, training=training._replace(seed=seed)).comparisons()
+        assert claim(comparisons) != "HOLDS"
+        if networks is idle:
+            nothing = [c.difference.mean for c in comparisons if c.claimed and c.rival == "read_in"]
+            assert max(map(abs, nothing)) < 1e-6
 
 
 # verdicts, on errors made up
@@ -254,9 +308,13 @@ def test_a_planted_preprocessing_layer_is_found_and_an_idle_one_is_no_better_tha
 def made_up(heads, **risks):
     """Errors around the given risks, by arm, the same noise in each."""
     noise = 0.01 * torch.randn(1, 3, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    arms = dict.fromkeys(("raw", "untrained", "gd_plus_plus", "r_hat"), 1.0) | risks
+    arms = dict.fromkeys(("read_in", "raw", "untrained", "gd_plus_plus", "r_hat"), 1.0) | risks
     return PProbing(
-        {"descent": {arm: risk + noise.roll(i, -1) for i, (arm, risk) in enumerate(arms.items())}}, heads, 0.5, 0.5
+        {"descent": {arm: risk + noise.roll(i, -1) for i, (arm, risk) in enumerate(arms.items())}},
+        heads,
+        ["read_in"],
+        0.5,
+        0.5,
     )
 
 
@@ -273,7 +331,7 @@ def made_up(heads, **risks):
 def test_a_verdict_needs_the_whole_interval_on_one_side(risks, verdicts, whole):
     comparisons = made_up({"many": 8, "one": 1}, **risks).comparisons()
     claimed = [c for c in comparisons if c.claimed]
-    assert [c.rival for c in claimed] == ["heads_1", "raw"]
+    assert [c.rival for c in claimed] == ["heads_1", "read_in"]
     assert [c.verdict for c in claimed] == verdicts
     assert claim(comparisons) == whole
 
@@ -314,9 +372,9 @@ def test_where_nothing_differs_the_claim_fails_in_at_most_one_study_of_twenty(se
             own, shared = (torch.randn(2, seeds, p, generator=generator, dtype=torch.float64) for p in (100, 1))
             return 1 + 0.5 * own + between * shared
 
-        arms = ("many", "one", "raw", "untrained", "gd_plus_plus", "r_hat")
+        arms = ("many", "one", "read_in", "raw", "untrained", "gd_plus_plus", "r_hat")
         by_arm = {optimiser: {arm: errors() for arm in arms} for optimiser in ("attention", "descent")}
-        return PProbing(by_arm, {"many": 8, "one": 1}, 0.5, 0.5).comparisons()
+        return PProbing(by_arm, {"many": 8, "one": 1}, ["read_in"], 0.5, 0.5).comparisons()
 
     studies = [study() for _ in range(200)]
     alone = np.mean([any(c.difference.low > 0 for c in comparisons if c.claimed) for comparisons in studies])
@@ -325,9 +383,9 @@ def test_where_nothing_differs_the_claim_fails_in_at_most_one_study_of_twenty(se
     assert np.mean([claim(comparisons) == "HOLDS" for comparisons in studies]) <= 0.025
 
 
-def test_without_a_model_of_fewer_heads_only_the_raw_examples_are_claimed():
+def test_without_a_model_of_fewer_heads_only_the_read_in_is_claimed():
     comparisons = made_up({"a": 8, "b": 8}, a=0.4, b=0.6).comparisons()
-    assert [c.rival for c in comparisons if c.claimed] == ["raw"]
+    assert [c.rival for c in comparisons if c.claimed] == ["read_in"]
 
 
 # what is refused

@@ -65,6 +65,7 @@ class Truth(NamedTuple):
     p_probing: Mapping[str, float] = {
         "heads_1": 0.9,
         "heads_8": 0.5,
+        "read_in": 0.8,
         "raw": 0.8,
         "r_hat": 0.45,
         "r_hat_power": 0.44,

@@ -57,7 +57,7 @@ AT_THE_BOUNDS = TRUTH._replace(
     effective=0.75,
     top_share=0.6,
     ratios=TRUTH.ratios | {"paper": 1.1, "prune_layer1_instead": 2.0, "random_head": 1.1},
-    p_probing=TRUTH.p_probing | {"heads_1": 0.5, "raw": 0.5},
+    p_probing=TRUTH.p_probing | {"heads_1": 0.5, "read_in": 0.5},
 )
 
 
@@ -305,19 +305,19 @@ def test_settings_without_what_a_claim_is_about_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("better", "verdict"), [("raw", "FAIL"), ("heads_1", "FAIL"), ("r_hat", "PASS"), ("untrained", "PASS")]
+    ("better", "verdict"), [("read_in", "FAIL"), ("heads_1", "FAIL"), ("raw", "PASS"), ("untrained", "PASS")]
 )
-def test_p_probing_is_claimed_against_fewest_heads_and_raw_examples(better, verdict):
+def test_p_probing_is_claimed_against_fewest_heads_and_the_read_in(better, verdict):
     rows = table(TRUTH._replace(p_probing=TRUTH.p_probing | {better: 0.1}), heads=[(8, 8)])
     (found,) = judge([FirstLayerPreprocesses()], rows)
     assert found.verdict == verdict
     assert len(found.parts) == 2 * 2 * 2  # optimisers, depths, rivals
 
 
-def test_p_probing_of_equally_many_heads_is_against_the_raw_examples_alone(planted):
+def test_p_probing_of_equally_many_heads_is_against_the_read_in_alone(planted):
     (found,) = judge([FirstLayerPreprocesses()], planted[~planted["metric"].str.endswith("/heads_1")])
     assert {p.part.label for p in found.parts} == {
-        f"{optimiser} {depth}: 8 heads against raw" for optimiser in ("attention", "descent") for depth in (1, 2)
+        f"{optimiser} {depth}: 8 heads against read_in" for optimiser in ("attention", "descent") for depth in (1, 2)
     }
     (found,) = judge([FirstLayerPreprocesses()], planted[~planted["metric"].str.endswith("/heads_8")])
     assert found.parts == []  # one head cannot be "most heads"
