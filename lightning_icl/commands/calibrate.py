@@ -2,13 +2,14 @@
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
 from lightning_icl.functional.errors import check_at_least
+from lightning_icl.functional.tasks import SparseLinearRegression
 from lightning_icl.instruments.calibration import (
     Line,
     known_networks,
@@ -22,37 +23,42 @@ from lightning_icl.record.lines import WIDTH
 
 
 class Size(NamedTuple):
-    """How large a calibration is."""
+    """How large a calibration is: of all but P-probing, and then of that."""
 
     n_dims: int
     n_points: int
     n_prompts: int
-    training: Training  # of P-probing
-    seeds: int
+    probed: SparseLinearRegression
+    probed_points: int
     depths: int
+    training: Training
+    seeds: int
 
 
+# P-probing wants few examples, where preprocess-then-GD is better than GD at every number of steps (docs/theory.md).
 SIZES = {
-    "small": Size(4, 40, 128, Training(n_steps=150, n_seeds=2, n_choose=512, n_score=1024), 1, 2),
-    "full": Size(8, 40, 1024, Training(), 5, 3),
+    "small": Size(4, 40, 128, SparseLinearRegression(4, 1, 0.2), 8, 1, Training(60, n_queries=4, n_score=512), 1),
+    "full": Size(8, 40, 1024, SparseLinearRegression(8, 2, 0.2), 12, 2, Training(200), 5),
 }
 
 
-def calibrate(scale: Literal["small", "full"] = "full", p_probing: bool = True, cpu_threads: int = 1) -> None:
+def calibrate(scale: Literal["small", "full"] = "full", skip_p_probing: bool = False, cpu_threads: int = 1) -> None:
     """Run every instrument on networks whose algorithm is known, and say of each whether it found it: PASS or FAIL.
 
     The networks are written down, not trained (docs/constructions.md). Then heads are planted whose part is known, and
     networks are taken for what they are not, which the instruments must notice. Exit status 1 where a line fails.
 
     Args:
-        scale: "small", d = 4, in a minute or two, or "full", d = 8, in a quarter of an hour of a CPU core.
-        p_probing: also P-probing, which trains and takes most of the time.
+        scale: "small", d = 4, in a minute, or "full", d = 8, in half an hour of a CPU core.
+        skip_p_probing: leave out P-probing, which trains and takes most of the time.
         cpu_threads: threads; 1 is fastest for networks this small.
     """
     check_at_least(1, cpu_threads=cpu_threads)
     torch.set_num_threads(cpu_threads)
-    found = []
-    for line in calibration(SIZES[scale], p_probing):
+    found: list[Line] = []
+    for line in calibration(SIZES[scale], not skip_p_probing):
+        if not found or line.network != found[-1].network:
+            tqdm.write(f"\n{line.network}")
         found.append(line)
         tqdm.write("\n".join(said(line)))
     failed = [line for line in found if not line.passed]
@@ -69,10 +75,10 @@ def calibration(size: Size, p_probing: bool = True) -> Iterator[Line]:
     yield from planted_lines(known["preprocess-then-GD"], size.n_prompts)
     yield from wrong_lines(known, size.n_prompts)
     if p_probing:
-        yield from p_probing_lines(size.n_dims, size.n_points, size.training, range(size.seeds), size.depths)
+        yield from p_probing_lines(size.probed, size.probed_points, size.depths, size.training, range(size.seeds))
 
 
-def said(line: Line) -> Sequence[str]:
-    """The line on a terminal."""
-    words = f"{line.instrument}, {line.network}: expected {line.expected}; found {line.found}"
-    return textwrap.wrap(f"{'PASS' if line.passed else 'FAIL'}  {words}", WIDTH, subsequent_indent=" " * 6)
+def said(line: Line) -> list[str]:
+    """The line on a terminal, below its network's name."""
+    words = f"{line.instrument}: expected {line.expected}; found {line.found}"
+    return textwrap.wrap(f"  {'PASS' if line.passed else 'FAIL'}  {words}", WIDTH, subsequent_indent=" " * 8)

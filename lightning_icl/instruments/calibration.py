@@ -321,22 +321,21 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
     ]
 
 
-def p_probing_lines(n_dims: int, n_points: int, training: Training, seeds: Sequence[int], depths: int) -> list[Line]:
+def p_probing_lines(task: Task, n_points: int, depths: int, training: Training, seeds: Sequence[int]) -> list[Line]:
     """The claim on layer 1 of preprocess-then-GD with d heads and with one, and on such layers that do nothing."""
-    known = known_networks(n_dims, n_points)["preprocess-then-GD"]
-    right = known.network()
-    fewest = ConstructedPreprocessThenGD(3, STEP_SIZE, [1]).network(n_dims)
-    networks = {"preprocess-then-GD": (right, fewest), "a layer 1 that does nothing": (_silent(right), _silent(fewest))}
+    wide, narrow = (
+        ConstructedPreprocessThenGD(1, STEP_SIZE, coordinates).network(task.n_dims) for coordinates in (None, [1])
+    )
+    networks = {"preprocess-then-GD": (wide, narrow), "a layer 1 that does nothing": (_silent(wide), _silent(narrow))}
     found = []
     for name, pair in networks.items():
-        models = {str(len(network.layers[0])): written(network, n_dims).float() for network in pair}
+        models = {str(len(network.layers[0])): written(network, task.n_dims).float() for network in pair}
         verdicts = [
-            claim(p_probing(models, known.task, n_points, depths, training=training._replace(seed=seed)).comparisons())
+            claim(p_probing(models, task, n_points, depths, training=training._replace(seed=seed)).comparisons())
             for seed in seeds
         ]
-        holds = verdicts.count("HOLDS")
-        wanted = len(seeds) if pair[0] is right else 0
-        expected, said = f"HOLDS in {wanted} of {len(seeds)} seeds", f"in {holds}: {', '.join(verdicts)}"
+        holds, wanted = verdicts.count("HOLDS"), len(seeds) if pair[0] is wide else 0
+        expected, said = f"the claim HOLDS in {wanted} of {len(seeds)} seeds", ", ".join(verdicts)
         found.append(Line("P-probing", name, expected, said, holds == wanted))
     return found
 
