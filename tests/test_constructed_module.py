@@ -94,3 +94,16 @@ def test_fit_from_the_command_line_starts_there_and_its_checkpoint_is_validated(
     for key, value in ConstructedGD(3, 0.2).state(8).items():
         torch.testing.assert_close(state[key].double(), value, rtol=1e-6, atol=1e-6)
     assert risks[0] == pytest.approx(risks[1]) or risks == [None, None]
+
+
+@pytest.mark.parametrize("name", ["preprocess_then_gd", pytest.param("gd_plus_plus", marks=pytest.mark.slow)])
+def test_two_hundred_steps_from_a_construction_end_at_or_below_its_risk(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    compared = "--trainer.callbacks=[{class_path: ConstructionComparison, init_args: {n_prompts: 256, every_n_validations: 4}}]"
+    config = ROOT / "configs" / "constructed" / f"{name}.yaml"
+    cli.main(["fit", "--config", str(config), *SMALL[:2], compared, "--figures.when=never", *QUIET])
+    table = load_run("lightning_logs/version_0").table
+    last = table[(table["metric"] == "construction/risk/difference") & (table["step"] == 200)].iloc[0]
+    error = (last["high"] - last["low"]) / 2 / 1.96
+    assert last["value"] <= error
+    assert last["value"] < 0  # and for these, well below

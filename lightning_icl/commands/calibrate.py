@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from lightning_icl.functional.errors import check_at_least
 from lightning_icl.functional.tasks import SparseLinearRegression
@@ -58,9 +57,9 @@ def calibrate(scale: Literal["small", "full"] = "full", skip_p_probing: bool = F
     found: list[Line] = []
     for line in calibration(SIZES[scale], not skip_p_probing):
         if not found or line.network != found[-1].network:
-            tqdm.write(f"\n{line.network}")
+            print(f"\n{line.network}")
         found.append(line)
-        tqdm.write("\n".join(said(line)))
+        print("\n".join(said(line)), flush=True)  # each as soon as it is found
     failed = [line for line in found if not line.passed]
     print(f"\n{len(found) - len(failed)} of {len(found)} lines PASS.")
     if failed:
