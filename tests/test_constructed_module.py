@@ -99,7 +99,8 @@ def test_fit_from_the_command_line_starts_there_and_its_checkpoint_is_validated(
 @pytest.mark.parametrize("name", ["preprocess_then_gd", pytest.param("gd_plus_plus", marks=pytest.mark.slow)])
 def test_two_hundred_steps_from_a_construction_end_at_or_below_its_risk(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    compared = "--trainer.callbacks=[{class_path: ConstructionComparison, init_args: {n_prompts: 256, every_n_validations: 4}}]"
+    options = "{n_prompts: 256, every_n_validations: 4}"
+    compared = f"--trainer.callbacks=[{{class_path: ConstructionComparison, init_args: {options}}}]"
     config = ROOT / "configs" / "constructed" / f"{name}.yaml"
     cli.main(["fit", "--config", str(config), *SMALL[:2], compared, "--figures.when=never", *QUIET])
     table = load_run("lightning_logs/version_0").table
