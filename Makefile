@@ -15,7 +15,7 @@ quickstart: .venv/installed ## train a small transformer on the CPU and look int
 study: .venv/installed ## the paper's question at quick scale: many small models, verdicts and a report, in under 20 minutes
 	$(BIN)/lightning-icl study --config configs/studies/paper.yaml --scale quick
 
-calibration: .venv/installed ## every instrument on networks whose algorithm is known, PASS or FAIL, in about half an hour
+calibration: .venv/installed ## every instrument on networks whose algorithm is known, PASS or FAIL, in six minutes
 	$(BIN)/lightning-icl calibrate
 
 tensorboard: .venv/installed ## show lightning_logs/ in the browser

@@ -119,6 +119,7 @@ BENCHMARKS = [
     ("preprocess_then_gd.py", "--prompts", 10),
     ("head_importance.py", "--prompts", 2, "--memory-prompts", 0),
     ("pruned_speed.py",),
+    ("p_probing.py", "--steps", 1, "--scale", "quick"),
 ]
 
 

@@ -48,7 +48,7 @@ def calibrate(scale: Literal["small", "full"] = "full", skip_p_probing: bool = F
     networks are taken for what they are not, which the instruments must notice. Exit status 1 where a line fails.
 
     Args:
-        scale: "small", d = 4, in a minute, or "full", d = 8, in half an hour of a CPU core.
+        scale: "small", d = 4, in a minute, or "full", d = 8, in six minutes of a CPU core.
         skip_p_probing: leave out P-probing, which trains and takes most of the time.
         cpu_threads: threads; 1 is fastest for networks this small.
     """
