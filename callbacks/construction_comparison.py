@@ -27,6 +27,7 @@ from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
 KEPT = 0.8  # a layer's head pattern has stayed where no more than a fifth of its work has gone to other heads
+ALIKE = 0.2  # a risk is called the same where it is so within this part of the construction's
 
 
 class ConstructionComparison(Analysis):
@@ -34,8 +35,8 @@ class ConstructionComparison(Analysis):
 
     Whatever the basis: how states and weights are aligned is told in lightning_icl.instruments.alignment. The
     construction is taken without its weight_noise, so that a model that starts with noise is compared with the
-    algorithm itself. Heads are matched as they are numbered where the model starts from this construction, else by
-    the size of their shares. Both networks compute in float64.
+    algorithm itself. Heads are matched as they are numbered where the training started from this construction (the
+    checkpoint knows), else by the size of their shares. Both networks compute in float64.
     Figure: construction, over training, once there have been two validations.
 
     Args:
@@ -46,6 +47,8 @@ class ConstructionComparison(Analysis):
     """
 
     shown = (r"construction/(risk/difference$|(weights|beyond_input|heads/overlap)/layer\d+$)",)
+    _starts_from_it = False
+
     course = r"construction/(risk/difference|weights|beyond_input|heads/overlap)$"
 
     def __init__(
@@ -82,7 +85,6 @@ class ConstructionComparison(Analysis):
                 "layout 'pairs' or 'prefixes'."
             )
         self._compared = compared
-        self._starts_from_it = self.construction is None and model.heads == needed["heads"]
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, size = datamodule(trainer), self.chunk_size
@@ -101,6 +103,9 @@ class ConstructionComparison(Analysis):
             errors, values = values_by_score(model, score, ["leave_one_out"], chunk_size=size)
             other_errors, other_values = values_by_score(other, score, ["leave_one_out"], chunk_size=size)
             out = values["leave_one_out"], other_values["leave_one_out"]
+            started, compared = module.started_as, self._compared.arguments()
+            alike = {name: value for name, value in compared.items() if name not in ("weight_noise", "seed")}
+            self._starts_from_it = started is not None and alike == {name: started.get(name) for name in alike}
             pattern = head_pattern(*out, model.heads, other.heads, self._starts_from_it)
             states = state_alignment(model, other, fit, score, size)
             weights = weight_alignment(model, other, fit, score, size)
@@ -131,29 +136,35 @@ class ConstructionComparison(Analysis):
         return [
             f"The construction ({theirs['note']}):",
             f"  excess risk {plus_minus(theirs)} on {self.n_prompts:,} held-out prompts, the model's",
-            f"  {plus_minus(ours)}: {self._risk_verdict(difference)} ({plus_minus(difference, '+.3g')}, paired, 95 %);",
+            f"  {plus_minus(ours)}: {self._risk_verdict(difference, theirs['value'])}",
+            f"  (difference {plus_minus(difference, '+.3g')}, paired, 95 %);",
             f"  the model's is lower on {better['value']:.0%} of the prompts",
-            *wrapped(f"the head pattern {self._heads_verdict(known['construction/heads/overlap']['value'])}"),
+            *wrapped(f"use of heads: {self._heads_verdict(known['construction/heads/overlap'])}"),
             "  layer  states beyond  weights    step  work of the  effective heads of",
             "         the tokens R²   cosine   times   same heads  construction, model",
             *_layer_lines({metric: of["value"] for metric, of in known.items()}),
         ]
 
-    def _risk_verdict(self, difference: pd.Series) -> str:
-        improved, same, rose = (
-            ("it improved", "it stayed within noise", "it rose")
-            if self._starts_from_it
-            else ("lower", "the same within noise", "higher")
-        )
-        return improved if difference["high"] < 0 else rose if difference["low"] > 0 else same
+    def _risk_verdict(self, difference: pd.Series, theirs: float) -> str:
+        """Better or worse beyond chance; the same only where the interval is narrow."""
+        if difference["high"] < 0:
+            return "it improved" if self._starts_from_it else "lower"
+        if difference["low"] > 0:
+            return "it rose" if self._starts_from_it else "higher"
+        narrow = difference["high"] - difference["low"] < 2 * ALIKE * theirs
+        return "the same within noise" if narrow else "these prompts cannot tell which is lower"
 
-    def _heads_verdict(self, overlap: pd.Series) -> str:
-        stayed = "stayed" if self._starts_from_it else "is the same, but for the order of heads"
-        changed, hidden = (", ".join(map(str, overlap.index[at])) for at in (overlap < KEPT, overlap.isna()))
-        said = f"is another one in layer {changed}" if changed else stayed
-        if overlap.isna().all():
-            return "cannot be compared: no layer has shares in both"
-        return said + (f"; no shares to compare in layer {hidden}" if hidden else "")
+    def _heads_verdict(self, overlap: pd.DataFrame) -> str:
+        """By layer: at least KEPT of the work beyond chance, or less than that, or neither."""
+        alike = "as it was" if self._starts_from_it else "the same but for the order of heads"
+        of = {
+            alike: overlap["low"] >= KEPT,
+            "another": overlap["high"] < KEPT,
+            "not to be told": overlap["value"].notna() & (overlap["low"] < KEPT) & (overlap["high"] >= KEPT),
+            "without shares to compare": overlap["value"].isna(),
+        }
+        layers = {said: ", ".join(map(str, overlap.index[at])) for said, at in of.items() if at.any()}
+        return "; ".join(f"{said} in layer {places}" for said, places in layers.items())
 
 
 def _layer_lines(values: Mapping[str, pd.Series]) -> list[str]:

@@ -123,8 +123,7 @@ class ICLCommandLine(LightningCLI):
         if self.subcommand is not None:
             config = self.config[self.subcommand]
             self._find_run(config)
-            if config.model.construction is not None:
-                set_constructed_shape(config.model)
+            set_constructed_shape(config.model)
             if config.cpu_threads is not None:
                 torch.set_num_threads(config.cpu_threads)
             check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
@@ -241,7 +240,9 @@ class ICLCommandLine(LightningCLI):
 
 
 def set_constructed_shape(model: Namespace) -> None:
-    """Give the model the shape of its construction where the config leaves it at the defaults."""
+    """Give the model the shape of its construction, if it has one, where the config leaves it at the defaults."""
+    if model.construction is None:
+        return
     try:
         made = class_of(model.construction)(**model.construction.get("init_args", Namespace()))
         shape = made.options(model.n_dims)

@@ -50,7 +50,8 @@ class ICLModule(LightningModule):
             Both have the same minimiser, the posterior mean of f(x) given the examples, and the second has the lower
             variance.
         construction: start from the weights of a network whose algorithm is known, such as {class_path: ConstructedGD,
-            init_args: {steps: 3, step_size: 0.2}}, instead of random ones. Its shape follows from it.
+            init_args: {steps: 3, step_size: 0.2}}, instead of random ones. The shape follows from it; on the command
+            line a shape option at its default is taken as not given.
         **transformer: the options of Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
     """
 
@@ -74,6 +75,7 @@ class ICLModule(LightningModule):
         if construction is not None:
             self.transformer.load_state_dict(construction.state(n_dims))
         self.construction = construction
+        self.started_as = None if construction is None else construction.arguments()
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.target = target
@@ -112,14 +114,25 @@ class ICLModule(LightningModule):
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
+        checkpoint["lightning_icl"] = {
+            "validations": self.validations,
+            "validated_at": self.validated_at,
+            "started_as": self.started_as,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint.get("global_step", 0)
         # A checkpoint of before 0.2 has the count in each analysis' state.
         older = [state["validations"] for state in checkpoint.get("callbacks", {}).values() if "validations" in state]
-        known = {"validations": max(older, default=0), "validated_at": self.trained_steps}
+        known: dict[str, Any] = {"validations": max(older, default=0), "validated_at": self.trained_steps}
         known |= checkpoint.get("lightning_icl", {})
+        resumes = self._trainer is not None and self._trainer.state.fn == "fit"
+        if resumes and known.get("started_as") != self.started_as:
+            raise InputError(
+                f"the checkpoint's training started from {known.get('started_as') or 'random weights'}, but "
+                f"model.construction is {self.started_as}; resume it with the construction it had."
+            )
+        self.started_as = known.get("started_as")  # whatever the config says
         self.validations, self.validated_at = known["validations"], known["validated_at"]
 
     def on_train_start(self) -> None:
@@ -261,6 +274,6 @@ def constructed_options(construction: Construction, n_dims: int, given: Mapping[
         if name in given and given[name] != value:
             raise InputError(
                 f"{name} is {given[name]}, but {type(construction).__name__} is a network with {name} {value}; "
-                "leave it out."
+                "leave it out (a run's own config.yaml has the shape that its construction needed)."
             )
     return {**given, **needed}

@@ -85,6 +85,7 @@ def _write(folder: Path, ckpt_path: str, run: Run, mask: HeadMask) -> Path:
     torch.save(pruned_checkpoint(checkpoint, run.module, mask), path)
     config = yaml.safe_load(run.config.read_text())
     config["model"] = config.get("model", {}) | smaller_options(run.module.transformer, mask)
+    config["model"] |= {"construction": None}  # whose shape it no longer has
     if "ckpt_path" in config:
         config["ckpt_path"] = None  # what the unpruned run was resumed from
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_icl.checkpoint import check_checkpoint
-from lightning_icl.command_line import ICLCommandLine, Parser
+from lightning_icl.command_line import ICLCommandLine, Parser, set_constructed_shape
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
@@ -92,7 +92,8 @@ class _Reader(ICLCommandLine):
 
     def _set_seed(self) -> None: ...
 
-    def before_instantiate_classes(self) -> None: ...
+    def before_instantiate_classes(self) -> None:
+        set_constructed_shape(self.config[self.subcommand].model)
 
     def make_classes(self) -> None:
         self.datamodule: PromptDataModule = self.built(PromptDataModule, "data")

@@ -1,6 +1,7 @@
 """lightning-icl theory: where preprocess-then-GD has a lower excess risk than GD and ridge, and where it loses."""
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -64,7 +65,7 @@ class Setting(NamedTuple):
 
     def at(self, axis: str, value: float | int) -> "Setting":
         """The same but for one of AXES; raises InputError where that cannot be."""
-        if axis in WHOLE and (value != int(value) or value < 1):
+        if axis in WHOLE and not (math.isfinite(value) and value == int(value) and value >= 1):
             raise InputError(f"axes has {value:g} for {axis}, but that must be a whole number from 1.")
         value = int(value) if axis in WHOLE else float(value)
         if axis == "n":

@@ -93,7 +93,7 @@ class WrittenNetwork(NamedTuple):
         softmax_i(c s_i) = (1 + c (s_i - mean s)) / n + O(c^2). Two heads with scores c s_i and -c s_i, the one adding
         1 / 2c of what it reads and the other subtracting it, add (1/n) sum_i (s_i - mean s) v_i + O(c^2): the linear
         head with its keys less their mean (He et al. 2025). In floating point the difference of the two heads loses
-        log10(1 / c) digits, so that float32 is best near c = 1e-2.
+        log10(1 / c) digits, so that float32 is best near c = 1e-3.
         """
 
         def pair(head: Head) -> list[Head]:
@@ -113,7 +113,9 @@ class Construction(ABC):
         softmax_scale: write it in softmax attention, two heads for each, with scores this small, which runs the
             algorithm on the examples less their mean up to an error of order softmax_scale^2; None is linear attention,
             which runs it exactly.
-        weight_noise: standard deviation of Gaussian noise on every weight, to start a training beside the algorithm.
+        weight_noise: standard deviation of Gaussian noise on every weight of the linear network, which are of size 1 or
+            of the step size, to start a training beside the algorithm. On the shipped configs .02 leaves the risk as it
+            is and .05 makes it diverge.
         seed: of that noise.
     """
 
@@ -136,13 +138,20 @@ class Construction(ABC):
     ) -> Float[Tensor, "states batch dims"]:
         """``path`` in linear attention."""
 
+    def arguments(self) -> dict[str, Any]:
+        """Its class and arguments, as plain numbers, lists and texts: equal where two are the same network."""
+        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return {"class": type(self).__name__, **plain}
+
     @abstractmethod
     def __str__(self) -> str:
         """The algorithm in words, such as "preprocess + GD, 3 steps of 0.2"."""
 
     def network(self, n_dims: int) -> WrittenNetwork:
         """The network without noise."""
-        network = self.linear_network(n_dims)
+        return self._in_attention(self.linear_network(n_dims))
+
+    def _in_attention(self, network: WrittenNetwork) -> WrittenNetwork:
         return network if self.softmax_scale is None else network.in_softmax(self.softmax_scale)
 
     def options(self, n_dims: int) -> dict[str, Any]:
@@ -152,10 +161,13 @@ class Construction(ABC):
     def state(self, n_dims: int) -> dict[str, Tensor]:
         """The state dict of its Transformer, in float64."""
         generator = Generator().manual_seed(self.seed)
-        return {
-            name: weight + self.weight_noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-            for name, weight in self.network(n_dims).state().items()
-        }
+
+        def noisy(weight: Tensor) -> Tensor:
+            return weight + self.weight_noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+
+        exact = self.linear_network(n_dims)
+        layers = [[Head(*map(noisy, head)) for head in heads] for heads in exact.layers]
+        return self._in_attention(WrittenNetwork(noisy(exact.read_in), layers, noisy(exact.read_out))).state()
 
     def path(
         self, x: Float[Tensor, "batch points dims"], y: Float[Tensor, "batch points"]
@@ -187,10 +199,12 @@ class ConstructedGD(Construction):
     ) -> None:
         super().__init__(**written)
         _check(steps, step_size)
-        if matrix is not None and not all(len(row) == len(matrix) for row in matrix):
+        if matrix is not None and (not matrix or not all(len(row) == len(matrix) for row in matrix)):
             raise InputError(
                 f"matrix has rows of {[len(row) for row in matrix]}, but it must be as wide as it is long."
             )
+        if matrix is not None and not all(math.isfinite(entry) for row in matrix for entry in row):
+            raise InputError(f"matrix is {matrix}, but its entries must be finite numbers.")
         self.steps, self.step_size = steps, step_size
         self.matrix = None if matrix is None else torch.as_tensor(matrix, dtype=torch.float64)
 
@@ -224,7 +238,7 @@ class ConstructedPreprocessThenGD(Construction):
     hidden = [x | R_hat x | y]. Head j of layer 1 has the label as its key, x_j as its query and value, and so adds
     x_kj (1/n) sum_i y_i x_ij = r_hat_j x_kj to the slot of coordinate j. diag(r_hat) x is a sum of d products of a
     query and a value, so fewer heads cannot make all of it: with ``coordinates`` the others' slots stay 0, and so do
-    their weights, which costs least where E w_j^2 Var(x_j) is least (all choices are alike where the law is).
+    their weights. Of independent features, those with the largest E w_j^2 Var(x_j) are the ones to keep.
 
     Args:
         steps: number of steps; there is one layer more.

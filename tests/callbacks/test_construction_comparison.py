@@ -44,8 +44,9 @@ def test_a_model_that_is_its_construction_differs_by_nothing(tmp_path):
     assert found["construction/states/layer0"] == pytest.approx(1)
     assert found["construction/beyond_input/layer0"] is None
     lines = comparison.summary(comparison.rows)
-    assert "it stayed within noise (+0 ± 0, paired, 95 %)" in "\n".join(lines)
-    assert "  the head pattern stayed" in lines
+    assert lines[2].endswith(": the same within noise")
+    assert "  (difference +0 ± 0, paired, 95 %);" in lines
+    assert "  use of heads: as it was in layer 1, 2, 3" in lines
     assert max(map(len, lines)) <= 80
     assert comparison.figures(comparison.rows) == {}  # there is no course
 
@@ -108,29 +109,41 @@ def test_a_trained_architecture_is_compared_with_any_construction_of_its_depth(t
     assert max(map(len, lines)) <= 80
 
 
-def pattern_rows(overlaps):
+def pattern_rows(overlaps, half=0.2):
     rows = [Row(f"construction/risk/{name}", 0.5, 0.4, 0.6, note="it") for name in ("construction", "model")]
-    rows += [Row("construction/risk/difference", -0.1, -0.3, 0.1), Row("construction/risk/better", 0.5, 0.4, 0.6)]
+    rows += [
+        Row("construction/risk/difference", -0.1, -0.1 - half, -0.1 + half),
+        Row("construction/risk/better", 0.5, 0.4, 0.6),
+    ]
     for layer, overlap in enumerate(overlaps, start=1):
         for name in ("beyond_input", "weights", "step", "heads/effective/construction", "heads/effective/model"):
             rows.append(Row(f"construction/{name}", 1.0, 1.0, 1.0, layer=layer))
-        rows.append(Row("construction/heads/overlap", overlap, overlap, overlap, layer=layer))
+        ends = (None, None) if overlap is None else (overlap - 0.05, overlap + 0.05)
+        rows.append(Row("construction/heads/overlap", overlap, *ends, layer=layer))
     return frame(rows)
 
 
 @pytest.mark.parametrize(
     ("overlaps", "said"),
     [
-        ([0.9, 1.0], "is the same, but for the order of heads"),
-        ([0.7, 1.0], "is another one in layer 1"),
-        ([0.7, 0.2, None], "is another one in layer 1, 2; no shares to compare in layer 3"),
-        ([None, None], "cannot be compared: no layer has shares in both"),
+        ([0.9, 1.0], "the same but for the order of heads in layer 1, 2"),
+        ([0.7, 1.0], "the same but for the order of heads in layer 2; another in layer 1"),
+        ([0.7, 0.8, None], "another in layer 1; not to be told in layer 2; without shares to compare in layer 3"),
+        ([None, None], "without shares to compare in layer 1, 2"),
     ],
 )
 def test_the_head_pattern_in_words(tmp_path, overlaps, said):
     comparison = ConstructionComparison(P_GD, n_prompts=8)
-    validated(tmp_path, module(), comparison)
-    assert f"  the head pattern {said}" in comparison.summary(pattern_rows(overlaps))
+    validated(tmp_path, small_module(heads=[1, 1, 1]), comparison)
+    assert f"use of heads: {said}" in " ".join(" ".join(comparison.summary(pattern_rows(overlaps))).split())
+
+
+@pytest.mark.parametrize(("half", "said"), [(0.05, "lower"), (0.2, "these prompts cannot tell which is lower")])
+def test_a_risk_is_called_the_same_only_where_the_prompts_can_tell(tmp_path, half, said):
+    """The difference is -.1 ± half of a risk of .5, of which a fifth is .1."""
+    comparison = ConstructionComparison(P_GD, n_prompts=8)
+    validated(tmp_path, small_module(heads=[1, 1, 1]), comparison)
+    assert comparison.summary(pattern_rows([1.0], half))[2].endswith(f": {said}")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Constructed networks against their algorithms, iterated plainly in the loops below; planted variants."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -152,10 +154,40 @@ def test_a_padded_prompt_predicts_what_the_short_one_does(name):
 def test_noise_is_of_its_size_and_seed():
     plain = ConstructedGD(3, 0.2).state(16)
     noisy, again, other = (ConstructedGD(3, 0.2, weight_noise=0.05, seed=seed).state(16) for seed in (1, 1, 2))
-    added = torch.cat([(noisy[name] - plain[name]).flatten() for name in plain])
+    # All of the linear network: its biases and the rows that fill up smaller heads stay 0.
+    names = ["read_in.weight", "layers.0.attention.query.weight", "layers.0.attention.key.weight", "read_out.weight"]
+    scale = {"layers.0.attention.query.weight": 16**0.5}
+    added = torch.cat([((noisy[name] - plain[name]) / scale.get(name, 1)).flatten() for name in names])
     assert added.std() == pytest.approx(0.05, rel=4 / (2 * len(added)) ** 0.5)  # four standard errors
+    assert not noisy["read_in.bias"].any()
     assert all(torch.equal(noisy[name], again[name]) for name in plain)
     assert not torch.equal(noisy["read_in.weight"], other["read_in.weight"])
+
+
+def test_noise_in_softmax_is_that_of_the_linear_network():
+    """Else noise of the size of its small scores would drown them."""
+    prompt = prompts(40, 4, batch=64)
+    linear, softmax = (ConstructedGD(2, 0.2, weight_noise=0.02, seed=1, softmax_scale=c) for c in (None, 1e-3))
+    read = []
+    for construction in (linear, softmax):
+        model = Transformer(4, **construction.options(4)).double()
+        model.load_state_dict(construction.state(4))
+        read.append(read_after_each_layer(model, prompt))
+    far = (read[0] - read[1]).square().mean() / read[0].square().mean()
+    assert far < 0.1  # what the mean of the examples makes
+
+
+def test_the_coordinates_with_most_to_tell_are_the_best_to_keep():
+    """On independent features of variances 1, .5, .25 and .1, of all pairs."""
+    wide = torch.tensor([0.25, 1.0, 0.1, 0.5], dtype=torch.float64).sqrt()
+    prompt = prompts(40, 4, batch=2000, queries=4)
+    x, x_query = prompt.x * wide, prompt.x_query * wide
+    y = torch.einsum("bpd,bd->bp", x, prompt.w)
+    risks = {}
+    for kept in itertools.combinations(range(1, 5), 2):
+        w = ConstructedPreprocessThenGD(10, 0.1, list(kept)).path(x, y)[-1]
+        risks[kept] = float(torch.einsum("bqd,bd->bq", x_query, w - prompt.w).square().mean())
+    assert min(risks, key=risks.get) == (2, 4)
 
 
 def test_heads_that_add_nothing_in_all_leave_the_function_as_it_is():
@@ -198,6 +230,8 @@ def test_swapped_heads_preprocess_a_coordinate_too_late():
     ("build", "said"),
     [
         (lambda: ConstructedGD(0, 0.1), "steps is 0"),
+        (lambda: ConstructedGD(1, 0.1, [[float("nan")]]), "finite numbers"),
+        (lambda: ConstructedGD(1, 0.1, []), "as wide as it is long"),
         (lambda: ConstructedGD(1, float("nan")), "step_size is nan"),
         (lambda: ConstructedGD(1, 0.1, [[1.0, 0.0]]), "as wide as it is long"),
         (lambda: ConstructedGD(1, 0.1, [[1.0]]).options(2), "n_dims 2"),
