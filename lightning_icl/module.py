@@ -114,11 +114,9 @@ class ICLModule(LightningModule):
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lightning_icl"] = {
-            "validations": self.validations,
-            "validated_at": self.validated_at,
-            "started_as": self.started_as,
-        }
+        checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
+        if self.started_as is not None:
+            checkpoint["lightning_icl"]["started_as"] = self.started_as
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint.get("global_step", 0)

@@ -182,7 +182,7 @@ def test_a_killed_run_resumes_to_bit_identical_weights(tmp_path):
 def test_the_lightning_script_passes_other_commands_on(tmp_path):
     done = run_command("run", "studio", cwd=tmp_path, command=(SCRIPTS / "lightning",), check=False)
     assert done.returncode == 2
-    commands = "fit, validate, test, predict, p_probe, prune, study, theory"
+    commands = "fit, validate, test, predict, calibrate, p_probe, prune, study, theory"
     assert f"'run' is not one of {commands}, and lightning-sdk" in done.stderr
 
 
