@@ -33,13 +33,17 @@ def test_planted_heads_are_seen_for_what_they_are():
     assert failed(planted_lines(KNOWN["preprocess-then-GD"], n_prompts=96)) == []
 
 
-def test_every_wrong_network_is_noticed():
-    lines = wrong_lines(KNOWN, n_prompts=96)
+QUICK = ("a step's sign flipped", "two heads swapped between layers", "twice the gamma", "no preprocessing")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in WRONG])
+def test_a_wrong_network_is_noticed(name):
+    lines = wrong_lines(KNOWN, 48, [name])
     assert failed(lines) == []
-    assert len(lines) == sum(len(wrong.noticed_by) for wrong in WRONG.values())
+    assert [line.instrument for line in lines] == list(WRONG[name].noticed_by)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 @pytest.mark.parametrize("kind", ["preprocess_then_gd", "gd_plus_plus"])
 def test_the_match_names_every_layer_at_any_step_size(kind, seed):
     step, gamma = torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
