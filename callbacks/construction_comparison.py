@@ -47,8 +47,6 @@ class ConstructionComparison(Analysis):
     """
 
     shown = (r"construction/(risk/difference$|(weights|beyond_input|heads/overlap)/layer\d+$)",)
-    _starts_from_it = False
-
     course = r"construction/(risk/difference|weights|beyond_input|heads/overlap)$"
 
     def __init__(
@@ -62,6 +60,7 @@ class ConstructionComparison(Analysis):
         check_at_least(2, n_prompts=n_prompts)
         check_at_least(1, chunk_size=chunk_size)
         self.construction, self.n_prompts, self.chunk_size = construction, n_prompts, chunk_size
+        self._starts_from_it = False  # until it is measured: a checkpoint is loaded after setup
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

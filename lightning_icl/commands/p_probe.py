@@ -1,9 +1,6 @@
 """lightning-icl p_probe: is the first layer's output easier to optimise on than the examples?"""
 
-import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
 from lightning_icl.callbacks.analysis import check_at_least
+from lightning_icl.commands.output import new_folder, record_alone
 from lightning_icl.commands.run import Run, open_run
 from lightning_icl.figures.files import write_figure
 from lightning_icl.figures.p_probing import p_probing_risks
@@ -30,10 +28,9 @@ from lightning_icl.instruments.p_probing import (
     claim,
     p_probing,
 )
-from lightning_icl.record import journal
 from lightning_icl.record.configs import shared_values
-from lightning_icl.record.loading import line_of, read_config
-from lightning_icl.record.rows import Measurement, Row, frame, plain
+from lightning_icl.record.loading import read_config
+from lightning_icl.record.rows import Measurement, Row, frame
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 WIDTH = 80  # columns of the report
@@ -82,7 +79,7 @@ def p_probe(
     device = _device(accelerator)
     runs = _opened(ckpt_paths, names)
     _check_alike(runs, ckpt_paths)
-    folder = _new_folder(output)
+    folder = new_folder(output, "p_probing")
     data = next(iter(runs.values())).datamodule
     models = {name: run.module.transformer.to(device) for name, run in runs.items()}
     training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts, seed=seed)
@@ -212,16 +209,6 @@ def _check_alike(runs: Mapping[str, Run], ckpt_paths: Sequence[str]) -> None:
             )
 
 
-def _new_folder(output: str | None) -> Path:
-    """The folder asked for, which must not exist, or the first free one here."""
-    if output is not None:
-        if Path(output).exists():
-            raise InputError(f"output is {output}, but that exists already; name a folder that does not.")
-        return Path(output)
-    names = itertools.chain(["p_probing"], (f"p_probing_{i}" for i in itertools.count(2)))
-    return next(Path(name) for name in names if not Path(name).exists())
-
-
 def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
     return tqdm(items, desc=description, leave=False)
 
@@ -246,8 +233,4 @@ def _write(folder: Path, found: PProbing, labels: Mapping[str, str], context: Ma
         },
     }
     steps = context["options"]["training"]["n_steps"]
-    record = folder / journal.NAME
-    started = {"event": "started", "lightning_icl": version("lightning-icl"), "command": "p_probe"}
-    journal.append(record, started | {"argv": sys.argv[1:]})
-    journal.append(record, plain(line_of(Measurement("PProbing", steps, context, rows, arrays))))
-    journal.append(record, {"event": "finished", "steps": steps, "by": "max_steps"})  # last: where it is, all is
+    record_alone(folder, Measurement("PProbing", steps, context, rows, arrays))

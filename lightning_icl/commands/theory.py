@@ -2,9 +2,7 @@
 
 import itertools
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from lightning_icl.commands.output import new_folder, record_alone
 from lightning_icl.figures import style, theory_risks, write_figure
 from lightning_icl.figures.theory import ARMS, AXES, RIVALS, RULES
 from lightning_icl.functional.errors import InputError, check_at_least
@@ -35,10 +34,8 @@ from lightning_icl.functional.references import (
 )
 from lightning_icl.functional.risk import Interval, mean_with_interval
 from lightning_icl.functional.tasks import LinearTask, SparseLinearRegression, Task
-from lightning_icl.record import journal
 from lightning_icl.record.lines import wrapped
-from lightning_icl.record.loading import line_of
-from lightning_icl.record.rows import Measurement, Row, frame, plain
+from lightning_icl.record.rows import Measurement, Row, frame
 
 N_QUERIES = 16  # of a prompt
 CAP = 10.0  # times the zero predictor's risk: an error above it is of a prompt on which an algorithm diverged
@@ -119,7 +116,7 @@ def theory(
     torch.set_num_threads(cpu_threads)
     standard = Setting(task, n_points, steps)
     places = settings(standard, axes)
-    folder = _new_folder(output)
+    folder = new_folder(output, "theory")
     scores = Scores(prompts, tuning_prompts, seed)
     points = [(axis, value, setting) for axis, at in places.items() for value, setting in at.items()]
     rows = [
@@ -327,23 +324,9 @@ def _without_bayes(rows: pd.DataFrame, axis: str) -> list[str]:
     return [at for at in dict.fromkeys(found["at"]) if at not in known]
 
 
-def _new_folder(output: str | None) -> Path:
-    """The folder asked for, which must not exist, or the first free one here."""
-    if output is not None:
-        if Path(output).exists():
-            raise InputError(f"output is {output}, but that exists already; name a folder that does not.")
-        return Path(output)
-    names = itertools.chain(["theory"], (f"theory_{i}" for i in itertools.count(2)))
-    return next(Path(name) for name in names if not Path(name).exists())
-
-
 def _write(folder: Path, rows: Sequence[Row], drawn: Mapping[str, Figure], context: Mapping[str, Any]) -> None:
     pixels = {name: write_figure(folder, name, figure) for name, figure in drawn.items()}
     with SummaryWriter(str(folder)) as writer:
         for name, image in pixels.items():
             writer.add_image(f"theory/{name}", image, dataformats="HWC")
-    record = folder / journal.NAME
-    started = {"event": "started", "lightning_icl": version("lightning-icl"), "command": "theory"}
-    journal.append(record, started | {"argv": sys.argv[1:]})
-    journal.append(record, plain(line_of(Measurement("Theory", 0, context, rows))))
-    journal.append(record, {"event": "finished", "steps": 0, "by": "max_steps"})  # last: where it is, all is
+    record_alone(folder, Measurement("Theory", 0, context, rows))

@@ -85,8 +85,8 @@ def known_networks(n_dims: int, n_points: int) -> dict[str, Known]:
     """The calibrated networks by name: three steps each, on sparse weights of +-1; one on correlated features."""
     sparse = SparseLinearRegression(n_dims, min(2, n_dims), 0.2, weight_law="sign")
     correlated = LinearRegression(n_dims, 0.2, correlation=0.5, weight_law="scaled")
-    place = torch.arange(n_dims)
-    inverse_covariance = torch.linalg.inv(0.5 ** (place - place[:, None]).abs().double())
+    assert correlated.covariance is not None
+    inverse_covariance = torch.linalg.inv(correlated.covariance)
     half = list(range(1, n_dims // 2 + 1))
     return {
         "GD": Known(ConstructedGD(3, STEP_SIZE), sparse, n_points),

@@ -17,6 +17,7 @@ from lightning_icl.functional.constructions import (
     with_swapped_heads,
 )
 from lightning_icl.functional.errors import InputError
+from lightning_icl.instruments.alignment import written
 
 
 def prompts(n, d, batch=4, queries=3, seed=0):
@@ -30,12 +31,6 @@ def prompts(n, d, batch=4, queries=3, seed=0):
 def matrix_of(d):
     """Not symmetric, so that A and its transpose are told apart."""
     return (torch.eye(d) + 0.3 * torch.ones(d, d).triu(1)).tolist()
-
-
-def model_of(network, d):
-    model = Transformer(d, **network.options()).double()
-    model.load_state_dict(network.state())
-    return model
 
 
 def read_after_each_layer(model, prompt):
@@ -107,7 +102,7 @@ def test_every_layer_is_the_algorithms_iterate(name, d, n):
     construction, iterates = cases(d)[name]
     prompt = prompts(n, d)
     expected = torch.stack([torch.stack(iterates(x, y)) for x, y in zip(prompt.x, prompt.y, strict=True)], dim=1)
-    read = read_after_each_layer(model_of(construction.network(d), d), prompt)
+    read = read_after_each_layer(written(construction.network(d), d), prompt)
     predicted = torch.einsum("tbd,bqd->tbq", expected, prompt.x_query)
     scale = max(1.0, float(predicted.abs().max()))
     assert len(read) == len(construction.options(d)["heads"]) + 1
@@ -126,7 +121,7 @@ def test_softmax_comes_to_the_algorithm_on_centred_examples_with_the_square_of_t
     predicted = torch.einsum("tbd,bqd->tbq", expected, prompt.x_query)
     errors = []
     for scale in (0.04, 0.02, 0.01):
-        read = read_after_each_layer(model_of(linear.network(d).in_softmax(scale), d), prompt)
+        read = read_after_each_layer(written(linear.network(d).in_softmax(scale), d), prompt)
         errors.append(float((read - predicted).abs().max() / predicted.abs().max()))
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
@@ -135,7 +130,7 @@ def test_softmax_comes_to_the_algorithm_on_centred_examples_with_the_square_of_t
 
 def test_softmax_as_an_option_says_what_it_approximates():
     prompt, construction = prompts(12, 3), ConstructedPreprocessThenGD(2, 0.1, softmax_scale=1e-3)
-    read = read_after_each_layer(model_of(construction.network(3), 3), prompt)
+    read = read_after_each_layer(written(construction.network(3), 3), prompt)
     expected = torch.einsum("tbd,bqd->tbq", construction.path(prompt.x, prompt.y), prompt.x_query)
     assert construction.options(3)["attention"] == "softmax"
     assert construction.options(3)["heads"] == [6, 2, 2]
@@ -145,7 +140,7 @@ def test_softmax_as_an_option_says_what_it_approximates():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_padded_prompt_predicts_what_the_short_one_does(name):
     prompt = prompts(9, 5)
-    model = model_of(cases(5)[name][0].network(5), 5)
+    model = written(cases(5)[name][0].network(5), 5)
     torch.testing.assert_close(
         read_after_each_layer(model, prompt.padded_after(4)), read_after_each_layer(model, prompt.first(4))
     )
@@ -193,7 +188,7 @@ def test_the_coordinates_with_most_to_tell_are_the_best_to_keep():
 def test_heads_that_add_nothing_in_all_leave_the_function_as_it_is():
     d, prompt = 4, prompts(8, 4)
     network = ConstructedPreprocessThenGD(2, 0.2).network(d)
-    expected = read_after_each_layer(model_of(network, d), prompt)
+    expected = read_after_each_layer(written(network, d), prompt)
     generator = torch.Generator().manual_seed(1)
     variants = {
         "idle": (with_idle_head(network, 2, generator), [4, 2, 1]),
@@ -202,13 +197,13 @@ def test_heads_that_add_nothing_in_all_leave_the_function_as_it_is():
     }
     for changed, heads in variants.values():
         assert changed.options()["heads"] == heads
-        torch.testing.assert_close(read_after_each_layer(model_of(changed, d), prompt), expected)
+        torch.testing.assert_close(read_after_each_layer(written(changed, d), prompt), expected)
 
 
 def test_a_flipped_sign_ascends():
     prompt = prompts(8, 4)
     network = with_flipped_sign(ConstructedGD(2, 0.2).network(4), 2, 1)
-    found = read_after_each_layer(model_of(network, 4), prompt)
+    found = read_after_each_layer(written(network, 4), prompt)
     for x, y, x_query, read in zip(prompt.x, prompt.y, prompt.x_query, found.transpose(0, 1), strict=True):
         w = 0.2 * x.T @ y / 8
         ascended = w + 0.2 * x.T @ (x @ w - y) / 8
@@ -219,7 +214,7 @@ def test_swapped_heads_preprocess_a_coordinate_too_late():
     """Layer 1 without head 1 leaves w_1 at 0 after the first step; the head comes to it in layer 2."""
     d, prompt = 3, prompts(8, 3)
     network = with_swapped_heads(ConstructedPreprocessThenGD(2, 0.2).network(d), (1, 1), (2, 1))
-    found = read_after_each_layer(model_of(network, d), prompt)
+    found = read_after_each_layer(written(network, d), prompt)
     assert network.options()["head_dim"] == [3, 1, 3]
     assert not found[:3].any()  # the step had nothing to descend on
     once = torch.einsum("bd,bqd->bq", ConstructedPreprocessThenGD(1, 0.2).path(prompt.x, prompt.y)[2], prompt.x_query)
