@@ -6,8 +6,9 @@ cancels, and ratios are averaged geometrically. Models of different depth are ne
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ import pandas as pd
 from lightning_icl.figures.pruning import TREATMENTS
 from lightning_icl.figures.style import estimator_label
 from lightning_icl.functional.errors import InputError
-from lightning_icl.studies.names import error_text, setting_text
+from lightning_icl.studies.names import error_text, setting_text, value_text
 from lightning_icl.studies.selection import Heads, by_seed, models, most_heads, uniform_models
 from lightning_icl.studies.table import KEYS, by_setting, last_step
 from lightning_icl.studies.verdicts import Finding, Part, Side, finding
@@ -49,9 +50,12 @@ class Claim(ABC):
         """The comparisons it needs, from one setting's last steps; none where the table lacks what it is about."""
 
 
-def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Finding]:
+def judge(
+    claims: Sequence[Claim], table: pd.DataFrame, judged_where: Mapping[str, Any] = MappingProxyType({})
+) -> list[Finding]:
     """What became of every claim: over all settings together, and then in each setting, where there are several.
 
+    Over all settings together are those whose models have the config values ``judged_where``, which notes repeat.
     A setting that lacks what a claim is about has no finding of it, and the one over all settings says how many have.
     A claim that fails to be worked out is UNDECIDED, with its error as the note.
     """
@@ -65,26 +69,36 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Finding]:
     settings, findings = by_setting(last_step(table)), []
     for claim in claims:
         try:
-            findings += _findings(claim, settings)
+            findings += _findings(claim, settings, judged_where)
         except Exception as error:  # a claim is anyone's code, and the others and the report must stand
             statement = getattr(claim, "statement", "It has no statement.")
             findings.append(finding(claim.name, statement, None, [], error_text(error)))
     return findings
 
 
-def _findings(claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]]) -> list[Finding]:
-    found = [(setting, parts) for setting, rows in settings if (parts := list(claim.parts(rows)))]
-    if not found:
-        return [finding(claim.name, claim.statement, None, [], f"it needs {claim.needs}")]
+def _findings(
+    claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]], judged_where: Mapping[str, Any]
+) -> list[Finding]:
+    found = [(setting, rows, parts) for setting, rows in settings if (parts := list(claim.parts(rows)))]
+    apart = [finding(claim.name, claim.statement, setting, parts) for setting, _, parts in found if len(settings) > 1]
+    found = [(setting, rows, parts) for setting, rows, parts in found if _has(rows, judged_where)]
+    of_models = sum(rows["model.heads"].notna().any() for _, rows in settings if _has(rows, judged_where))
     together = [
         part._replace(label=": ".join(filter(None, [setting_text(setting), part.label])))
-        for setting, parts in found
+        for setting, _, parts in found
         for part in parts
     ]
-    of_models = sum(rows["model.heads"].notna().any() for _, rows in settings)
-    note = f"in {len(found)} of {of_models} settings" if len(found) < of_models else ""
-    apart = [finding(claim.name, claim.statement, setting, parts) for setting, parts in found if len(settings) > 1]
-    return [finding(claim.name, claim.statement, None, together, note), *apart]
+    notes = [
+        setting_text(judged_where),
+        f"it needs {claim.needs}" if not found else "",
+        f"in {len(found)} of {of_models} settings" if 0 < len(found) < of_models else "",
+    ]
+    return [finding(claim.name, claim.statement, None, together, ", ".join(filter(None, notes))), *apart]
+
+
+def _has(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> bool:
+    """Whether the rows of one setting are of models with these config values."""
+    return all(key in rows and rows[key].map(value_text).eq(value_text(value)).all() for key, value in wanted.items())
 
 
 class RiskFallsWithHeads(Claim):
@@ -180,11 +194,10 @@ class OfPruning(Claim):
     wanted: ClassVar[Side] = "below"
 
     def __init__(self, ratio: float = 1.1, treatment: Treatment = "as_is") -> None:
-        if not 0 < ratio < np.inf:
-            raise InputError(f"ratio is {ratio}, but it must be a finite number above 0.")
         if treatment not in get_args(Treatment):
             raise InputError(f"treatment is {treatment!r}, but it must be one of {', '.join(get_args(Treatment))}.")
-        self.ratio, self.treatment, self.which = ratio, treatment, treatment if treatment != "as_is" else ""
+        self.ratio, self.treatment = checked_ratio(ratio), treatment
+        self.which = treatment if treatment != "as_is" else ""
         self.statement = self.says.format(treated=TREATMENTS[treatment][0], ratio=ratio)
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
@@ -231,17 +244,19 @@ class PaperHeadsBeatRandom(OfPruning):
 
 
 class BeatsReference(Claim):
-    """The model's excess risk over all examples is below a reference's on the same prompts.
+    """The model's excess risk over all examples is below a reference's on the same prompts, or below ``ratio`` of it.
 
     Of the uniform model with most heads.
 
     Args:
         reference: its name in the table, such as ridge, lasso, gd_at_depth, gd_best or preprocess_then_gd_at_depth.
+        ratio: of the model's excess risk to the reference's; above 1 for what is only said to be comparable.
     """
 
-    def __init__(self, reference: str = "ridge") -> None:
-        self.which = reference
-        self.statement = f"The model's excess risk is below that of {estimator_label(reference)}."
+    def __init__(self, reference: str = "ridge", ratio: float = 1.0) -> None:
+        self.which, self.ratio = reference, checked_ratio(ratio)
+        times = "" if ratio == 1 else f"{ratio:g} times "
+        self.statement = f"The model's excess risk is below {times}that of {estimator_label(reference)}."
         self.needs = f"a uniform model and val/excess_risk/{reference}"
 
     def parts(self, table: pd.DataFrame) -> Iterator[Part]:
@@ -249,7 +264,7 @@ class BeatsReference(Claim):
         model, other = (by_seed(table, metric, heads) for metric in (MODEL, f"val/excess_risk/{self.which}"))
         errors = by_seed(table, paired, heads, column="error") / by_seed(table, paired, heads)
         label = f"{max(heads, default=0)} heads over {estimator_label(self.which)}"
-        yield from lower_risk(label, model, other, errors)
+        yield from lower_risk(label, model, other, errors, self.ratio)
 
 
 class HeadsBelongInFirstLayer(Claim):
@@ -301,11 +316,19 @@ def comparison(
     return Part(label, numbers, wanted, bound, log, len(values) - len(found), error)
 
 
-def lower_risk(label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None) -> Iterator[Part]:
-    """Whether a risk is below another, by their ratio in each seed; no comparison where one was not measured."""
+def lower_risk(
+    label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None, bound: float = 1.0
+) -> Iterator[Part]:
+    """Whether a risk is below ``bound`` of another, by their ratio in each seed; nothing where one was not measured."""
     if len(risk) and len(other):
         ratio = risk.clip(lower=ZERO) / other.clip(lower=ZERO)
-        yield comparison(label, ratio, "below", 1.0, log=True, errors=errors)
+        yield comparison(label, ratio, "below", bound, log=True, errors=errors)
+
+
+def checked_ratio(value: float) -> float:
+    if not 0 < value < np.inf:
+        raise InputError(f"ratio is {value}, but it must be a finite number above 0.")
+    return value
 
 
 def checked_fraction(name: str, value: float) -> float:

@@ -45,7 +45,8 @@ class Scale(TypedDict, total=False):
 
     ``base``: config files, merged in order. ``overrides``: dotted keys as on the command line, for every trial.
     ``grids``: products of lists of overrides; ``trials``: single overrides. Each trial runs once for each of ``seeds``.
-    ``gpu_hours``: an estimate of what it takes.
+    ``judged_where``: overrides of the trials that the verdicts over all settings are of; those of further arms, such as
+    another optimizer, are judged setting by setting only. ``gpu_hours``: an estimate of what it takes.
     """
 
     base: Required[list[str]]
@@ -55,6 +56,7 @@ class Scale(TypedDict, total=False):
     trials: NotRequired[list[dict[str, Any]]]
     resources: NotRequired[Resources]
     p_probing: NotRequired[PProbingPlan]
+    judged_where: NotRequired[dict[str, Any]]
     gpu_hours: NotRequired[float]
 
 
@@ -113,6 +115,9 @@ def plan(scale: Scale, folder: Path) -> Plan:
         if "figures.when" not in overrides:
             command += ["--figures.when", "never"]
         trials.setdefault(name, Job(name, "fit", where, command, varied, seed))
+    judged, common = scale.get("judged_where", {}), scale.get("overrides", {})
+    if not any(judged.items() <= (common | trial.overrides).items() for trial in trials.values()):
+        raise InputError(f"judged_where is {judged}, but no trial has that among its overrides (grids, trials).")
     return Plan(list(trials.values()), _p_probings(scale, list(trials.values()), folder))
 
 
