@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs no other."""
+"""The report of a study: one HTML file that needs no other, and the same in short for where Markdown is read."""
 
 import base64
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ from lightning_icl.studies.figures import Drawn
 from lightning_icl.studies.names import heads_label, in_order, setting_text, value_text
 from lightning_icl.studies.selection import by_seed
 from lightning_icl.studies.statistics import seed_interval
-from lightning_icl.studies.table import by_setting, config_columns, head_list, last_step, varied
+from lightning_icl.studies.table import analysed_on, by_setting, config_columns, head_list, last_step, varied
 from lightning_icl.studies.verdicts import Finding, three_digits
 
 STATUSES = ("done", "failed", "not finished", "not run")  # in order; others come after
@@ -44,13 +44,18 @@ class StudyPage(NamedTuple):
 
 
 def write_report(page: StudyPage, folder: Path, now: datetime | None = None) -> Path:
-    """Write report.html into the folder and return its path."""
-    text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    template = Template(text, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    path = folder / "report.html"
+    """Write report.html, and report.md beside it, into the folder; returns the path of the first.
+
+    report.md has verdicts, risks and figures (PNG, in the folder's figures/), for a repository's pages.
+    """
+    content = _content(page, now or datetime.now(UTC))
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(_content(page, now or datetime.now(UTC))), encoding="utf-8")
-    return path
+    for name in ("report.md", "report.html"):
+        text = Path(__file__).with_name(f"{name}.jinja").read_text(encoding="utf-8")
+        html = name == "report.html"
+        template = Template(text, autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        (folder / name).write_text(template.render(content), encoding="utf-8")
+    return folder / name
 
 
 def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def _content(page: StudyPage, now: datetime) -> dict[str, Any]:
         "overall": of_settings.pop(None, []),
         "by_setting": of_settings,
         "trials": trials,
+        "analysed_on": analysed_on(page.table),
         "risks": _risks(page.table),
         "compared": [estimator_label(name) for name in COMPARED],
         "jobs": " and ".join(f"{n} {kind}{'s' * (n != 1)}" for kind, n in jobs.items() if n or kind == "trial"),

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 KEYS = ("trial", "seed", "step", "metric", "stream", "layer", "head", "n_points", "value", "low", "high", "note")
@@ -39,6 +40,19 @@ def last_step(table: pd.DataFrame) -> pd.DataFrame:
     """Of each trial and metric, the rows of the last step it was measured at."""
     last = table.groupby(["trial", "metric"])["step"].transform("max")
     return table[table["step"] == last]
+
+
+def analysed_on(table: pd.DataFrame) -> str:
+    """The prompts that heads, pruned models and probes are measured on: "prompts of 16 examples".
+
+    They come from the first validation stream, at its largest number of examples.
+    """
+    n_points, validation = (
+        table[key].dropna().unique().tolist() if key in table else [] for key in ("data.n_points", "data.validation")
+    )
+    if len(n_points) != 1 or set(validation) - {"{}"}:
+        return "prompts with the most examples"
+    return f"prompts of {np.max(json.loads(str(n_points[0]))):.0f} examples"
 
 
 def head_list(text: str) -> tuple[int, ...]:

@@ -152,6 +152,14 @@ def test_the_model_against_each_reference(planted, reference, verdict):
         assert found.number() == "nothing to compare (it needs a uniform model and val/excess_risk/ridge_0.5)"
 
 
+@pytest.mark.parametrize(("ratio", "verdict"), [(2.2, "PASS"), (1.8, "FAIL")])
+def test_what_is_comparable_to_a_reference_may_be_above_it(ratio, verdict):
+    truth = TRUTH._replace(risk=lambda heads, n_points: 2 * TRUTH.references["lasso"])
+    (found,) = judge([BeatsReference("lasso", ratio)], table(truth))
+    assert (found.verdict, found.decisive.part.bound) == (verdict, ratio)
+    assert found.statement == f"The model's excess risk is below {ratio:g} times that of lasso."
+
+
 def test_a_reference_without_any_risk_cannot_be_beaten():
     truth = TRUTH._replace(references=TRUTH.references | {"oracle_support": 0.0})
     (found,) = judge([BeatsReference("oracle_support")], table(truth, heads=[(8, 8)]))
@@ -293,6 +301,18 @@ def test_over_all_settings_a_claim_fails_with_any_of_them():
         assert (together.setting, together.verdict) == (None, "FAIL")
         assert together.decisive.part.label.startswith("noise sd 0.8: ")
         assert len(together.parts) == sum(len(f.parts) for f in apart)
+
+
+def test_arms_that_a_study_does_not_judge_over_all_are_judged_apart():
+    rows = pd.concat([table(noise=(0.0,)), table(AGAINST, noise=(0.8,), draw=1)])
+    found = judge(CLAIMS, rows, {"data.task.noise_std": 0})
+    for together, *apart in ([f for f in found if f.claim == name] for name in NAMES):
+        assert [(f.setting["data.task.noise_std"], f.verdict) for f in apart] == [(0.0, "PASS"), (0.8, "FAIL")]
+        assert (together.setting, together.verdict, together.note) == (None, "PASS", "noise sd 0")
+        assert [p.interval for p in together.parts] == [p.interval for p in apart[0].parts]
+    (lacking,) = (f for f in judge([OneHeadWorst()], rows, {"model.optimizer": "adamw"}) if f.setting is None)
+    assert lacking.verdict == "UNDECIDED"
+    assert lacking.note.startswith("optimizer adamw, it needs a model with one head")
 
 
 def test_settings_without_what_a_claim_is_about_are_counted():
@@ -539,6 +559,7 @@ def test_statements_name_the_treatment_and_the_reference_in_words():
         (LaterLayersUseOneHead, {"share": 60.0}, "share is 60.0"),
         (PrunedKeepsRisk, {"ratio": -1.0}, "ratio is -1.0"),
         (FirstLayerCannotBePruned, {"ratio": math.nan}, "ratio is nan"),
+        (BeatsReference, {"ratio": 0.0}, "ratio is 0.0"),
     ],
 )
 def test_options_that_cannot_work_are_refused(claim, options, said):

@@ -95,6 +95,7 @@ def test_where_also_means_what_all_trials_share(base, tmp_path):
     assert len(plan(scale | {"p_probing": {"where": {"model.mlp": False}}}, tmp_path).p_probings) == 2
     with pytest.raises(InputError, match="p_probing has nothing to compare"):
         plan(scale | {"p_probing": {"where": {"model.mlp": True}}}, tmp_path)
+    assert plan(scale | {"judged_where": {"model.mlp": False}}, tmp_path) == plan(scale, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,7 @@ def test_where_also_means_what_all_trials_share(base, tmp_path):
         ({"grids": [{"model.heads": 4}]}, r"model.heads is 4, but it must be a list of values, such as \[4\]"),
         ({"grids": [{"model.heads": []}]}, r"model.heads is \[\], but it must be a list of values"),
         ({"grids": [{1: [2]}]}, "its keys must be options, such as model.heads"),
+        ({"judged_where": {"model.mlp": True}}, r"judged_where is {'model.mlp': True}, but no trial has that"),
         ({"trials": [{"seed_everything": 4}]}, "a study's seeds are listed in seeds"),
     ],
 )

@@ -11,6 +11,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.studies.figures import (
     Drawn,
     EffectiveHeads,
+    HeadsByLayer,
     ImportanceMaps,
     PProbing,
     Probes,
@@ -24,7 +25,10 @@ from lightning_icl.studies.names import setting_text
 
 NOISE = (0.1, 0.4)
 SEEDS = (1, 2, 3, 4)
-ALL = [RiskByPoints(), RiskByHeads(), ImportanceMaps(), Pruning(), Probes(), PProbing(), EffectiveHeads("step")]
+ALL = [
+    *(RiskByPoints(), RiskByHeads(), ImportanceMaps(), HeadsByLayer(), Pruning(), Probes(), PProbing()),
+    EffectiveHeads("step"),
+]
 every_figure = pytest.mark.parametrize("figure", ALL, ids=lambda figure: type(figure).__name__)
 
 
@@ -320,6 +324,41 @@ def test_effective_heads_against_depth_joins_models_of_as_many_heads():
     assert [axes.get_title() for axes in only(RiskByPoints().draw(table)).axes] == ["2 layers", "3 layers", "4 layers"]
 
 
+def test_heads_in_use_by_layer_have_a_row_a_setting_and_a_line_a_head_count():
+    heads = [(1,) * 6, (4,) * 6, (8,) * 6, (8, 1, 1, 1, 1, 1)]
+    table = synthetic_table(np.random.default_rng(5), SEEDS, heads, NOISE, silent=[(1, 3)])
+    figure = HeadsByLayer()
+    drawing = only(figure.draw(table))
+    assert [axes.get_title() for axes in drawing.axes] == [
+        "noise sd 0.1",
+        "noise sd 0.1",
+        "noise sd 0.4",
+        "noise sd 0.4",
+    ]
+    for axes, number in zip(drawing.axes[2:], ("effective", "top_share"), strict=True):
+        where = {"heads": str([8] * 6), "noise": 0.4}
+        metric = f"heads/leave_one_out/{number}"
+        wanted = [interval(numbers(table, metric, layer=layer, **where).dropna()) for layer in range(1, 7)]
+        np.testing.assert_allclose(drawn(axes, "8 heads"), wanted)
+        assert {c.get_label() for c in axes.containers} == {"4 heads", "8 heads"}
+    assert "4 of 48 layers" in figure.caption(table)
+    assert "over 3 to 4 seeds" in figure.caption(table)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"data.n_points": "[4, 16]", "data.validation": "{}"}, "prompts of 16 examples"),
+        ({"data.n_points": 8}, "prompts of 8 examples"),
+        ({"data.n_points": "[4, 16]", "data.validation": '{"longer": {"n_points": 40}}'}, "the most examples"),
+        ({}, "the most examples"),
+    ],
+)
+def test_captions_say_on_how_many_examples_heads_are_measured(table, keys, said):
+    for figure in (ImportanceMaps(), HeadsByLayer(), EffectiveHeads("step"), Pruning(), Probes(), PProbing()):
+        assert said in figure.caption(table.assign(**keys))
+
+
 def test_layers_whose_importance_is_noise_are_left_out_and_counted():
     table = synthetic_table(np.random.default_rng(3), SEEDS, ((8, 8),), NOISE, silent=[(1, 2), (2, 2)])
     figure = EffectiveHeads("data.task.noise_std")
@@ -475,6 +514,10 @@ def test_figures_are_written_as_png_and_svg_and_empty_ones_say_so(table, tmp_pat
     assert written.files[0].read_bytes().startswith(b"\x89PNG")
     assert "<svg" in written.files[1].read_text()
     assert written.caption == RiskByHeads().caption(few)
+    (alone,) = write_figures(
+        [EffectiveHeads("data.task.noise_std")], table[table["data.task.noise_std"] == 0.4], tmp_path
+    )
+    assert alone.caption == "Nothing to draw: no trial has numbers of HeadImportance at two values of noise sd."
 
 
 class Broken(StudyFigure):

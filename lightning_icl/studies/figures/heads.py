@@ -9,13 +9,13 @@ from matplotlib.ticker import MaxNLocator
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from lightning_icl.figures import style
-from lightning_icl.figures.heads import CELL, NUMBERS, SCORES, importance_panel, in_use, score_label, unit_of
+from lightning_icl.figures.heads import BOUNDS, CELL, NUMBERS, SCORES, importance_panel, in_use, score_label, unit_of
 from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.studies.figures import cells
 from lightning_icl.studies.figures.cells import HEADS
 from lightning_icl.studies.figures.study_figure import OverSeeds
 from lightning_icl.studies.names import few, heads_label, in_order, key_name, slug, value_text
-from lightning_icl.studies.table import config_columns, head_list
+from lightning_icl.studies.table import analysed_on, config_columns, head_list, uniform_heads
 
 AROUND = 0.6  # inches of a map's title and ticks
 ACROSS = 3  # configurations side by side
@@ -92,7 +92,7 @@ class ImportanceMaps(_Heads):
             "gradient": "Mean size of the loss's derivative by a head's mask",
         }[next(name for name in SCORES if self.score.startswith(name))]
         return [
-            f"{what}, in squared label units: the mean over seeds, ± half its interval.",
+            f"{what}, in squared label units, on {analysed_on(rows)}: the mean over seeds, ± half its interval.",
             cells.seeds_said(found),
             "Heads of one layer are exchangeable between seeds, so each seed's are first sorted by importance: column "
             "1 is each seed's most important head of the layer. Sorting alone makes equal heads differ by their noise.",
@@ -101,7 +101,97 @@ class ImportanceMaps(_Heads):
         ]
 
 
-class EffectiveHeads(_Heads):
+class _InUse(_Heads):
+    """What NUMBERS say of the heads in use, for models that have more than one head somewhere."""
+
+    def numbers(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows, at all steps, with what they are called in a column "number"."""
+        rows = style.parts(table[table["n_points"].isna()], rf"heads/{self.score}/(?P<number>{'|'.join(NUMBERS)})")
+        return rows[rows[HEADS].map(lambda text: max(head_list(text)) > 1).astype(bool)]
+
+    def meaning(self, rows: pd.DataFrame) -> str:
+        return (
+            "Effective number of heads, exp(entropy of the shares of importance within the layer): 1 where one head "
+            "does all, h where all h do as much; and the share of the most important head; on "
+            f"{analysed_on(rows)}. Dotted: what a reproduction is held to, in layer 1 at least 0.75 h effective heads, "
+            "in later layers a top share of at least 0.6."
+        )
+
+    def silent_said(self, rows: pd.DataFrame) -> str:
+        """How many layers have no shares, for a caption."""
+        layers = rows[rows["number"] == "effective"]
+        missing = len(layers) - len(cells.finite(layers))
+        return (
+            f"Left out: {missing} of {len(layers)} layers of trained models, whose total importance is within noise of "
+            "zero, so that they have no shares."
+        ) * bool(missing)
+
+
+class HeadsByLayer(_InUse):
+    """The effective number of heads and the top head's share layer by layer; a line for each head count.
+
+    A row of two panels for each setting. Models with one head in every layer are not drawn, nor, where there are
+    others, those whose layers differ.
+
+    Args:
+        score: which of HeadImportance's scores.
+    """
+
+    name = "heads_by_layer"
+    title = "Heads in use by layer"
+
+    def __init__(self, score: str = "leave_one_out") -> None:
+        super().__init__(score)
+
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        return cells.uniform_if_any(cells.final(self.numbers(table), "heads/"))
+
+    def cells(self, rows: pd.DataFrame) -> pd.DataFrame:
+        return cells.over_seeds(rows, [HEADS, "number", "layer"])
+
+    def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
+        found = self.found(table)
+        return [("", self.figure(found))] if len(found) else []
+
+    def figure(self, found: pd.DataFrame) -> Figure:
+        settings = found["setting"].unique()
+        figure = Figure(figsize=(8.4, 0.8 + 2.6 * len(settings)), layout="constrained")
+        grid = figure.subplots(len(settings), len(NUMBERS), squeeze=False, sharex=True, sharey="col")
+        styles = cells.head_styles(found[HEADS])
+        for row, setting in zip(grid, settings, strict=True):
+            shown = found[found["setting"] == setting]
+            for axes, (number, words) in zip(row, NUMBERS.items(), strict=True):
+                lines = cells.head_lines(shown[shown["number"] == number], styles)
+                self._panel(axes, number, lines)
+                axes.set_ylabel(words, size=9)
+                style.panel_title(axes, setting, 40)
+        for axes in grid[-1]:
+            axes.set_xlabel("layer", size=9)
+        style.legend(figure, columns=4, order=list(styles))
+        style.title(figure, self.title)
+        return figure
+
+    def _panel(self, axes: Axes, number: str, lines: dict[str, tuple[pd.DataFrame, style.Style]]) -> None:
+        deepest = max(int(of["layer"].max()) for of, _ in lines.values())
+        every = pd.Series(range(1, deepest + 1))
+        for i, (label, (of, look)) in enumerate(lines.items()):
+            style.over(axes, style.apart(of["layer"], i, len(lines), every), of, label=label, **(look | {"ms": 4}))
+            h = uniform_heads(of[HEADS].iloc[0])
+            if number == "effective" and h:
+                axes.hlines(BOUNDS[number] * h, 0.75, 1.25, color=look["color"], lw=1.2, ls=":")
+        if number == "effective":
+            axes.set_ylim(0.7, max(max(head_list(of[HEADS].iloc[0])) for of, _ in lines.values()) + 0.3)
+        else:
+            axes.hlines(BOUNDS[number], 1.75, max(deepest, 2) + 0.25, color="0.4", lw=1.2, ls=":")
+            axes.set_ylim(0, 1.04)
+        axes.set_xticks(every)
+        axes.grid(alpha=0.2)
+
+    def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+        return [self.meaning(rows), cells.seeds_said(found), self.silent_said(rows)]
+
+
+class EffectiveHeads(_InUse):
     """The effective number of heads and the top head's share of each layer; a column for each head configuration.
 
     Models with one head in every layer are not drawn, nor are those with fewer than two values on the axis.
@@ -118,18 +208,17 @@ class EffectiveHeads(_Heads):
         super().__init__(score)
         self.against, self.on_axis = against, (against,)
         self.axis = "number of layers" if against == "depth" else key_name(against)
+        self.needs = f"HeadImportance at two values of {self.axis}"
         self.name = f"effective_heads_by_{slug(against.rpartition('.')[2])}"
         self.title = "Heads in use over training" if against == "step" else f"Heads in use against {self.axis}"
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The numbers of models that have more than one head somewhere, called "number"."""
         known = [key for key in [*config_columns(table), "step"] if key != HEADS]
         if self.against not in known:
             raise InputError(f"against is {self.against!r}, which no trial has: {did_you_mean(self.against, known)}")
-        rows = style.parts(table[table["n_points"].isna()], rf"heads/{self.score}/(?P<number>{'|'.join(NUMBERS)})")
+        rows = self.numbers(table)
         rows = rows if self.against == "step" else cells.final(rows, "heads/")
-        several = rows[HEADS].map(lambda text: max(head_list(text)) > 1).astype(bool)
-        return rows[rows[self.against].notna() & several]
+        return rows[rows[self.against].notna()]
 
     def cells(self, rows: pd.DataFrame) -> pd.DataFrame:
         """With the label of the configuration, the same at every depth, and how many values it has on the axis."""
@@ -171,17 +260,11 @@ class EffectiveHeads(_Heads):
         axes.margins(x=0.08)
 
     def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-        layers = rows.query("number == 'effective'")
-        missing = len(layers) - len(cells.finite(layers))
         shown, alone = found.query(self.drawn), found[found["places"] < 2].drop_duplicates(["label", "setting"])
         lacking = [of.label + f" ({of.setting})" * bool(of.setting) for of in alone.itertuples()]
         return [
-            "Effective number of heads, exp(entropy of the shares of importance within the layer): 1 where one head "
-            "does all, h where all h do as much. Below, the share of the most important head. Dotted: what a "
-            "reproduction is held to, in layer 1 at least 0.75 h effective heads, in later layers a top share of at "
-            "least 0.6.",
+            self.meaning(rows),
             cells.seeds_said(shown),
             f"Not drawn, for lack of two values on the axis: {few(lacking)}." * bool(lacking),
-            f"Left out: {missing} of {len(layers)} layers of trained models, whose total importance is within noise of "
-            "zero, so that they have no shares." * bool(missing),
+            self.silent_said(rows),
         ]

@@ -11,6 +11,7 @@ from lightning_icl.studies.figures import cells
 from lightning_icl.studies.figures.cells import HEADS
 from lightning_icl.studies.figures.study_figure import OverSeeds, panels
 from lightning_icl.studies.names import heads_label, in_order
+from lightning_icl.studies.table import analysed_on
 
 
 class Probes(OverSeeds):
@@ -48,11 +49,11 @@ class Probes(OverSeeds):
     def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
         most = sorted({heads_label(text) for text in found[found["metric"] != PROBE][HEADS]})
         return [
-            "Excess risk of a ridge probe that reads f(x_q) from the query token's state, fitted on other prompts than "
-            "it is scored on, in squared label units. GD, and GD on the preprocessed examples: what they would reach "
-            f"in layer - 1 steps. The controls and the lines across are those of the model with {', '.join(most)}: the "
-            "probe of an untrained network, the probe fitted to shuffled labels, and the risks of the model, ridge and "
-            "Bayes on the same prompts.",
+            f"Excess risk, on {analysed_on(rows)}, of a ridge probe that reads f(x_q) from the query token's state, "
+            "fitted on other prompts than it is scored on, in squared label units. GD, and GD on the preprocessed "
+            "examples: what they would reach in layer - 1 steps. The controls and the lines across are those of the "
+            f"model with {', '.join(most)}: the probe of an untrained network, the probe fitted to shuffled labels, "
+            "and the risks of the model, ridge and Bayes on the same prompts.",
             cells.seeds_said(found),
             "Numbers far above or below the probe's are arrows at the edge of their panel.",
         ]
@@ -93,7 +94,8 @@ class PProbing(OverSeeds):
         return [
             "Layer 1 of the trained models is frozen; on its output, and on other representations of the examples, a "
             "simple optimiser is trained anew: single-head linear attention, or a linear map and gradient steps of "
-            "tuned size. Excess risk in squared label units; the lines are moved apart a little.",
+            f"tuned size. Excess risk on {analysed_on(rows)}, in squared label units; the lines are moved apart a "
+            "little.",
             cells.seeds_said(found, paired=True),
             cells.missing_said(rows, "P-probing"),
         ]

@@ -13,7 +13,7 @@ from lightning_icl.studies.figures import cells
 from lightning_icl.studies.figures.cells import HEADS
 from lightning_icl.studies.figures.study_figure import OverSeeds, panels
 from lightning_icl.studies.names import few, heads_label, in_order
-from lightning_icl.studies.table import head_list, uniform_heads
+from lightning_icl.studies.table import analysed_on, head_list, uniform_heads
 
 TRAINED = {
     "one_each": "trained: one head in every layer",
@@ -100,7 +100,8 @@ class Pruning(OverSeeds):
     def sentences(self, rows: pd.DataFrame, found: pd.DataFrame) -> list[str]:
         pruned = few(sorted({heads_label(text) for text in found[found["treatment"] != "trained"][HEADS]}))
         return [
-            f"Excess risk on held-out prompts, in squared label units, of the model with {pruned} in every layer when "
+            f"Excess risk on held-out {analysed_on(rows)}, in squared label units, of the model with {pruned} "
+            "in every layer when "
             "only some are kept (which ones is chosen on other prompts), by what is done after pruning; black stars: "
             "models trained from scratch with these heads. Dotted: the full model.",
             "The second figure has ratios to the full model under the same treatment: geometric means, paired by seed; "

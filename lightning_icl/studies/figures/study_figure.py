@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ class StudyFigure(ABC):
         needs: the analysis whose numbers it shows, for the report to name where there are none.
     """
 
-    needs: ClassVar[str] = ""
+    needs: str = ""
 
     @property
     @abstractmethod
