@@ -110,6 +110,23 @@ def test_every_verdict_stands_with_its_claim_and_number(written):
     assert {"PASS", "FAIL", "UNDECIDED"} <= {tag[1].get("class", "").removeprefix("verdict ") for tag in page.tags}
 
 
+def test_the_page_for_repositories_has_verdicts_risks_and_figures(written, table, tmp_path):
+    written()
+    said = (tmp_path / "study" / "report.md").read_text(encoding="utf-8")
+    lines = said.splitlines()
+    for found in (PASSED, FAILED, OPEN):
+        (row,) = [line for line in lines if line.startswith(f"| **{found.verdict}** | {found.statement} | ")]
+        assert found.number() in row
+    assert lines.index("### noise sd 0.1") > lines.index("## Claims")
+    assert "### noise sd 0.4" in lines
+    assert sum(line.startswith(("| noise sd 0.1 |", "| noise sd 0.4 |")) for line in lines) == 2 * 3  # models
+    assert "![tiny](figures/tiny.png)" in lines
+    assert "Nothing over <2> seeds." in lines
+    tables = [[line.count("|") for line in block.splitlines()] for block in said.split("\n\n") if block.startswith("|")]
+    assert all(len(set(columns)) == 1 for columns in tables)
+    assert len(tables) == 3 + 1
+
+
 def test_a_claim_of_several_comparisons_shows_them_all(written):
     words = Page(written()).words
     for judged in FAILED.parts:

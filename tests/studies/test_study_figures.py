@@ -341,7 +341,7 @@ def test_heads_in_use_by_layer_have_a_row_a_setting_and_a_line_a_head_count():
         wanted = [interval(numbers(table, metric, layer=layer, **where).dropna()) for layer in range(1, 7)]
         np.testing.assert_allclose(drawn(axes, "8 heads"), wanted)
         assert {c.get_label() for c in axes.containers} == {"4 heads", "8 heads"}
-    assert "4 of 48 layers" in figure.caption(table)
+    assert "4 of 96 layers" in figure.caption(table)
     assert "over 3 to 4 seeds" in figure.caption(table)
 
 

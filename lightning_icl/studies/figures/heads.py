@@ -68,20 +68,24 @@ class ImportanceMaps(_Heads):
         return cells.over_seeds(rows.assign(head=rank), [HEADS, "layer", "head"])
 
     def figure(self, found: pd.DataFrame) -> Figure:
-        """One map below another, the same rank in the same column, all cells of one size."""
+        """One map below another, more than three in two columns, all cells of one size."""
         maps = {text: found[found[HEADS] == text] for text in in_order(found[HEADS])}
         widest, (power, unit) = int(found["head"].max()), unit_of(found)
-        heights = [AROUND + CELL[1] * int(of["layer"].max()) for of in maps.values()]
-        size = max(style.WIDTH, 1.0 + CELL[0] * widest), sum(heights) + 0.8
+        across = 2 if len(maps) > ACROSS else 1
+        every = [AROUND + CELL[1] * int(of["layer"].max()) for of in maps.values()]
+        heights = [max(every[i : i + across]) for i in range(0, len(every), across)]
+        size = max(style.WIDTH, across * (1.0 + CELL[0] * widest)), sum(heights) + 0.8
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(maps), 1, squeeze=False, height_ratios=heights).flat
-        for axes, (text, of) in zip(grid, maps.items(), strict=True):
+        grid = figure.subplots(len(heights), across, squeeze=False, height_ratios=heights).flatten()
+        for axes in grid[len(maps) :]:
+            axes.remove()
+        for axes, (text, of) in zip(grid, maps.items(), strict=False):
             n_layers = int(of["layer"].max())
             importance_panel(axes, of, (n_layers, widest), power)
             axes.set_xlabel("")
             axes.set_yticks(range(n_layers), [f"layer {layer + 1}" for layer in range(n_layers)], size=9)
             axes.set_title(heads_label(text), size=9)
-        axes.set_xlabel("head, by rank within its layer and seed", size=9)
+        figure.supxlabel("head, by rank within its layer and seed", size=9)
         style.title(figure, f"{', '.join(filter(None, [self.title, found['setting'].iloc[0]]))},\nin {unit}")
         return figure
 
