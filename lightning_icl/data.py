@@ -6,11 +6,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from torch import Tensor
 
 from lightning_icl.functional.curriculum import Sizes
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import Moments
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.tasks import Task
 from lightning_icl.streams import (
@@ -255,6 +258,17 @@ class PromptDataModule(LightningDataModule):
         if n_dims != self._truncated.n_dims:
             self._truncated = self.task.truncated(n_dims)
         return self._truncated
+
+    def posterior_mean(self, prompt: Prompt) -> Float[Tensor, "batch queries"]:
+        """E[f | examples] at the queries of a prompt of the step being trained, exact under the law it is of."""
+        task = self._training_task(self.trainer.global_step if self.trainer else 0)
+        x, y = prompt.x[..., : task.n_dims].double(), prompt.y.double()  # padded examples are zero
+        n = y.new_full(y.shape[:1], y.shape[1]) if prompt.point_mask is None else prompt.point_mask.sum(1).to(y)
+        moments = Moments(
+            x.mT @ x / n[:, None, None], torch.einsum("bpd,bp->bd", x, y) / n[:, None], y.square().sum(1) / n, n
+        )
+        w = task.posterior(moments).mean
+        return torch.einsum("bd,bqd->bq", w, prompt.x_query[..., : task.n_dims].double()).to(prompt.x)
 
     def _trimmed(self, prompt: Prompt, step: int) -> Prompt:
         """Training prompts at full size, of which only the step's dimensions and examples are not blank."""

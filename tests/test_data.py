@@ -1,5 +1,6 @@
 """The stream: what a batch depends on, and what it does not."""
 
+import itertools
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from recorder import Recorder
 
 from lightning_icl import LinearRegression, PromptDataModule, SparseLinearRegression
+from lightning_icl.functional.curriculum import Growth, Sizes
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import TaskPool
 from lightning_icl.streams import MAX_BLOCKS, MAX_STEPS, STREAMS, StreamToken, block_seed, stream_generator
@@ -413,3 +415,40 @@ def test_what_cannot_be_shared_out_is_refused_before_training(trainer, words):
     with pytest.raises(InputError) as error:
         data.setup("fit")
     assert words in str(error.value)
+
+
+def support_by_support(prompt, noise_stds, n_points, n_dims):
+    """E[f | examples] at the queries by the evidence of every support and noise level, one normal density each."""
+    found = []
+    for x, y, x_query in zip(prompt.x.double(), prompt.y.double(), prompt.x_query.double(), strict=True):
+        x, y, x_query = x[:n_points, :n_dims], y[:n_points], x_query[:, :n_dims]
+        evidence, means = [], []
+        for noise_std in noise_stds:
+            for support in itertools.combinations(range(n_dims), 2):
+                of_support = x[:, list(support)]
+                covariance = of_support @ of_support.T + noise_std**2 * torch.eye(n_points, dtype=torch.float64)
+                law = torch.distributions.MultivariateNormal(torch.zeros(n_points, dtype=torch.float64), covariance)
+                evidence.append(law.log_prob(y))
+                means.append(x_query[:, list(support)] @ of_support.T @ torch.linalg.solve(covariance, y))
+        found.append(torch.stack(evidence).softmax(0) @ torch.stack(means))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("noise_std", [[0.3], [0.2, 0.7]])
+@pytest.mark.parametrize("n_points", [5, (2, 5)])
+def test_the_posterior_mean_of_training_prompts_is_bayes_rule(noise_std, n_points):
+    """Also where prompts are padded: padding that is taken for examples would tell of little noise."""
+    data = PromptDataModule(SparseLinearRegression(4, 2, noise_std), n_points=n_points, n_queries=3, batch_size=6)
+    prompt = data.sample("train", 1)
+    n = 5 if prompt.point_mask is None else int(prompt.point_mask[0].sum())
+    assert n_points == 5 or n < 5
+    expected = support_by_support(prompt, noise_std, n, 4)
+    torch.testing.assert_close(data.posterior_mean(prompt).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_under_a_curriculum_the_posterior_mean_is_that_of_the_steps_dimensions():
+    data = PromptDataModule(SparseLinearRegression(5, 2, 0.3), n_points=6, n_queries=3, batch_size=4)
+    data.curriculum = Sizes(dims=Growth(3, 1, 100, 5))
+    prompt = data.sample("train", 0)
+    expected = support_by_support(prompt, [0.3], 6, 3)
+    torch.testing.assert_close(data.posterior_mean(prompt).double(), expected, rtol=1e-5, atol=1e-5)

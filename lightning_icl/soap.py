@@ -1,0 +1,90 @@
+"""SOAP: Adam in the eigenbasis of each matrix's gradients."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+Matrices = Float[Tensor, "matrices rows columns"]
+Square = Float[Tensor, "matrices size size"]
+
+STATE = ("average", "average_square", "left", "right", "left_basis", "right_basis")
+
+
+class SOAP(Optimizer):
+    """Adam on the gradients as seen in the eigenbases of their second moments (Vyas et al. 2024, algorithm 3).
+
+    For a matrix with gradients G, L and R are moving averages of G G^T and G^T G, of which every ``basis_every`` steps
+    one step of orthogonal iteration keeps the eigenvectors Q_L and Q_R up to date. Adam's second moment is that of
+    Q_L^T G Q_R. As in the authors' code, the first step only finds the bases, and both moments and L and R share
+    their decay rates. Matrices of one shape are stepped together.
+
+    A step's elements are of Adam's size, so learning rates are those of AdamW. Weight decay is decoupled.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        basis_every: int = 10,
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps, "basis_every": basis_every}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            alike: dict[tuple[torch.Size, int], list[Tensor]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    steps = self.state[weight].setdefault("steps", 0)
+                    alike.setdefault((weight.shape, steps), []).append(weight)
+            for (_, steps), weights in alike.items():
+                self._step(weights, torch.stack([w.grad for w in weights if w.grad is not None]), steps, group)
+
+    def _step(self, weights: list[Tensor], gradient: Matrices, steps: int, group: dict[str, Any]) -> None:
+        """The next step of some weights of one shape that have had as many of them."""
+        (beta, beta_square), every = group["betas"], group["basis_every"]
+        for weight in weights:
+            self.state[weight]["steps"] = steps + 1
+        if steps == 0:
+            left, right = (1 - beta_square) * gradient @ gradient.mT, (1 - beta_square) * gradient.mT @ gradient
+            bases = (torch.linalg.eigh(moment).eigenvectors.flip(-1) for moment in (left, right))
+            fresh = (torch.zeros_like(gradient), torch.zeros_like(gradient), left, right, *bases)
+            for name, parts in zip(STATE, fresh, strict=True):
+                for weight, part in zip(weights, parts, strict=True):
+                    self.state[weight][name] = part.clone()
+            return
+        states = {name: [self.state[weight][name] for weight in weights] for name in STATE}
+        average, average_square, left, right, left_basis, right_basis = (torch.stack(s) for s in states.values())
+        average.lerp_(gradient, 1 - beta)
+        average_square.lerp_((left_basis.mT @ gradient @ right_basis).square(), 1 - beta_square)
+        scale = (average_square / (1 - beta_square**steps)).sqrt() + group["eps"]
+        direction = (left_basis.mT @ average @ right_basis) / (1 - beta**steps) / scale
+        direction = left_basis @ direction @ right_basis.mT
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, list(direction), alpha=-group["lr"])
+
+        left.lerp_(gradient @ gradient.mT, 1 - beta_square)
+        right.lerp_(gradient.mT @ gradient, 1 - beta_square)
+        if steps % every == 0:
+            left_basis, rows = _iterated(left, left_basis)
+            right_basis, columns = _iterated(right, right_basis)
+            average_square = average_square.gather(1, rows[:, :, None].expand_as(average_square))
+            average_square = average_square.gather(2, columns[:, None, :].expand_as(average_square))
+        changed = (average, average_square, left, right, left_basis, right_basis)
+        for name, value in zip(STATE, changed, strict=True):
+            torch._foreach_copy_(states[name], list(value))
+
+
+def _iterated(moment: Square, basis: Square) -> tuple[Square, Tensor]:
+    """The basis after a step of orthogonal iteration, and the order that its vectors were put in for it."""
+    order = (basis * (moment @ basis)).sum(dim=1).argsort(dim=-1, descending=True)
+    ordered = basis.gather(2, order[:, None, :].expand_as(basis))
+    return torch.linalg.qr(moment @ ordered).Q, order
