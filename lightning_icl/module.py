@@ -157,7 +157,7 @@ class ICLModule(LightningModule):
 
     def loss(self, prompt: Prompt) -> Tensor:
         """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
-        output = self.output(prompt)
+        output = self.transformer.on_prompt(prompt, last_context=False)
         at_queries = prompt.f_query if self.target == "noise_free" else prompt.y_query
         if output.prefix_prediction is None:
             return torch.nn.functional.mse_loss(output.prediction, at_queries)
