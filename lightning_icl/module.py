@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.constructions import Construction
@@ -16,7 +16,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.loggers import log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
-from lightning_icl.optimizers import Blocks, MuonWithAdamW
+from lightning_icl.optimizers import Blocks, MuonWithAdamW, adamw
 from lightning_icl.transformer import Transformer, TransformerOutput
 
 OptimizerName = Literal["adamw", "muon", "muon_per_head"]
@@ -157,7 +157,7 @@ class ICLModule(LightningModule):
 
     def loss(self, prompt: Prompt) -> Tensor:
         """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
-        output = self.output(prompt)
+        output = self.transformer.on_prompt(prompt, last_context=False)
         at_queries = prompt.f_query if self.target == "noise_free" else prompt.y_query
         if output.prefix_prediction is None:
             return torch.nn.functional.mse_loss(output.prediction, at_queries)
@@ -239,11 +239,11 @@ class ICLModule(LightningModule):
     def fresh_optimizer(self) -> Optimizer:
         """The optimizer as it is before the first step, its parameters in the order of its checkpoints."""
         if self.optimizer == "adamw":
-            return AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+            return adamw(self.parameters(), self.learning_rate, self.weight_decay)
         matrices = [p for p in self.transformer.layers.parameters() if p.dim() == 2]
         hidden = {id(p) for p in matrices}
         others = [p for p in self.parameters() if id(p) not in hidden]
-        blocks = self._head_blocks() if self.optimizer == "muon_per_head" else None
+        blocks = self._head_blocks() if self.optimizer == "muon_per_head" else {}
         return MuonWithAdamW(matrices, others, self.learning_rate, self.weight_decay, blocks)
 
     def _head_blocks(self) -> dict[Tensor, Blocks]:

@@ -1,6 +1,7 @@
 """Muon for the hidden matrices and AdamW for the rest, as one optimizer."""
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +25,15 @@ WHOLE = Blocks(0, 1)
 
 
 class BlockMuon(Muon):
-    """torch.optim.Muon, with steps of AdamW's size, that takes each block of a matrix for a matrix of its own.
+    """torch.optim.Muon, with steps of AdamW's size, for many matrices at once.
 
-    ``blocks`` has those of each parameter; one that it lacks is a single block. Parameters and momenta stay whole, so
-    checkpoints are those of Muon.
+    It takes each block of a parameter for a matrix of its own: ``blocks`` has those of each parameter, and one that it
+    lacks is a single block. Matrices of one shape, whatever their parameters, are orthogonalised together, since at our
+    sizes each alone is too small to be worth a call. Parameters and momenta stay whole and apart, so checkpoints are
+    those of Muon.
+
+    Newton-Schulz runs in bfloat16 as torch's, but on the CPU in the parameters' own precision: most CPUs have no
+    bfloat16 arithmetic, and then its emulation takes 20 to 40 times as long as float32.
     """
 
     def __init__(
@@ -38,49 +44,75 @@ class BlockMuon(Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """As in torch's Muon: momentum, orthogonalisation, weight decay, step."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._step(weight, weight.grad, group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            updates = self._updates(weights, group)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            alike: dict[torch.Size, tuple[list[Tensor], list[Tensor]]] = {}
+            for weight, update in zip(weights, updates, strict=True):
+                blocks = self.blocks.get(weight, WHOLE)
+                targets, matrices = blocks.of(weight), blocks.of(update)
+                if matrices.shape[1] > matrices.shape[2]:
+                    targets, matrices = targets.mT, matrices.mT
+                same = alike.setdefault(matrices.shape[1:], ([], []))
+                same[0].append(targets)
+                same[1].append(matrices)
+            for shape, (targets_of_shape, matrices_of_shape) in alike.items():
+                directions = orthogonalised(
+                    torch.cat(matrices_of_shape), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+                size = 0.2 * max(shape) ** 0.5  # the adjust_lr_fn match_rms_adamw
+                parts = directions.split([len(targets) for targets in targets_of_shape])
+                torch._foreach_add_(targets_of_shape, parts, alpha=-group["lr"] * size)
 
-    def _step(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """As in torch's Muon, but by block: momentum, orthogonalisation, weight decay, step."""
-        momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(gradient))
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        blocks = self.blocks.get(weight, WHOLE)
-        directions = orthogonalised(blocks.of(update), group["ns_coefficients"], group["ns_steps"], group["eps"])
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        size = 0.2 * max(directions.shape[1:]) ** 0.5  # the adjust_lr_fn match_rms_adamw
-        blocks.of(weight).sub_(directions, alpha=group["lr"] * size)
+    def _updates(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """The momenta with this step's gradients, or what Nesterov makes of both."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for weight in weights:
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        return list(torch._foreach_lerp(gradients, momenta, group["momentum"])) if group["nesterov"] else momenta
 
 
 def orthogonalised(
     matrices: Float[Tensor, "batch rows columns"], coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Float[Tensor, "batch rows columns"]:
-    """The matrices with their singular values moved close to 1, by Newton-Schulz in bfloat16 (Jordan et al. 2024).
+    """The matrices with their singular values moved close to 1, by Newton-Schulz (Jordan et al. 2024).
 
-    What torch.optim.Muon does to one matrix, for many at once; a matrix of zeros stays one.
+    What torch.optim.Muon does to one matrix, for many at once; a matrix of zeros stays one. It costs least where there
+    are no more rows than columns.
     """
     a, b, c = coefficients
-    tall = matrices.shape[1] > matrices.shape[2]
-    wide = (matrices.mT if tall else matrices).bfloat16()
-    wide = wide / torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True).clamp(min=eps)
+    found = matrices if matrices.device.type == "cpu" else matrices.bfloat16()
+    found = found / torch.linalg.vector_norm(found, dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
-        gram = wide @ wide.mT
-        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide.mT if tall else wide
+        gram = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return found
+
+
+def adamw(params: Iterable[Tensor], lr: float, weight_decay: float) -> AdamW:
+    """torch.optim.AdamW; on the CPU its fused form, which takes a quarter of the time or less."""
+    params = list(params)
+    fused = all(p.device.type == "cpu" for p in params)
+    optimizer = AdamW(params, lr=lr, weight_decay=weight_decay, fused=fused or None)
+    # A fused step could undo the scale of a gradient scaler, so Lightning refuses to clip before it; none is used here.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon on ``matrices`` and torch.optim.AdamW on ``others``, stepped together.
+    """Muon on ``matrices``, by their ``blocks`` (see BlockMuon), and torch.optim.AdamW on ``others``, stepped together.
 
     Muon orthogonalises the momentum of two-dimensional weights and has no rule for the rest (Jordan et al. 2024);
     its updates are scaled to AdamW's size (``match_rms_adamw``), so that one learning rate serves both. Lightning's
     automatic optimization takes one optimizer, hence this pair: it owns the parameter groups and the state, which
     schedulers, gradient scalers and checkpoints see, and lends each part its own.
-
-    With ``blocks`` of some of the matrices, BlockMuon takes Muon's place.
     """
 
     def __init__(
@@ -89,14 +121,10 @@ class MuonWithAdamW(Optimizer):
         others: Iterable[Tensor],
         lr: float,
         weight_decay: float,
-        blocks: Mapping[Tensor, Blocks] | None = None,
+        blocks: Mapping[Tensor, Blocks] = MappingProxyType({}),
     ) -> None:
-        self.muon = (
-            Muon(list(matrices), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            if blocks is None
-            else BlockMuon(list(matrices), lr, weight_decay, blocks)
-        )
-        self.adamw = AdamW(list(others), lr=lr, weight_decay=weight_decay)
+        self.muon = BlockMuon(list(matrices), lr, weight_decay, blocks)
+        self.adamw = adamw(list(others), lr, weight_decay)
         super().__init__(self.muon.param_groups + self.adamw.param_groups, defaults={})
         self._lend()
 

@@ -15,12 +15,15 @@ Attention = Literal["softmax", "linear", "relu"]
 Mask = Literal["context", "full", "causal"]
 Norm = Literal["none", "pre", "post"]
 Position = Literal["none", "learned"]
+Tokens = slice | Integer[Tensor, " chosen"]  # some of the tokens, by place
+ALL = slice(None)
 
 
 class TransformerOutput(NamedTuple):
     """Predictions at the queries and the residual stream they came from.
 
-    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer; the
+    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer (the
+    latter not after the last layer where ``forward`` was told to leave that out); the
     context tokens are the pairs, or the 2 points x and y tokens of the alternating layout. ``prefix_prediction`` holds
     the prediction of each example's target from the examples before it (None in the layout "pairs").
     """
@@ -55,9 +58,9 @@ class View(NamedTuple):
             return self
         return self._replace(visible=self.visible.repeat(n, 1, 1))
 
-    def after(self, first: int) -> Bool[Tensor, "#batch tokens keys"] | None:
-        """What the tokens from ``first`` on see."""
-        return None if self.visible is None else self.visible[:, first:]
+    def of(self, at: Tokens) -> Bool[Tensor, "#batch tokens keys"] | None:
+        """What these tokens see."""
+        return None if self.visible is None else self.visible[:, at]
 
 
 class MultiHeadAttention(nn.Module):
@@ -76,18 +79,18 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
     def head_outputs(
-        self, states: Float[Tensor, "batch tokens d_model"], view: View, first: int = 0
+        self, states: Float[Tensor, "batch tokens d_model"], view: View, at: Tokens = ALL
     ) -> Float[Tensor, "batch heads attending head_dim"]:
-        """What each head reads, A_h V_h, at the tokens from ``first`` on."""
+        """What each head reads, A_h V_h, at some tokens."""
         q, k, v = (
             self._by_head(part(seen))
             for part, seen in (
-                (self.query, states[:, first:]),
+                (self.query, states[:, at]),
                 (self.key, states[:, : view.n_keys]),
                 (self.value, states[:, : view.n_keys]),
             )
         )
-        visible = view.after(first)
+        visible = view.of(at)
         visible = None if visible is None else visible[:, None]
         if self.kind == "softmax":
             return scaled_dot_product_attention(q, k, v, attn_mask=visible)
@@ -142,16 +145,16 @@ class Layer(nn.Module):
         )
         self.mlp_norm = nn.LayerNorm(d_model) if mlp and norm != "none" else nn.Identity()
 
-    def forward(self, states: Tensor, view: View, head_mask: Tensor | None) -> Tensor:
-        return self.after_heads(states, self.head_outputs(states, view), head_mask)
+    def forward(self, states: Tensor, view: View, head_mask: Tensor | None, at: Tokens = ALL) -> Tensor:
+        return self.after_heads(states[:, at], self.head_outputs(states, view, at), head_mask)
 
     def head_outputs(
-        self, states: Float[Tensor, "batch tokens d_model"], view: View, first: int = 0
+        self, states: Float[Tensor, "batch tokens d_model"], view: View, at: Tokens = ALL
     ) -> Float[Tensor, "batch heads attending head_dim"] | None:
-        """What each head reads at the tokens from ``first`` on; None for a layer without heads."""
+        """What each head reads at some tokens; None for a layer without heads."""
         if self.attention is None:
             return None
-        return self.attention.head_outputs(self.attended(states), view, first)
+        return self.attention.head_outputs(self.attended(states), view, at)
 
     def attended(self, states: Tensor) -> Tensor:
         """The states as the heads see them."""
@@ -282,23 +285,34 @@ class Transformer(nn.Module):
         head_mask: Float[Tensor, "layers heads"] | Float[Tensor, "batch layers heads"] | None = None,
         n_queries: int = 1,
         point_mask: Bool[Tensor, "batch points"] | None = None,
+        last_context: bool = True,
     ) -> TransformerOutput:
         """Predict at the last ``n_queries`` tokens, and in the prefix layouts at every example.
 
         ``head_mask`` multiplies each head's output before the output projection (1 keeps, 0 ablates); layers with
         fewer heads than the widest ignore the rest of their row. ``point_mask`` is False at padded examples, which
         come last; what is predicted there means nothing.
+        Without ``last_context`` the last layer is computed only at the tokens that predict, which saves time, and
+        ``context_states`` ends before it.
         """
-        per_layer = self._masks_by_layer(head_mask)
+        *masks, last_mask = self._masks_by_layer(head_mask)
         start = self.embedded(tokens, n_queries, point_mask)
+        *layers, last_layer = self.blocks
         stream = [start.states]
-        for layer, layer_mask in zip(self.blocks, per_layer, strict=True):
-            stream.append(layer(stream[-1], start.view, layer_mask))
+        for layer, mask in zip(layers, masks, strict=True):
+            stream.append(layer(stream[-1], start.view, mask))
+        at = self._predicts(start)
+        if last_context:
+            stream.append(last_layer(stream[-1], start.view, last_mask))
+            last = stream[-1][:, at]
+        else:
+            last = last_layer(stream[-1], start.view, last_mask, at)
+        predictions, below = self.read(last), stream[: len(self.heads)]
         return TransformerOutput(
-            self.read(stream[-1][:, start.first_query :]),
-            query_states=tuple(states[:, start.first_query :] for states in stream),
+            predictions[:, -n_queries:],
+            query_states=(*(states[:, start.first_query :] for states in below), last[:, -n_queries:]),
             context_states=tuple(states[:, : start.n_context] for states in stream),
-            prefix_prediction=None if self.layout == "pairs" else self.read(self._prefix_states(stream[-1], start)),
+            prefix_prediction=None if self.layout == "pairs" else predictions[:, :-n_queries],
         )
 
     @property
@@ -306,9 +320,11 @@ class Transformer(nn.Module):
         """The layers, as what they are."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
-    def on_prompt(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
+    def on_prompt(
+        self, prompt: Prompt, head_mask: Tensor | None = None, last_context: bool = True
+    ) -> TransformerOutput:
         """``forward`` of a prompt in this model's layout."""
-        return self(self.laid_out(prompt), head_mask, prompt.x_query.shape[1], prompt.point_mask)
+        return self(self.laid_out(prompt), head_mask, prompt.x_query.shape[1], prompt.point_mask, last_context)
 
     def laid_out(self, prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
         """The prompt as tokens, in this model's layout."""
@@ -344,11 +360,12 @@ class Transformer(nn.Module):
         n_prefix = n_others // 2 if self.layout == "prefixes" else 0
         return _Places(n_others - n_prefix, n_prefix, n_queries)
 
-    def _prefix_states(self, states: Tensor, start: Embedded) -> Float[Tensor, "batch points d_model"]:
-        """Where each example's target is predicted from those before it: its prefix query, or its x token."""
-        if self.layout == "alternating":
-            return states[:, : start.n_context : 2]
-        return states[:, start.n_context : start.first_query]
+    def _predicts(self, start: Embedded) -> Tokens:
+        """Where predictions are read: at each example's prefix query or x token, if there are any, then the queries."""
+        if self.layout != "alternating":
+            return slice(start.n_context, None)  # between the context and the queries stand prefix queries alone
+        place = torch.arange(start.states.shape[1], device=start.states.device)
+        return torch.cat([place[: start.n_context : 2], place[start.first_query :]])
 
     def _masks_by_layer(self, head_mask: Tensor | None) -> list[Tensor | None]:
         if head_mask is None:

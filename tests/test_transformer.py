@@ -398,6 +398,33 @@ def test_head_size_is_split_or_fixed():
     assert sizes[0] == sizes[1] == 4 * 8 * 8
 
 
+SHORT_CUTS = [
+    *itertools.product(ATTENTIONS, MASKS, NORMS, ("pairs",)),
+    *itertools.product(ATTENTIONS, ("causal",), NORMS, CAUSAL_LAYOUTS),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"mlp": False, "position": "learned", "max_points": 6}], ids=str)
+@pytest.mark.parametrize(("attention", "mask", "norm", "layout"), SHORT_CUTS)
+def test_the_last_layer_where_predictions_are_read_gives_the_same_output_and_gradients(
+    attention, mask, norm, layout, options
+):
+    """In float32, to 1e-5: with padding, with head masks, and where the last layer has no heads."""
+    for heads, padded, masked in (((4, 2), 6, False), ((2, 4), 4, True), ((4, 0), 6, False)):
+        transformer = model(heads, attention=attention, mask=mask, norm=norm, layout=layout, **options).float()
+        prompt = sampled() if padded == 6 else sampled().padded_after(padded)
+        prompt = type(prompt)._make(f if f is None or f.dtype == torch.bool else f.float() for f in prompt)
+        head_mask = torch.rand(5, 2, 4, generator=torch.Generator().manual_seed(1)) if masked else None
+        found = []
+        for last_context in (True, False):
+            output = transformer.on_prompt(prompt, head_mask, last_context)
+            read = [output.prediction] + ([] if layout == "pairs" else [output.prefix_prediction[:, :padded]])
+            gradients = torch.autograd.grad(torch.cat(read, dim=1).square().mean(), transformer.parameters())
+            found.append((*read, *output.query_states, *gradients))
+            assert len(output.context_states) == 2 + last_context
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
 def test_output_names_every_layer_s_states():
     output = model()(tokens(), n_queries=N_QUERIES)
     assert output.prediction.shape == (5, 3)

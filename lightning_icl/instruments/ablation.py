@@ -141,7 +141,7 @@ class _Walk:
                 self.out[group] = prediction.to(self.out.dtype)
             return
         first = self.start.first_query if depth == len(layers) - 1 else 0
-        mixed = layers[depth].head_outputs(states, self.start.view.of_copies(len(groups)), first)
+        mixed = layers[depth].head_outputs(states, self.start.view.of_copies(len(groups)), slice(first, None))
         children = [
             (parent, row, group) for parent, masks in enumerate(groups) for row, group in self._split(masks, depth)
         ]

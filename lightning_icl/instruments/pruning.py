@@ -20,7 +20,7 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import remove_heads
-from lightning_icl.transformer import MultiHeadAttention, Transformer
+from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer
 
 RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
 SINGULAR = 1e-12  # times the largest eigenvalue: below it, kept heads say the same and share the weight
@@ -124,12 +124,12 @@ class _FullStream:
 
     def __init__(self, transformer: Transformer, prompt: Prompt) -> None:
         self.start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-        self.first = [0] * (len(transformer.heads) - 1) + [self.start.first_query]
+        self.at = [ALL] * (len(transformer.heads) - 1) + [slice(self.start.first_query, None)]
         self.after_attention: list[Tensor] = []
         states = self.start.states
-        for layer, first in zip(transformer.blocks, self.first, strict=True):
-            mixed = layer.head_outputs(states, self.start.view, first)
-            states = states[:, first:]
+        for layer, at in zip(transformer.blocks, self.at, strict=True):
+            mixed = layer.head_outputs(states, self.start.view, at)
+            states = states[:, at]
             added = layer.attention.combined(mixed, None) if layer.attention and mixed is not None else 0.0
             self.after_attention.append(states + added)
             states = layer.after_heads(states, mixed)
@@ -145,11 +145,11 @@ class _FullStream:
 def _rescaled(transformer: Transformer, mask: HeadMask, parts: list[_FullStream]) -> HeadMask:
     scales, pruned = torch.zeros_like(mask), [part.start.states for part in parts]
     for depth, (layer, n_heads) in enumerate(zip(transformer.blocks, transformer.heads, strict=True)):
-        first = [part.first[depth] for part in parts]
+        at = [part.at[depth] for part in parts]
         read = [
-            layer.head_outputs(states, part.start.view, n) for part, states, n in zip(parts, pruned, first, strict=True)
+            layer.head_outputs(states, part.start.view, a) for part, states, a in zip(parts, pruned, at, strict=True)
         ]
-        pruned = [states[:, n:] for states, n in zip(pruned, first, strict=True)]
+        pruned = [states[:, a] for states, a in zip(pruned, at, strict=True)]
         kept = mask[depth, :n_heads].nonzero().flatten()
         if layer.attention is not None and len(kept):
             missing = [
@@ -201,7 +201,9 @@ def fine_tuned(
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
             prompt = batch(step)
             optimizer.zero_grad()
-            (model.on_prompt(prompt, constant).prediction - prompt.f_query).square().mean().backward()
+            (
+                model.on_prompt(prompt, constant, last_context=False).prediction - prompt.f_query
+            ).square().mean().backward()
             optimizer.step()
     return PrunedModel(model.requires_grad_(False), mask)
 
