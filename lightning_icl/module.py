@@ -16,11 +16,12 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.loggers import log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
-from lightning_icl.optimizers import Blocks, MuonWithAdamW, adamw
+from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
+from lightning_icl.soap import SOAP
 from lightning_icl.transformer import Transformer, TransformerOutput
 
-OptimizerName = Literal["adamw", "muon", "muon_per_head"]
-Target = Literal["noise_free", "noisy"]
+OptimizerName = Literal["adamw", "muon", "muon_per_head", "soap"]
+Target = Literal["noise_free", "noisy", "posterior_mean"]
 Schedule = Literal["cosine", "constant"]
 
 
@@ -40,15 +41,16 @@ class ICLModule(LightningModule):
         n_dims: length of x. The command line takes it from the task.
         optimizer: "adamw"; or "muon" for the hidden matrices with AdamW for the rest, which orthogonalises across the
             heads of a layer and so spreads work over them; or "muon_per_head", with each head's query, key, value and
-            output blocks as matrices of their own.
+            output blocks as matrices of their own; or "soap" (Vyas et al. 2024) in Muon's place, Adam in the eigenbases
+            of each matrix's gradients, which also mix heads. benchmarks/RESULTS.md compares them.
         learning_rate: peak learning rate.
         weight_decay: decoupled weight decay.
         warmup_steps: optimizer steps of linear warm-up.
         schedule: what follows the warm-up: "cosine" is a decay to 0 at trainer.max_steps (constant if the run has no
             max_steps), "constant" none.
-        target: what the loss compares with: the "noisy" label, as in the literature, or the "noise_free" target f(x).
-            Both have the same minimiser, the posterior mean of f(x) given the examples, and the second has the lower
-            variance.
+        target: what the loss compares with: the "noisy" label, as in the literature, the "noise_free" target f(x), or
+            its "posterior_mean" given the examples, where the law has it in closed form. All have the same minimiser,
+            that posterior mean, and each has a lower variance than the one before (Rao-Blackwell).
         construction: start from the weights of a network whose algorithm is known, such as {class_path: ConstructedGD,
             init_args: {steps: 3, step_size: 0.2}}, instead of random ones. The shape follows from it; on the command
             line a shape option at its default is taken as not given.
@@ -98,6 +100,11 @@ class ICLModule(LightningModule):
             )
         if self.warmup_steps < 0:
             raise InputError(f"warmup_steps is {self.warmup_steps}, but it must be 0 or larger.")
+        if self.target == "posterior_mean" and (layout := self.transformer.layout) != "pairs":
+            raise InputError(
+                f"target is 'posterior_mean', but layout is {layout!r}: posterior means are computed at the queries "
+                "alone; set layout to 'pairs', or target to 'noise_free'."
+            )
 
     def forward(self, prompt: Prompt, head_mask: Tensor | None = None) -> Tensor:
         """Predictions (batch, queries); ``head_mask`` as in Transformer.forward."""
@@ -112,6 +119,13 @@ class ICLModule(LightningModule):
         streams = getattr(self.trainer.datamodule, "streams", None)  # type: ignore[attr-defined]
         self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
+        if stage == "fit" and self.target == "posterior_mean":
+            task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
+            if getattr(task, "posterior_terms", None) is None:
+                raise InputError(
+                    f"target is 'posterior_mean', but {task or 'the data module'} has no exact posterior in closed "
+                    "form; set it to 'noise_free' or 'noisy'."
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
@@ -158,7 +172,10 @@ class ICLModule(LightningModule):
     def loss(self, prompt: Prompt) -> Tensor:
         """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
         output = self.transformer.on_prompt(prompt, last_context=False)
-        at_queries = prompt.f_query if self.target == "noise_free" else prompt.y_query
+        if self.target == "posterior_mean":
+            at_queries = self.trainer.datamodule.posterior_mean(prompt)  # type: ignore[attr-defined]
+        else:
+            at_queries = prompt.f_query if self.target == "noise_free" else prompt.y_query
         if output.prefix_prediction is None:
             return torch.nn.functional.mse_loss(output.prediction, at_queries)
         at_points = prompt.f if self.target == "noise_free" else prompt.y
@@ -243,8 +260,12 @@ class ICLModule(LightningModule):
         matrices = [p for p in self.transformer.layers.parameters() if p.dim() == 2]
         hidden = {id(p) for p in matrices}
         others = [p for p in self.parameters() if id(p) not in hidden]
-        blocks = self._head_blocks() if self.optimizer == "muon_per_head" else {}
-        return MuonWithAdamW(matrices, others, self.learning_rate, self.weight_decay, blocks)
+        rates = self.learning_rate, self.weight_decay
+        if self.optimizer == "soap":
+            on_matrices: Optimizer = SOAP(matrices, *rates)
+        else:
+            on_matrices = BlockMuon(matrices, *rates, self._head_blocks() if self.optimizer == "muon_per_head" else {})
+        return OptimizerPair(on_matrices, adamw(others, *rates))
 
     def _head_blocks(self) -> dict[Tensor, Blocks]:
         """How the matrices of attention part into heads."""

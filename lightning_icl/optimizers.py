@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices and AdamW for the rest, as one optimizer."""
+"""Muon on many matrices at once, AdamW, and a pair of optimizers as one."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -22,6 +22,7 @@ class Blocks(NamedTuple):
 
 
 WHOLE = Blocks(0, 1)
+NO_BLOCKS: Mapping[Tensor, Blocks] = MappingProxyType({})
 
 
 class BlockMuon(Muon):
@@ -37,7 +38,7 @@ class BlockMuon(Muon):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, weight_decay: float, blocks: Mapping[Tensor, Blocks]
+        self, params: Iterable[Tensor], lr: float, weight_decay: float, blocks: Mapping[Tensor, Blocks] = NO_BLOCKS
     ) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.blocks = blocks
@@ -106,30 +107,22 @@ def adamw(params: Iterable[Tensor], lr: float, weight_decay: float) -> AdamW:
     return optimizer
 
 
-class MuonWithAdamW(Optimizer):
-    """Muon on ``matrices``, by their ``blocks`` (see BlockMuon), and torch.optim.AdamW on ``others``, stepped together.
+class OptimizerPair(Optimizer):
+    """Two optimizers on parameters of their own, stepped together: one for the hidden matrices, one for the rest.
 
-    Muon orthogonalises the momentum of two-dimensional weights and has no rule for the rest (Jordan et al. 2024);
-    its updates are scaled to AdamW's size (``match_rms_adamw``), so that one learning rate serves both. Lightning's
-    automatic optimization takes one optimizer, hence this pair: it owns the parameter groups and the state, which
-    schedulers, gradient scalers and checkpoints see, and lends each part its own.
+    Muon and SOAP have no rule for anything but matrices; their steps are of AdamW's size, so that one learning rate
+    serves both. Lightning's automatic optimization takes one optimizer, hence this pair: it owns the parameter groups
+    and the state, which schedulers, gradient scalers and checkpoints see, and lends each part its own.
     """
 
-    def __init__(
-        self,
-        matrices: Iterable[Tensor],
-        others: Iterable[Tensor],
-        lr: float,
-        weight_decay: float,
-        blocks: Mapping[Tensor, Blocks] = MappingProxyType({}),
-    ) -> None:
-        self.muon = BlockMuon(list(matrices), lr, weight_decay, blocks)
-        self.adamw = adamw(list(others), lr, weight_decay)
-        super().__init__(self.muon.param_groups + self.adamw.param_groups, defaults={})
+    def __init__(self, first: Optimizer, second: Optimizer) -> None:
+        self.parts = (first, second)
+        super().__init__(first.param_groups + second.param_groups, defaults={})
         self._lend()
 
     def _lend(self) -> None:
-        for part, groups in ((self.muon, self.param_groups[:1]), (self.adamw, self.param_groups[1:])):
+        n_first = len(self.parts[0].param_groups)
+        for part, groups in zip(self.parts, (self.param_groups[:n_first], self.param_groups[n_first:]), strict=True):
             part.param_groups, part.state = groups, self.state
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -138,8 +131,8 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.muon.step()
-        self.adamw.step()
+        for part in self.parts:
+            part.step()
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

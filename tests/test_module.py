@@ -11,9 +11,10 @@ from conftest import Kept, small_data, small_module, small_trainer
 from torch.optim import AdamW, Muon
 from torch.optim._muon import _zeropower_via_newtonschulz
 
+from lightning_icl import SparseLinearRegression
 from lightning_icl.functional.errors import InputError
 from lightning_icl.metrics import ExcessRisk
-from lightning_icl.optimizers import WHOLE, Blocks, MuonWithAdamW, orthogonalised
+from lightning_icl.optimizers import WHOLE, BlockMuon, Blocks, OptimizerPair, adamw, orthogonalised
 
 
 def fitted(tmp_path, module=None, data=None, **options):
@@ -106,8 +107,8 @@ def test_the_loss_is_against_noisy_labels_unless_told_otherwise():
     assert plain.loss(prompt) == noisy.loss(prompt) != clean.loss(prompt)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "muon_per_head"])
-def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(optimizer):
+@pytest.mark.parametrize("optimizer", ["muon", "muon_per_head", "soap"])
+def test_muon_and_soap_take_the_hidden_matrices_and_adamw_the_rest(optimizer):
     module = small_module(optimizer=optimizer, mlp=True)
     optimizer = module.fresh_optimizer()
     names = {id(p): name for name, p in module.named_parameters()}
@@ -126,16 +127,17 @@ def test_the_pair_steps_like_torch_s_muon_and_adamw_and_goes_on_from_their_check
     apart = [torch.nn.Parameter(p.detach().clone()) for p in weights]
     options = {"lr": 0.1, "weight_decay": 0.01}
     separate = Muon(apart[:4], adjust_lr_fn="match_rms_adamw", **options), AdamW(apart[4:], **options)
-    pair = MuonWithAdamW(weights[:4], weights[4:], **options, blocks=dict.fromkeys(weights[:4], blocks))
+    on_matrices = BlockMuon(weights[:4], **options, blocks=dict.fromkeys(weights[:4], blocks))
+    pair = OptimizerPair(on_matrices, adamw(weights[4:], **options))
     for step in range(6):
         if step == 3:
-            muon, adamw = (copy.deepcopy(optimizer.state_dict()) for optimizer in separate)
-            adamw["param_groups"][0]["params"] = [4, 5]
-            state = {i + 4: value for i, value in adamw["state"].items()} | muon["state"]
-            known, stock = pair.state_dict(), muon["param_groups"] + adamw["param_groups"]
+            first, second = (copy.deepcopy(optimizer.state_dict()) for optimizer in separate)
+            second["param_groups"][0]["params"] = [4, 5]
+            state = {i + 4: value for i, value in second["state"].items()} | first["state"]
+            known, stock = pair.state_dict(), first["param_groups"] + second["param_groups"]
             assert [set(group) for group in known["param_groups"]] == [set(group) for group in stock]
             torch.testing.assert_close(known["state"], state, rtol=1e-5, atol=1e-5)
-            pair = MuonWithAdamW(weights[:4], weights[4:], lr=9.0, weight_decay=0.0)
+            pair = OptimizerPair(BlockMuon(weights[:4], 9.0, 0.0), adamw(weights[4:], 9.0, 0.0))
             pair.load_state_dict({"state": state, "param_groups": stock})
         for params in (weights, apart):
             gradients_(params, step)
@@ -244,7 +246,7 @@ def test_a_head_without_gradient_keeps_muon_per_head_from_moving_it_alone():
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head", "soap"])
 def test_every_precision_trains_and_measures_in_float64(tmp_path, precision, optimizer):
     module = small_module(optimizer=optimizer, learning_rate=1e-2)
     before = copy.deepcopy(module.state_dict())
@@ -307,3 +309,31 @@ def test_excess_risk_metric_is_the_mean_over_everything_it_saw(sizes):
 def test_bad_options_are_named(options, words):
     with pytest.raises(InputError, match=words):
         small_module(**options)
+
+
+def test_the_three_targets_have_the_same_minimiser_and_falling_variance(tmp_path):
+    """A step's gradient has the same mean with each, within four standard errors of the paired differences."""
+    data = small_data(SparseLinearRegression(4, 1, 0.8), batch_size=16)
+    modules = [small_module(target=target, heads=[2]) for target in ("noisy", "noise_free", "posterior_mean")]
+    gradients = []
+    for module in modules:
+        module.load_state_dict(modules[0].state_dict())
+        module._trainer = SimpleNamespace(datamodule=data)
+    for step in range(400):
+        prompt = data.sample("train", step)
+        of_step = [torch.autograd.grad(m.loss(prompt), m.transformer.read_out.weight)[0].flatten() for m in modules]
+        gradients.append(torch.stack(of_step).double())
+    gradients = torch.stack(gradients)  # (steps, targets, width)
+    differences = gradients[:, 1:] - gradients[:, :1]
+    errors = differences.std(0) / len(gradients) ** 0.5
+    assert (differences.mean(0).abs() < 4 * errors).all()
+    noisy, noise_free, posterior_mean = gradients.var(0).sum(-1)
+    assert noisy > 1.05 * noise_free > 1.05**2 * posterior_mean
+
+
+def test_a_posterior_mean_that_is_not_there_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="layout is 'prefixes'"):
+        small_module(target="posterior_mean", layout="prefixes", mask="causal")
+    unknown = small_data(SparseLinearRegression(4, 1, 0.5, noise="student_t"))
+    with pytest.raises(InputError, match="no exact posterior in closed form"):
+        small_trainer(tmp_path).fit(small_module(target="posterior_mean"), unknown)

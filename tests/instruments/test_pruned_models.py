@@ -23,7 +23,7 @@ from lightning_icl.instruments.pruning import (
     read_out_refitted,
     rescaled_masks,
 )
-from lightning_icl.optimizers import MuonWithAdamW
+from lightning_icl.optimizers import BlockMuon, OptimizerPair, adamw
 
 TASK = SparseLinearRegression(3, 2, 0.3)
 VARIANTS = [
@@ -314,7 +314,7 @@ def test_cut_heads_stay_exactly_dead_while_training_goes_on(optimizer, attention
     transformer = model(attention=attention, norm="pre").float()
     matrices = [p for p in transformer.layers.parameters() if p.dim() == 2]
     others = [p for p in transformer.parameters() if all(p is not m for m in matrices)]
-    made = MuonWithAdamW(matrices, others, 1e-2, 0.1) if optimizer == "muon" else None
+    made = OptimizerPair(BlockMuon(matrices, 1e-2, 0.1), adamw(others, 1e-2, 0.1)) if optimizer == "muon" else None
     optimizer = made or AdamW(transformer.parameters(), lr=1e-2, weight_decay=0.1)
 
     def train(steps):
