@@ -21,14 +21,15 @@ calibration: .venv/installed ## every instrument on networks whose algorithm is 
 tensorboard: .venv/installed ## show lightning_logs/ in the browser
 	$(BIN)/tensorboard --logdir lightning_logs
 
-# One thread a process: the test processes, and the ranks some of them start, share the cores.
+# One thread a process: the test processes, and the ranks some of them start, share the cores. A file is one process'
+# work, so that what its tests share is made once.
 test test-slow: export OMP_NUM_THREADS = 1
 
 test: .venv/installed ## the tests, without the slow ones
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/installed ## the slow tests
-	$(BIN)/pytest -m slow -n 2
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check

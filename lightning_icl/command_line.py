@@ -74,6 +74,8 @@ class ICLCommandLine(LightningCLI):
     resumed_from: Path | None = None
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
+        named = [name for name in self.subcommands() if name in (sys.argv[1:] if args is None else args)]
+        self.asked_for = named or list(self.subcommands())
         super().__init__(
             ICLModule,
             PromptDataModule,
@@ -110,11 +112,13 @@ class ICLCommandLine(LightningCLI):
         parser.add_lightning_class_args(FigureWriter, "figures")
         parser.add_lightning_class_args(Recorder, "record")
 
-    def setup_parser(self, *args: Any) -> None:
-        super().setup_parser(*args)
-        for name in ("validate", "test"):  # our Recorder says it better than a dump of every scalar
-            if name in getattr(self, "_subcommand_parsers", {}):
-                self._subcommand_parsers[name].set_defaults(verbose=False)
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand not in self.asked_for:  # its options would take as long as those that are wanted
+            return self.init_parser(**kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):  # our Recorder says it better than a dump of every scalar
+            parser.set_defaults(verbose=False)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyper-parameters silently override the config; we refuse a mismatch."""

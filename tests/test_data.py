@@ -357,16 +357,19 @@ trainer: {max_steps: 5, accelerator: cpu, enable_progress_bar: false}
 """
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_share_the_batch_of_one(tmp_path, accumulate):
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_two_processes_share_the_batch_of_one_and_write_into_one_folder(tmp_path, accumulate):
     (tmp_path / "config.yaml").write_text(CONFIG)
     callback = '[{"class_path": "recorder.Recorder", "init_args": {"folder": "batches"}}]'
     ddp = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accumulate_grad_batches", accumulate]
+    ddp += ["--trainer.logger", "false"]  # which would have told the second rank the folder
     run_command("fit", "--config", "config.yaml", "--trainer.callbacks", callback, *ddp, cwd=tmp_path)
     data = small_data(n_points=(2, 5), batch_size=16, n_queries=16)
     for step in range(5):
         parts = [torch.load(tmp_path / "batches" / f"{step}-{part}.pt") for part in range(2 * accumulate)]
         torch.testing.assert_close(torch.cat(parts), data.sample("train", step).x, rtol=0, atol=0)
+    (run,) = (tmp_path / "lightning_logs").iterdir()
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "checkpoints", "record.jsonl"}
 
 
 @pytest.mark.parametrize(

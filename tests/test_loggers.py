@@ -287,9 +287,8 @@ def test_whether_the_validation_of_its_step_is_behind_a_checkpoint(tmp_path, sta
     assert step_of(tmp_path / "some.ckpt") == (4, whole)
 
 
-@pytest.mark.parametrize(
-    "folder", ["lightning_logs/version_0", pytest.param("mine", marks=pytest.mark.slow)], ids=["new", "named"]
-)
+@pytest.mark.slow  # test_data.py trains on two processes, which write into one folder
+@pytest.mark.parametrize("folder", ["lightning_logs/version_0", "mine"], ids=["new", "named"])
 def test_two_processes_write_into_one_folder(work, folder):
     options = ["--config", "config.yaml", "--trainer.logger", "false", "--trainer.limit_val_batches", 1]
     options += ["--trainer.devices", 2, "--trainer.strategy", "ddp"]

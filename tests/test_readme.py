@@ -3,12 +3,16 @@
 import itertools
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, TINY, run_command
+
+from lightning_icl.cli import main
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = PAGES[ROOT / "README.md"]
@@ -124,30 +128,34 @@ BENCHMARKS = [
 
 
 @pytest.mark.parametrize("options", BENCHMARKS)
-def test_the_benchmarks_run(tmp_path, options):
+def test_the_benchmarks_run(tmp_path, monkeypatch, options):
     script, *smaller = options
-    run_command(ROOT / "benchmarks" / script, "--repeats", 2, *smaller, cwd=tmp_path, command=(sys.executable,))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, "--repeats", "2", *map(str, smaller)])
+    threads = torch.get_num_threads()
+    runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+    torch.set_num_threads(threads)
 
 
 def python_piece(part):
     return next(block for language, block in BLOCKS if language == "python" and part in block)
 
 
-def test_the_notebook_piece_runs(tmp_path):
-    piece = python_piece("from lightning_icl import SparseLinearRegression")
-    done = run_command("-c", piece, cwd=tmp_path, command=(sys.executable,))
-    lasso, bayes = (float(risk) for risk in re.findall(r"tensor\(([\d.]+)", done.stdout))
+def test_the_notebook_piece_runs(capsys):
+    exec(python_piece("from lightning_icl import SparseLinearRegression"), {})
+    lasso, bayes = (float(risk) for risk in re.findall(r"tensor\(([\d.]+)", capsys.readouterr().out))
     assert 0 < bayes < lasso < 1
 
 
-def test_the_piece_that_opens_a_run_runs(tmp_path):
+def test_the_piece_that_opens_a_run_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    quickstart = ("--config", ROOT / "configs" / "quickstart.yaml", "--config", "tiny.yaml", "--figures.when", "never")
-    run_command("fit", *quickstart, cwd=tmp_path)
-    piece = python_piece("from lightning_icl import load_run")
-    done = run_command("-c", piece, cwd=tmp_path, command=(sys.executable,))
-    assert "torch.Size([256, 2])" in done.stdout
-    assert "SparseLinearRegression" in done.stdout
+    quickstart = ("--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", "tiny.yaml")
+    main(["fit", *quickstart, "--figures.when", "never"])
+    exec(python_piece("from lightning_icl import load_run"), {})
+    said = capsys.readouterr().out
+    assert "torch.Size([256, 2])" in said
+    assert "SparseLinearRegression" in said
 
 
 def test_the_extensions_take_15_lines_or_fewer():

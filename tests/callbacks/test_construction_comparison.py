@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import numbers, run_command, small_data, small_module, small_trainer
+from conftest import numbers, small_data, small_module, small_trainer
 
 from lightning_icl import ICLModule
 from lightning_icl.callbacks import ConstructionComparison
+from lightning_icl.cli import main
 from lightning_icl.functional.constructions import (
     ConstructedGD,
     ConstructedPreprocessThenGD,
@@ -189,10 +190,13 @@ trainer:
 """
 
 
-def test_a_config_compares_any_model_by_the_short_name(tmp_path):
+def test_a_config_compares_any_model_by_the_short_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "compare.yaml").write_text(CONFIG)
-    done = run_command("validate", "--config", "compare.yaml", cwd=tmp_path)
-    assert "The construction (preprocess + GD, 2 steps of 0.2):" in done.stdout
+    main(["validate", "--config", "compare.yaml"])
+    assert "The construction (preprocess + GD, 2 steps of 0.2):" in capsys.readouterr().out
     (tmp_path / "wrong.yaml").write_text(CONFIG.replace("ConstructedPreprocessThenGD", "ConstructedPreprocess"))
-    failed = run_command("validate", "--config", "wrong.yaml", cwd=tmp_path, check=False)
-    assert "there is no class 'ConstructedPreprocess'; did you mean 'ConstructedPreprocessThenGD'?" in failed.stderr
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", "wrong.yaml"])
+    said = "there is no class 'ConstructedPreprocess'; did you mean 'ConstructedPreprocessThenGD'?"
+    assert said in capsys.readouterr().err

@@ -271,7 +271,7 @@ def test_the_summary_says_where_the_model_stands_in_80_columns(tmp_path, capsys)
 def test_callbacks_leave_the_global_generator_alone(tmp_path):
     from lightning_icl.callbacks import HeadImportance, HeadPruning, LinearProbe
 
-    callbacks = [ReferenceRisk(32), HeadImportance(16), HeadPruning(16), LinearProbe(16)]
+    callbacks = [ReferenceRisk(32), HeadImportance(16), HeadPruning(16, n_random=2, finetune_steps=1), LinearProbe(16)]
     module = small_module()
     trainer = small_trainer(tmp_path, callbacks)
     torch.manual_seed(5)

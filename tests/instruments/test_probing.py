@@ -71,13 +71,19 @@ def slow_targets(prompt, token, points, depth, ridge_alpha):
     return {name: np.array(values) for name, values in found.items()}
 
 
-def best_ridge(fit, choose):
-    """scikit-learn's probe at the best strength of the grid, and its held-out error."""
-    (states, labels), (others, true) = fit, choose
-    unit = ((states - states.mean(0)) ** 2).sum() / states.shape[1]
-    tried = [Ridge(strength * unit, solver="svd").fit(states, labels) for strength in STRENGTHS]
-    errors = [((probe.predict(others).reshape(true.shape) - true) ** 2).sum() for probe in tried]
-    return tried[int(np.argmin(errors))]
+def best_ridges(states, truth):
+    """Of each target scikit-learn's probe at the best strength of the grid: that strength, and what it predicts.
+
+    All targets are columns of one fit, which leaves each what it is alone.
+    """
+    unit = ((states[0] - states[0].mean(0)) ** 2).sum() / states[0].shape[1]
+    ends = np.cumsum([part.shape[1] for part in truth[0].values()])[:-1]
+    labels = np.hstack(list(truth[0].values()))
+    tried = [Ridge(strength * unit, solver="svd").fit(states[0], labels) for strength in STRENGTHS]
+    chosen, scored = ([np.split(probe.predict(some), ends, axis=1) for probe in tried] for some in states[1:])
+    for i, (name, true) in enumerate(truth[1].items()):
+        best = int(np.argmin([((predicted[i] - true) ** 2).sum() for predicted in chosen]))
+        yield name, tried[best].alpha, scored[best][i]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +105,12 @@ def test_every_number_equals_hooks_loops_and_scikit_learn(options, token, points
     assert table.targets(token) == list(truth[0])
     for kind, model in (("trained", transformer), ("untrained", other)):
         states = [hooked_states(model, prompt, token, places) for prompt in sets]
-        for name in truth[0]:
-            rows = table.by_layer(name, token)
-            assert [row.layer for row in rows] == list(range(depth + 1))
-            for layer, row in enumerate(rows):
-                seen = [part[layer].reshape(-1, 8) for part in states]
-                probe = best_ridge((seen[0], truth[0][name]), (seen[1], truth[1][name]))
-                found, wanted = getattr(row, kind), truth[2][name]
-                predicted = probe.predict(seen[2]).reshape(wanted.shape)
-                assert found.alpha == pytest.approx(probe.alpha, rel=1e-6)
+        for layer in range(depth + 1):
+            for name, alpha, predicted in best_ridges([part[layer].reshape(-1, 8) for part in states], truth):
+                rows, wanted = table.by_layer(name, token), truth[2][name]
+                assert [row.layer for row in rows] == list(range(depth + 1))
+                found = getattr(rows[layer], kind)
+                assert found.alpha == pytest.approx(alpha, rel=1e-6)
                 errors = ((predicted - wanted) ** 2).sum(1).reshape(len(sets[2].x), -1).mean(1)
                 assert found.risk.value == pytest.approx(errors.mean(), rel=1e-6, abs=1e-9)
                 assert found.risk.standard_error == pytest.approx(errors.std(ddof=1) / len(errors) ** 0.5, abs=1e-6)
