@@ -153,7 +153,7 @@ def test_no_step_but_logged_ones_reads_from_the_device_or_writes_to_it(tmp_path,
 
 
 def test_a_logged_step_reads_from_the_device(tmp_path):
-    assert "aten._local_scalar_dense.default" in transfers_of(tmp_path, 7, small_module())
+    assert "aten._local_scalar_dense.default" in transfers_of(tmp_path, 10, small_module())
 
 
 def test_monitors_and_the_bar_find_the_loss(tmp_path):
