@@ -86,7 +86,7 @@ class PruningSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Counted here and at each cut, not at every step: looking at the weights waits for the device.
-        self.left = float(living_heads(icl_module(pl_module).transformer).sum())
+        self.left = living_heads(icl_module(pl_module).transformer).sum().cpu()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         while self.n_cuts < len(self.steps) and self.steps[self.n_cuts] <= trainer.global_step:
@@ -99,13 +99,13 @@ class PruningSchedule(Callback):
             kept = trainer.strategy.broadcast(kept)  # rank 0's, so that no rank keeps other heads than the rest
             cut_heads_(module.transformer, kept, trainer.optimizers[0])
             record_rows(trainer, module, self, list(head_rows("prune/schedule/n_heads", kept)))
-            self.left = float(kept.sum())
+            self.left = kept.sum().cpu()
             self.n_cuts += 1
-        pl_module.log("prune/schedule/n_heads", self.left, logger=False, batch_size=1)
+        trainer.callback_metrics["prune/schedule/n_heads"] = self.left  # self.log would copy it to the device
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if logs_this_step(trainer):
-            log_scalars(trainer, {"prune/schedule/n_heads": self.left}, trainer.global_step)
+            log_scalars(trainer, {"prune/schedule/n_heads": float(self.left)}, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"n_cuts": self.n_cuts}

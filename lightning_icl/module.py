@@ -32,10 +32,11 @@ class ICLModule(LightningModule):
     those before it; all have equal weight, as in Garg et al. (2022).
 
     Logs train/loss (of rank 0's share of the batch) and train/learning_rate every ``trainer.log_every_n_steps``
-    optimizer steps. At validation it logs val/excess_risk/transformer, of the predictions at the queries, and where the
-    data module's validation streams have names, val/<name>/excess_risk/transformer for each; what monitors a run finds
-    the first stream's without its name too. At test the same under test/. Everything is logged at the number of
-    optimizer steps behind the weights, in a standalone run at the checkpoint's.
+    optimizer steps, when the bar shows the loss too; what monitors a run finds it after any step. At validation it logs
+    val/excess_risk/transformer, of the predictions at the queries, and where the data module's validation streams have
+    names, val/<name>/excess_risk/transformer for each; what monitors a run finds the first stream's without its name
+    too. At test the same under test/. Everything is logged at the number of optimizer steps behind the weights, in a
+    standalone run at the checkpoint's.
 
     Args:
         n_dims: length of x. The command line takes it from the task.
@@ -159,13 +160,15 @@ class ICLModule(LightningModule):
 
     def training_step(self, prompt: Prompt, batch_idx: int) -> Tensor:
         loss = self.loss(prompt)
-        self.log("train/loss", loss, prog_bar=True, logger=False, batch_size=len(prompt.x))
+        # For what monitors a run. self.log would read it back from the device at every step, for the bar.
+        self.trainer.callback_metrics["train/loss"] = loss.detach()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of this step; then the schedule moves
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Prompt, batch_idx: int) -> None:
         if logs_this_step(self.trainer):
             loss = float(self.trainer.callback_metrics["train/loss"])
+            self.trainer.progress_bar_metrics["train/loss"] = loss
             scalars = {"train/loss": loss, "train/learning_rate": self._learning_rate}
             log_scalars(self.trainer, scalars, self.global_step)
 

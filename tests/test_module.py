@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import Kept, small_data, small_module, small_trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.optim import AdamW, Muon
 from torch.optim._muon import _zeropower_via_newtonschulz
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_icl import SparseLinearRegression
+from lightning_icl.callbacks import PruningSchedule
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.pruning import GreedyRemoval
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import WHOLE, BlockMuon, Blocks, OptimizerPair, adamw, orthogonalised
 
@@ -99,6 +104,83 @@ def test_a_constant_schedule_stays_at_the_peak_after_warm_up(tmp_path):
     module = small_module(warmup_steps=4, learning_rate=0.5, schedule="constant")
     history, _, _ = fitted(tmp_path, module, max_steps=8)
     assert history.rates == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5], rel=1e-6)
+
+
+class _Transfers(TorchDispatchMode):
+    """Counts what waits for a device or feeds it from Python: .item() and the like, and tensors of Python numbers.
+
+    On a CPU no copy to a device can be seen, but each would begin as one of the latter or as a copy of another dtype.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = str(operation)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "lift_fresh", "_to_copy")):
+            self.found.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+class _Watched(Callback):
+    """Has the operations of steps 51 to 99 counted, from sampling to schedule."""
+
+    def __init__(self):
+        self.transfers = _Transfers()
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 50:
+            self.transfers.__enter__()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 98:
+            self.transfers.__exit__(None, None, None)
+
+
+def transfers_of(folder, log_every_n_steps, module):
+    watched = _Watched()
+    callbacks = [watched, PruningSchedule([GreedyRemoval(n_heads=5)], steps=[10], n_prompts=8)]
+    options = {"max_steps": 100, "gradient_clip_val": 1.0, "limit_val_batches": 0, "logger": Kept()}
+    trainer = small_trainer(folder, callbacks, log_every_n_steps=log_every_n_steps, **options)
+    trainer.fit(module, datamodule=small_data())
+    return watched.transfers.found
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "alternating", "mask": "causal", "attention": "relu"}], ids=str)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head"])
+def test_no_step_but_logged_ones_reads_from_the_device_or_writes_to_it(tmp_path, optimizer, options):
+    assert transfers_of(tmp_path, 50, small_module(optimizer=optimizer, **options)) == []
+
+
+def test_a_logged_step_reads_from_the_device(tmp_path):
+    assert "aten._local_scalar_dense.default" in transfers_of(tmp_path, 10, small_module())
+
+
+def test_monitors_and_the_bar_find_the_loss(tmp_path):
+    class Seen(Callback):
+        at_batches, at_validations, bar = [], [], []
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            assert trainer.callback_metrics["train/loss"] == outputs["loss"]
+            self.at_batches.append(float(outputs["loss"]))
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.bar.append(trainer.progress_bar_metrics.get("train/loss"))
+
+        def on_validation_end(self, trainer, module):
+            self.at_validations.append(float(trainer.callback_metrics["train/loss"]))
+
+    seen = Seen()
+    stop = EarlyStopping("train/loss", patience=100, strict=True, check_finite=True)
+    keep = ModelCheckpoint(tmp_path, monitor="train/loss", every_n_train_steps=2, save_top_k=-1)
+    options = {"max_steps": 12, "val_check_interval": 4, "num_sanity_val_steps": 0, "log_every_n_steps": 5}
+    fitted_trainer = small_trainer(tmp_path, [seen, stop, keep], enable_checkpointing=True, **options)
+    fitted_trainer.fit(small_module(), datamodule=small_data())
+    assert seen.at_validations == seen.at_batches[3::4]
+    assert seen.bar[4:11] == [None, *[seen.at_batches[4]] * 5, seen.at_batches[9]]
+    assert sorted(map(float, keep.best_k_models.values())) == sorted(seen.at_batches[1::2])
+    assert float(stop.best_score) == min(seen.at_validations)
 
 
 def test_the_loss_is_against_noisy_labels_unless_told_otherwise():
