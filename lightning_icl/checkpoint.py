@@ -11,7 +11,7 @@ import torch
 from lightning_icl.functional.errors import InputError
 from lightning_icl.transformer import Transformer, head_sizes
 
-TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target"}
+TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target", "init"}
 # What an option is where the checkpoint, which may be older than the option, does not say.
 DEFAULTS = {name: p.default for name, p in signature(Transformer).parameters.items() if p.default is not p.empty}
 KEYWORDS = {"best", "last", "hpc", "registry"}  # Lightning resolves these itself

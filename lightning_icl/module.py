@@ -291,6 +291,8 @@ class ICLModule(LightningModule):
 
 def constructed_options(construction: Construction, n_dims: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a Transformer with those that a construction needs; refuses others that were ``given``."""
+    if given.get("init", "default") != "default":
+        raise InputError(f"init is {given['init']!r}, but the weights are those of model.construction; leave it out.")
     needed = construction.options(n_dims)
     for name, value in needed.items():
         if name in given and given[name] != value:

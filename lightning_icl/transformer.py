@@ -15,6 +15,7 @@ Attention = Literal["softmax", "linear", "relu"]
 Mask = Literal["context", "full", "causal"]
 Norm = Literal["none", "pre", "post"]
 Position = Literal["none", "learned"]
+Init = Literal["default", "keys_equal_queries"]
 Tokens = slice | Integer[Tensor, " chosen"]  # some of the tokens, by place
 ALL = slice(None)
 
@@ -222,6 +223,9 @@ class Transformer(nn.Module):
             layout one per token position, and a query stands right after the last token it sees. "none" adds nothing.
         max_points: largest number of examples; needed only with position="learned".
         layout: "pairs", "prefixes" or "alternating"; the latter two need mask="causal".
+        init: "default" draws every weight as torch does; "keys_equal_queries" then gives each head's keys the weights
+            of its queries, so that tokens attend to those like them, as in trained models (Trockman and Kolter 2023,
+            mimetic initialisation). It changes where training starts and nothing that a layer can express.
 
     ``options`` holds these arguments, so that ``Transformer(**options)`` is an untrained model of the same shape, and
     ``head_dims`` the size of the heads of each layer.
@@ -240,6 +244,7 @@ class Transformer(nn.Module):
         position: Position = "none",
         max_points: int | None = None,
         layout: Layout = "pairs",
+        init: Init = "default",
     ) -> None:
         super().__init__()
         self.options: dict[str, Any] = {
@@ -254,9 +259,10 @@ class Transformer(nn.Module):
             "position": position,
             "max_points": max_points,
             "layout": layout,
+            "init": init,
         }
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
-        _check_options(position=(position, Position), layout=(layout, Layout))
+        _check_options(position=(position, Position), layout=(layout, Layout), init=(init, Init))
         _check_sizes(n_dims, d_model, heads)
         if position == "learned" and (max_points is None or max_points < 1):
             raise InputError(f"max_points is {max_points}, but position='learned' needs the largest number of points.")
@@ -276,6 +282,10 @@ class Transformer(nn.Module):
             Layer(d_model, MultiHeadAttention(d_model, h, size, attention) if h else None, mlp, norm)
             for h, size in zip(heads, self.head_dims, strict=True)
         )
+        if init == "keys_equal_queries":
+            for layer in self.blocks:
+                if layer.attention is not None:
+                    layer.attention.key.load_state_dict(layer.attention.query.state_dict())
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.read_out = nn.Linear(d_model, 1)
 

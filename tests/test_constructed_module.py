@@ -125,3 +125,8 @@ def test_two_hundred_steps_from_a_construction_end_at_or_below_its_risk(tmp_path
     error = (last["high"] - last["low"]) / 2 / 1.96
     assert last["value"] <= error
     assert last["value"] < 0  # and for these, well below
+
+
+def test_a_construction_with_an_initialisation_is_refused():
+    with pytest.raises(InputError, match="init is 'keys_equal_queries', but the weights are those of"):
+        ICLModule(4, construction=ConstructedGD(2, 0.1), init="keys_equal_queries")

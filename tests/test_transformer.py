@@ -518,8 +518,18 @@ def test_tokens_of_another_layout_are_named():
             lambda: SparseLinearRegression(3, 2, weight_law="laplace"),
             "weight_law is 'laplace', but it must be one of gaussian, sign, unit_norm, scaled",
         ),
-        (lambda: ICLModule(3, optimizer="sgd"), "optimizer is 'sgd', but it must be one of adamw, muon, muon_per_head"),
-        (lambda: ICLModule(3, target="clean"), "target is 'clean', but it must be one of noise_free, noisy"),
+        (
+            lambda: ICLModule(3, optimizer="sgd"),
+            "optimizer is 'sgd', but it must be one of adamw, muon, muon_per_head, soap",
+        ),
+        (
+            lambda: Transformer(3, init="mimetic"),
+            "init is 'mimetic', but it must be one of default, keys_equal_queries",
+        ),
+        (
+            lambda: ICLModule(3, target="clean"),
+            "target is 'clean', but it must be one of noise_free, noisy, posterior_mean",
+        ),
     ],
 )
 def test_bad_choices_are_named_from_python(without_beartype, wrong, words):
@@ -533,3 +543,15 @@ def without_beartype():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_keys_may_start_equal_to_queries_and_nothing_else_changes():
+    made = []
+    for init in ("default", "keys_equal_queries"):
+        torch.manual_seed(0)
+        made.append(Transformer(3, 8, [2, 0, 4], mlp=True, init=init).state_dict())
+    plain, equal = made
+    changed = {name for name in plain if not torch.equal(plain[name], equal[name])}
+    assert changed == {"layers.0.attention.key.weight", "layers.2.attention.key.weight"}
+    for name in changed:
+        torch.testing.assert_close(equal[name], plain[name.replace("key", "query")], rtol=0, atol=0)
