@@ -23,7 +23,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -44,7 +44,9 @@ SHAPE: dict[str, Any] = {
 }
 GEMM = 1024
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
+Model = TypeVar("Model", bound=nn.Module)
 Block = Callable[[], float]  # CPU seconds a step
 
 
@@ -72,10 +74,10 @@ class Ticks(Callback):
         self.clock.enough()
 
 
-def autocast(model: nn.Module, precision: str) -> nn.Module:
+def autocast(model: Model, precision: str) -> Model:
     """The model with its forward pass under autocast, for bf16."""
     if precision == "bf16":
-        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     return model
 
 
@@ -89,6 +91,7 @@ def bare(precision: str, batch: int, steps: int) -> Block:
         while True:
             prompt = TASK.sample(batch, POINTS, 1, generator)
             output = model.on_prompt(prompt)
+            assert output.prefix_prediction is not None
             predicted = torch.cat([output.prefix_prediction, output.prediction], dim=1)
             loss = torch.nn.functional.mse_loss(predicted, torch.cat([prompt.y, prompt.y_query], dim=1))
             optimizer.zero_grad()
@@ -108,7 +111,7 @@ def with_trainer(precision: str, batch: int, steps: int) -> Block:
         clock = Clock(steps)
         trainer = Trainer(
             max_steps=steps + 1,
-            precision={"fp32": "32-true", "bf16": "bf16-mixed"}[precision],
+            precision=PRECISIONS[precision],
             accelerator="cpu",
             limit_val_batches=0,
             logger=False,
