@@ -7,8 +7,8 @@ The settings are sparse linear regression: easy, d = 8, s = 2, n = 16, sigma = .
 d = 16, s = 4, n = 16, sigma = .4, to ridge's. Risks are of 16,384 held-out queries, 16 for each of 1,024 prompts, the
 same for all; above twice the target, of one query of each prompt, which spares the peer's large models hours. A row is
 one training run. It ends when the risk was at or below the target at two successive looks, of which the first gives the
-time, or at the limit or the end of its schedule. Looks are 5 % of the time spent apart, but at least half a second and
-the time that the last look took; a time may be too long by that much.
+time, or at the limit or the end of its schedule, where one look is enough. Looks are 5 % of the time spent apart, but
+at least half a second and the time that the last look took; a time may be too long by that much.
 
 Time is that of the training loop alone, prompts included and looks excluded: CPU seconds of the process, all its
 threads, which hold on a busy machine, and beside them the wall clock's. Ours are presets trained by Lightning's
@@ -46,11 +46,12 @@ BETWEEN_LOOKS = 0.5  # seconds, at least
 
 
 class Preset(NamedTuple):
-    """Options of ICLModule, the optimizer steps of its schedule and the queries of a training prompt."""
+    """Options of ICLModule, optimizer steps of its schedule, queries of a training prompt, largest gradient norm."""
 
     model: dict[str, Any]
     steps: int
     queries: int = 16
+    clip: float = 1.0
 
 
 class Setting(NamedTuple):
@@ -139,7 +140,7 @@ def ours(setting: Setting, preset: Preset, seed: int, watch: Watch) -> None:
     data = PromptDataModule(setting.task, setting.n_points, preset.queries, BATCH, seed=seed)
     trainer = Trainer(
         max_steps=preset.steps,
-        gradient_clip_val=1.0,
+        gradient_clip_val=preset.clip,
         limit_val_batches=0,
         accelerator="cpu",
         logger=False,
