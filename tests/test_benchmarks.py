@@ -1,0 +1,95 @@
+"""The benchmarks of training run, beside a stand-in for the peer's checkout."""
+
+import re
+import sys
+
+import pytest
+from conftest import ROOT, run_command
+
+# What train.py of github.com/dtsip/in-context-learning looks like from outside; its model always predicts 0.
+TRAIN = """
+import torch
+import wandb
+from quinine import QuinineArgumentParser
+from tqdm import tqdm
+
+class Zero(torch.nn.Module):
+    def __init__(self, n_dims):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(n_dims, 1))
+
+    def forward(self, xs, ys):
+        return 0 * (xs @ self.weight)[..., 0]
+
+def build_model(args):
+    assert args.n_embd > 0 and args.n_positions > 1
+    return Zero(args.n_dims)
+
+class Task:
+    def evaluate(self, xs):
+        return xs.sum(dim=2)
+
+def get_task_sampler(name, n_dims, batch_size, num_tasks=None, sparsity=3):
+    return lambda valid_coords: Task()
+
+def train_step(model, xs, ys):
+    loss = (model(xs, ys) - ys).square().mean()
+    loss.backward()
+
+def train(model, args):
+    sampler = get_task_sampler(args.training.task, model.weight.shape[0], 2, **args.training.task_kwargs)
+    for i in tqdm(range(args.training.train_steps)):
+        xs = torch.randn(2, args.training.curriculum.points.start, args.training.curriculum.dims.start)
+        train_step(model, xs.cuda(), sampler(valid_coords=3).evaluate(xs).cuda())
+"""
+
+
+@pytest.fixture
+def peer(tmp_path):
+    models = tmp_path / "peer" / "src" / "conf" / "models"
+    models.mkdir(parents=True)
+    (models / "tiny.yaml").write_text("model: {family: gpt2, n_embd: 64, n_layer: 3, n_head: 2}")
+    (models.parents[1] / "train.py").write_text(TRAIN)
+    return tmp_path / "peer"
+
+
+def cells(printed, name):
+    """The cells of the one row of a table that starts with ``name``."""
+    (row,) = re.findall(rf"^\| {re.escape(name)} \|(.*)\|$", printed, re.MULTILINE)
+    return [cell.strip() for cell in row.split("|")]
+
+
+def run_benchmark(name, *options, cwd):
+    return run_command(ROOT / "benchmarks" / name, *options, cwd=cwd, command=(sys.executable,)).stdout
+
+
+def test_time_to_risk_tells_who_got_there(tmp_path, peer):
+    ours = ("--settings", "easy", "--presets", "linear 4x8", "--limit", 0.1)
+    printed = run_benchmark(
+        "time_to_risk.py", *ours, "--peer", peer, "--peer-limit", 0.1, "--peer-sizes", "tiny", cwd=tmp_path
+    )
+    for rate in ("0.0001", "0.001"):
+        _, reached, seconds, _, steps, risk = cells(printed, f"peer, tiny, {rate}")
+        assert reached == "no"
+        assert 0.1 <= float(seconds) < 5
+        assert int(steps.replace(",", "")) > 1
+        assert abs(float(risk) - 2) < 0.6  # that of zero, E<w, x>^2 = s = 2: four standard errors over 1,024 prompts
+    assert cells(printed, "linear 4x8")[1] == "no"
+    assert "None of ours got there." in printed
+
+
+def test_step_compares_the_loops(tmp_path, peer):
+    sizes = ("--precisions", "fp32", "--repeats", 1, "--steps", 1, "--batch", 2)
+    printed = run_benchmark("step.py", *sizes, "--peer", peer, cwd=tmp_path)
+    milliseconds = {name: float(cells(printed, name)[0]) for name in ("bare", "Trainer", "peer")}
+    ratio = milliseconds["Trainer"] / milliseconds["bare"]
+    assert float(cells(printed, "Trainer")[2]) == pytest.approx(ratio, rel=0.05)
+    assert milliseconds["peer"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_scaling_sees_the_memory_of_more_prompts(tmp_path):
+    printed = run_benchmark("scaling.py", "--tables", "batch", "--steps", 1, "--largest", 64, cwd=tmp_path)
+    small, large = (int(cells(printed, prompts)[1]) for prompts in ("16", "64"))
+    # The residual stream after each of 4 layers and its two norms' inputs: 12 times 64 prompts x 32 tokens x 64 floats.
+    assert large - small > 12 * 48 * 32 * 64 * 4 / 1e6
