@@ -123,9 +123,10 @@ class ICLModule(LightningModule):
         if stage == "fit" and self.target == "posterior_mean":
             task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
             if getattr(task, "posterior_terms", None) is None:
+                law = "the data module" if task is None else f"this {type(task).__name__}"
                 raise InputError(
-                    f"target is 'posterior_mean', but {task or 'the data module'} has no exact posterior in closed "
-                    "form; set it to 'noise_free' or 'noisy'."
+                    f"target is 'posterior_mean', but {law} has no exact posterior in closed form; set it to "
+                    "'noise_free' or 'noisy'."
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -101,6 +101,15 @@ TABLE = [
     # token layouts
     (["--model.layout", "triples"], "model.layout is 'triples', but it must be one of pairs, prefixes, alternating."),
     (["--model.layout", "prefixes"], "mask is 'context', but layout='prefixes' needs mask='causal'"),
+    (["--model.init", "mimetic"], "model.init is 'mimetic', but it must be one of default, keys_equal_queries."),
+    (
+        ["--model.target", "posterior_mean", "--data.task", "DecisionTree", "--data.task.n_dims", "8"],
+        "target is 'posterior_mean', but this DecisionTree has no exact posterior in closed form;",
+    ),
+    (
+        ["--model.target", "posterior_mean", "--model.layout", "prefixes", "--model.mask", "causal"],
+        "target is 'posterior_mean', but layout is 'prefixes': posterior means are computed at the queries alone;",
+    ),
     (["--model.schedule", "linear"], "model.schedule is 'linear', but it must be one of cosine, constant."),
     # validation streams
     ("data: {validation: {a: {shfit: {}}}}", "data.validation: a stream has no option 'shfit'; did you mean 'shift'?"),
