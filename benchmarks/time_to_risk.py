@@ -61,18 +61,30 @@ class Setting(NamedTuple):
     presets: dict[str, Preset]
 
 
-SHARED: dict[str, Any] = {"d_model": 64, "mlp": False, "optimizer": "muon", "target": "noise_free"}
-LINEAR = SHARED | {"attention": "linear", "heads": [8] * 4, "learning_rate": 3e-3}
-RELU = SHARED | {"attention": "relu", "heads": [8] * 6, "learning_rate": 5e-3}
+SHARED: dict[str, Any] = {"d_model": 64, "mlp": False, "target": "noise_free"}
+MUON = SHARED | {"optimizer": "muon"}
+LINEAR = MUON | {"attention": "linear", "heads": [8] * 4, "learning_rate": 3e-3}
+RELU = MUON | {"attention": "relu", "heads": [8] * 6, "learning_rate": 5e-3}
+SOAP = SHARED | {"attention": "linear", "optimizer": "soap", "learning_rate": 3e-3, "init": "keys_equal_queries"}
 SETTINGS = {
     "easy": Setting(
-        SparseLinearRegression(8, 2, 0.1), 16, 2.0, {"linear 4x8": Preset(LINEAR, 2000), "ReLU 6x8": Preset(RELU, 3000)}
+        SparseLinearRegression(8, 2, 0.1),
+        16,
+        2.0,
+        {
+            "linear 4x8, Muon": Preset(LINEAR, 2000),
+            "ReLU 6x8, Muon": Preset(RELU, 3000),
+            "linear 4x8, SOAP": Preset(SOAP | {"heads": [8] * 4}, 600, clip=0.1),
+        },
     ),
     "hard": Setting(
         SparseLinearRegression(16, 4, 0.4),
         16,
         1.0,
-        {"linear 4x8": Preset(LINEAR, 8000), "ReLU 6x8": Preset(RELU, 8000)},
+        {
+            "linear 4x8, Muon": Preset(LINEAR, 8000),
+            "linear 4x8, SOAP": Preset(SOAP | {"heads": [8] * 4, "d_model": 128}, 2500, clip=0.1),
+        },
     ),
 }
 

@@ -64,7 +64,7 @@ def run_benchmark(name, *options, cwd):
 
 
 def test_time_to_risk_tells_who_got_there(tmp_path, peer):
-    ours = ("--settings", "easy", "--presets", "linear 4x8", "--limit", 0.1)
+    ours = ("--settings", "easy", "--presets", "linear 4x8, SOAP", "--limit", 0.1)
     printed = run_benchmark(
         "time_to_risk.py", *ours, "--peer", peer, "--peer-limit", 0.1, "--peer-sizes", "tiny", cwd=tmp_path
     )
@@ -74,7 +74,7 @@ def test_time_to_risk_tells_who_got_there(tmp_path, peer):
         assert 0.1 <= float(seconds) < 5
         assert int(steps.replace(",", "")) > 1
         assert abs(float(risk) - 2) < 0.6  # that of zero, E<w, x>^2 = s = 2: four standard errors over 1,024 prompts
-    assert cells(printed, "linear 4x8")[1] == "no"
+    assert cells(printed, "linear 4x8, SOAP")[1] == "no"
     assert "None of ours got there." in printed
 
 
@@ -93,3 +93,15 @@ def test_scaling_sees_the_memory_of_more_prompts(tmp_path):
     small, large = (int(cells(printed, prompts)[1]) for prompts in ("16", "64"))
     # The residual stream after each of 4 layers and its two norms' inputs: 12 times 64 prompts x 32 tokens x 64 floats.
     assert large - small > 12 * 48 * 32 * 64 * 4 / 1e6
+
+
+def test_search_tells_where_a_recipe_ends_and_why_another_did_not_start(tmp_path):
+    small = "--trainer.max_steps 10 --data.eval_prompts 16 --data.eval_batch_size 16"
+    recipes = (small, f"{small} --model.learning_rate 1", "--model.d_model 63")
+    printed = run_benchmark("search.py", "--config", "configs/quickstart.yaml", "--at_once", 1, *recipes, cwd=tmp_path)
+    (steps, _, risk, curve), (_, _, other, _) = (cells(printed, recipe) for recipe in recipes[:2])
+    assert steps == "10"
+    assert len(curve.split()) == 10
+    assert 0.3 < float(risk) < 10
+    assert other != risk
+    assert "heads is 8 in layer 1, which does not divide d_model, 63" in cells(printed, recipes[2])[2]
