@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from lightning_icl import figures
-from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress, trained_steps
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module, progress, trained_steps
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
 from lightning_icl.instruments.ablation import AblatedHeads, Ablation, squared_error
@@ -26,6 +26,8 @@ from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 
 MEAN_REFERENCE = 8  # times the scored prompts; one pass each, so their mean costs little and adds little noise
+
+MIXES_HEADS = ("muon", "soap")  # optimizers that precondition the matrices of all heads of a layer as one
 
 
 class HeadImportance(Analysis):
@@ -73,10 +75,12 @@ class HeadImportance(Analysis):
         self.result: ImportanceScores | None = None  # of it, leave-one-out under zero ablation
         self._found_at: tuple[str | None, int] = (None, -1)
         self.by_points: dict[int, HeadScores] = {}
+        self._trained_by: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self.found = self.result = None
+        self._trained_by = icl_module(pl_module).optimizer if stage == "fit" else None
         largest = datamodule(trainer).streams[0].largest_n
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:
             raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {largest} examples.")
@@ -125,6 +129,9 @@ class HeadImportance(Analysis):
             f"excess risk there: {plus_minus(risk)}); 95 % intervals:",
             *_layer_lines(rows),
         ]
+        if self._trained_by in MIXES_HEADS:
+            said = f"Trained by {self._trained_by}, whose steps mix a layer's heads and so spread work over them; AdamW"
+            lines += wrapped(f"{said} may leave it to fewer.")
         pairs = rows[rows["metric"].str.startswith("heads/agreement/leave_one_out_and_") & rows["layer"].isna()]
         if len(pairs := pairs.dropna(subset="value")):  # of one head: none
             lines.append("Do the scores agree? Rank correlation over all heads, 95 % interval:")
