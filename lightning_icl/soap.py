@@ -24,8 +24,8 @@ class SOAP(Optimizer):
 
     A step's elements are of Adam's size, so learning rates are those of AdamW. Weight decay is decoupled.
 
-    Early gradients lack full rank, and of a null space any basis is as good, so rounding chooses one: runs that add up a
-    batch in another order, such as on another number of processes, part by some 1e-4 of their risk within 50 steps.
+    Early gradients lack full rank, and of a null space any basis is as good, so rounding chooses one: runs that add up
+    a batch in another order, such as on another number of processes, part by some 1e-4 of their risk in 50 steps.
     """
 
     def __init__(
