@@ -48,10 +48,13 @@ class _Places(NamedTuple):
 
 
 class View(NamedTuple):
-    """Which tokens the others attend to: the visible ones of the first ``n_keys`` (all of them where None)."""
+    """Which tokens the others attend to: the visible ones of the first ``n_keys`` (all of them where None).
+
+    Where all tokens see the same keys, ``visible`` has one row for all.
+    """
 
     n_keys: int
-    visible: Bool[Tensor, "#batch tokens keys"] | None
+    visible: Bool[Tensor, "#batch #tokens keys"] | None
 
     def of_copies(self, n: int) -> "View":
         """The view of a batch made of ``n`` copies of this one, one after the other."""
@@ -59,9 +62,11 @@ class View(NamedTuple):
             return self
         return self._replace(visible=self.visible.repeat(n, 1, 1))
 
-    def of(self, at: Tokens) -> Bool[Tensor, "#batch tokens keys"] | None:
-        """What these tokens see."""
-        return None if self.visible is None else self.visible[:, at]
+    def of(self, at: Tokens) -> Bool[Tensor, "#batch 1 #tokens keys"] | None:
+        """What these tokens see, in every head."""
+        if self.visible is None:
+            return None
+        return (self.visible if self.visible.shape[1] == 1 else self.visible[:, at])[:, None]
 
 
 class MultiHeadAttention(nn.Module):
@@ -83,26 +88,28 @@ class MultiHeadAttention(nn.Module):
         self, states: Float[Tensor, "batch tokens d_model"], view: View, at: Tokens = ALL
     ) -> Float[Tensor, "batch heads attending head_dim"]:
         """What each head reads, A_h V_h, at some tokens."""
+        keyed = states[:, : view.n_keys].contiguous()
         q, k, v = (
-            self._by_head(part(seen))
-            for part, seen in (
-                (self.query, states[:, at]),
-                (self.key, states[:, : view.n_keys]),
-                (self.value, states[:, : view.n_keys]),
-            )
+            self._by_head(self.query(states[:, at])),
+            self._by_head(self.key(keyed)),
+            self._by_head(self.value(keyed)),
         )
         visible = view.of(at)
-        visible = None if visible is None else visible[:, None]
         if self.kind == "softmax":
             return scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        return self._unnormalised(q, k, visible) @ v
+        # Tokens come last in the products: small matrices multiply faster so than with the few numbers of a head last.
+        factor, (n_tokens, n_keys) = self._factor(k, visible), (q.shape[-2], k.shape[-2])
+        alike = visible is None or visible.shape[-2] == 1
+        if self.kind == "linear" and alike and (n_tokens + n_keys) * self.head_dim <= 2 * n_tokens * n_keys:
+            return ((v.mT * factor) @ k @ q.mT).mT  # A_h V_h as q (k^T v), the fewer multiplications
+        return (v.mT @ self._unnormalised(q, k, visible).mT).mT
 
     def pattern(
         self, states: Float[Tensor, "batch tokens d_model"], view: View
     ) -> Float[Tensor, "batch heads tokens keys"]:
         """A_h itself: how much of each key's value every token takes; 0 where a key is not visible."""
         q, k = self._by_head(self.query(states)), self._by_head(self.key(states[:, : view.n_keys]))
-        visible = None if view.visible is None else view.visible[:, None]
+        visible = view.of(ALL)
         if self.kind != "softmax":
             return self._unnormalised(q, k, visible)
         scores = q @ k.mT / self.head_dim**0.5
@@ -120,12 +127,14 @@ class MultiHeadAttention(nn.Module):
         return projected.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2)
 
     def _unnormalised(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        scores = q @ k.mT / self.head_dim**0.5
-        if self.kind == "relu":
-            scores = relu(scores)
+        scores = (k @ q.mT).mT
+        return (relu(scores) if self.kind == "relu" else scores) * self._factor(k, visible)
+
+    def _factor(self, k: Tensor, visible: Tensor | None) -> Tensor | float:
+        """What a score is multiplied with: 1 / (sqrt(head_dim) n_visible), or 0 where the key is not visible."""
         if visible is None:
-            return scores / k.shape[-2]
-        return scores * visible / visible.sum(dim=-1, keepdim=True)
+            return 1 / (self.head_dim**0.5 * k.shape[-2])
+        return visible / (self.head_dim**0.5 * visible.sum(dim=-1, keepdim=True, dtype=k.dtype))
 
 
 class Layer(nn.Module):
@@ -408,11 +417,11 @@ class Transformer(nn.Module):
 
     def _visible(
         self, places: _Places, point_mask: Tensor | None, device: torch.device
-    ) -> Bool[Tensor, "#batch tokens keys"] | None:
-        """Which keys each token sees, or None where all see all."""
+    ) -> Bool[Tensor, "#batch #tokens keys"] | None:
+        """Which keys each token sees (one row where all see the same), or None where all see all."""
         context_mask = None if point_mask is None else point_mask.repeat_interleave(self.tokens_per_point, dim=1)
         if self.mask == "context":
-            return None if context_mask is None else context_mask[:, None].expand(-1, places.n_tokens, -1)
+            return None if context_mask is None else context_mask[:, None]
         key = torch.arange(places.n_tokens, device=device)
         visible = (key < self._n_seen(places, device)[:, None])[None]
         if context_mask is not None:

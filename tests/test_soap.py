@@ -114,6 +114,36 @@ def test_it_goes_on_from_a_state_dict_bit_for_bit():
     assert all(torch.equal(weight, expected) for weight, expected in zip(weights, whole, strict=True))
 
 
+def test_matrices_that_part_company_and_meet_again_each_go_their_own_way():
+    """Alone among its like, a matrix steps as one that was never with them."""
+    gradients = [matrices(seed)[:2] for seed in range(9)]
+    given = [(0, 1), (0, 1), (0,), (0, 1), (1,), (0, 1), (0, 1), (1,), (0,)]  # at each step, which of the two
+    weights = [nn.Parameter(torch.zeros(SHAPES[0], dtype=torch.float64)) for _ in range(2)]
+    optimizer = SOAP(weights, lr=0.1, betas=(0.9, 0.9), basis_every=2)
+    for of_step, which in zip(gradients, given, strict=True):
+        for place, weight in enumerate(weights):
+            weight.grad = of_step[place].clone() if place in which else None
+        optimizer.step()
+    for place, weight in enumerate(weights):
+        own = [of_step[place] for of_step, which in zip(gradients, given, strict=True) if place in which]
+        torch.testing.assert_close(weight.detach(), plain(own, 0.1, 0.9, 1e-8, 2, 0.0), rtol=1e-9, atol=1e-9)
+
+
+def test_states_of_one_shape_stay_in_one_tensor_and_are_saved_apart():
+    weights = [nn.Parameter(torch.zeros(3, 2)) for _ in range(2)]
+    optimizer = SOAP(weights, lr=0.1, basis_every=2)
+    places = []
+    for seed in range(6):
+        for weight in weights:
+            weight.grad = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+        places.append([[value.data_ptr() for value in list(optimizer.state[w].values())[1:]] for w in weights])
+    assert places[0] == places[-1]
+    assert [value.shape for value in list(optimizer.state_dict()["state"][1].values())[1:]] == [
+        *[(3, 2)] * 2, (3, 3), (2, 2), (3, 3), (2, 2)
+    ]  # fmt: skip
+
+
 def test_a_matrix_without_gradients_stays_and_one_of_zeros_moves_nothing():
     weights = [nn.Parameter(torch.ones(3, 2)) for _ in range(2)]
     optimizer = SOAP(weights, lr=0.1)

@@ -426,6 +426,29 @@ def test_the_last_layer_where_predictions_are_read_gives_the_same_output_and_gra
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("head_dim", [1, 4, 16])  # linear attention is q (k^T v) for the small ones
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", ["linear", "relu"])
+def test_what_heads_read_is_their_pattern_times_their_values(attention, mask, head_dim):
+    """In float32, to 1e-5, with the gradients: where tokens see the same keys or not, padded or not, and at some."""
+    transformer = model([3], attention=attention, mask=mask, head_dim=head_dim).float()
+    heads = transformer.blocks[0].attention
+    for n_points, padded, first in ((6, 6, 0), (6, 4, 7), (1, 1, 1)):
+        prompt = sampled(n_points=n_points)
+        prompt = prompt if padded == n_points else prompt.padded_after(padded)
+        states, view, *_ = transformer.embedded(tokens_of(prompt, "pairs").float(), N_QUERIES, prompt.point_mask)
+        states = states.detach().requires_grad_()
+        values = heads.value(states[:, : view.n_keys]).unflatten(-1, (3, head_dim)).transpose(1, 2)
+        found = []
+        for read in (
+            heads.head_outputs(states, view, slice(first, None)),
+            (heads.pattern(states, view) @ values)[:, :, first:],
+        ):
+            weights = [heads.query.weight, heads.key.weight, heads.value.weight]
+            found.append((read, *torch.autograd.grad(read.square().sum(), [states, *weights])))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
 def test_output_names_every_layer_s_states():
     output = model()(tokens(), n_queries=N_QUERIES)
     assert output.prediction.shape == (5, 3)
