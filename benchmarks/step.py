@@ -5,8 +5,8 @@
 The same function for all: a GPT-2 of width 256, 4 layers of 8 heads, MLP, learned positions and causal mask, on x_1,
 y_1, x_2, ... in 20 dimensions, predicting at each of 41 points from those before it, batches of 64 prompts (ours has 81
 tokens, the peer's 82: it also reads the last label). A step is everything: prompts, forward, backward, Adam. "Bare" is
-the loop that a competent user writes around Transformer and AdamW; the Trainer trains an ICLModule on a
-PromptDataModule without logger, bar or checkpoints; the peer runs its own ``train`` (benchmarks/peers/garg.py says what
+a loop over the loss and the optimizer of an ICLModule; the Trainer trains one on a PromptDataModule without logger, bar
+or checkpoints; the peer runs its own ``train`` (benchmarks/peers/garg.py says what
 is changed). bf16 is autocast around the forward pass of "bare" and the peer, and the Trainer's bf16-mixed.
 
 Times are CPU seconds of the process. The contestants run in turn, ``repeats`` blocks of ``steps`` steps after one that
@@ -23,14 +23,13 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from peers import garg
-from torch import nn
 
-from lightning_icl import ICLModule, PromptDataModule, SparseLinearRegression, Transformer
+from lightning_icl import ICLModule, PromptDataModule, SparseLinearRegression
 
 DIMS, POINTS, WIDTH, LAYERS, HEADS = 20, 40, 256, 4, 8
 TASK = SparseLinearRegression(DIMS, 3)
@@ -46,7 +45,6 @@ GEMM = 1024
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
-Model = TypeVar("Model", bound=nn.Module)
 Block = Callable[[], float]  # CPU seconds a step
 
 
@@ -74,28 +72,17 @@ class Ticks(Callback):
         self.clock.enough()
 
 
-def autocast(model: Model, precision: str) -> Model:
-    """The model with its forward pass under autocast, for bf16."""
-    if precision == "bf16":
-        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
-    return model
-
-
 def bare(precision: str, batch: int, steps: int) -> Block:
-    model = autocast(Transformer(DIMS, **SHAPE), precision)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    module = ICLModule(DIMS, learning_rate=1e-4, **SHAPE)
+    loss = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")(module.loss)
+    optimizer = module.fresh_optimizer()
     generator = torch.Generator().manual_seed(0)
 
     def block() -> float:
         clock = Clock(steps)
         while True:
-            prompt = TASK.sample(batch, POINTS, 1, generator)
-            output = model.on_prompt(prompt)
-            assert output.prefix_prediction is not None
-            predicted = torch.cat([output.prefix_prediction, output.prediction], dim=1)
-            loss = torch.nn.functional.mse_loss(predicted, torch.cat([prompt.y, prompt.y_query], dim=1))
             optimizer.zero_grad()
-            loss.backward()
+            loss(TASK.sample(batch, POINTS, 1, generator)).backward()
             optimizer.step()
             if clock.enough():
                 return clock.seconds
@@ -128,7 +115,8 @@ def with_trainer(precision: str, batch: int, steps: int) -> Block:
 
 def peer(folder: Path, precision: str, batch: int, steps: int) -> Block:
     scripts = garg.Garg(folder, TASK, POINTS)
-    model = autocast(scripts.model(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS), precision)
+    model = scripts.model(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS)
+    model.forward = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")(model.forward)
 
     def block() -> float:
         clock = Clock(steps)

@@ -88,15 +88,6 @@ def test_step_compares_the_loops(tmp_path, peer):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_trainer_beside_a_bare_loop(tmp_path):
-    printed = run_benchmark("trainer.py", "--sizes", "quickstart", "--repeats", 1, "--steps", 2, cwd=tmp_path)
-    alone, trained, times, added = map(float, cells(printed, "quickstart"))
-    assert alone > 0
-    assert trained > 0
-    assert abs(times - trained / alone) < 0.1
-    assert abs(added - (trained - alone)) < 0.2
-
-
 def test_scaling_sees_the_memory_of_more_prompts(tmp_path):
     printed = run_benchmark("scaling.py", "--tables", "batch", "--steps", 1, "--largest", 64, cwd=tmp_path)
     small, large = (int(cells(printed, prompts)[1]) for prompts in ("16", "64"))

@@ -80,7 +80,7 @@ def test_text_says_what_the_run_is_and_has_its_closing_table(page):
             if tag.endswith("/text_summary")
         }
         assert "SparseLinearRegression" in said["about"]
-        assert "heads [8, 8, 8]" in said["about"]
+        assert "heads [8, 8, 8, 8, 8, 8]" in said["about"]
         assert "<- the model" in said["results"]
         assert "Heads that matter" in said["results"]
 
@@ -92,8 +92,8 @@ def test_a_run_has_its_row_of_hparams_with_the_last_risk(page):
     ).session_start_info
     options = {name: value.string_value or value.number_value for name, value in started.hparams.items()}
     assert options["task"] == "SparseLinearRegression"
-    assert options["learning_rate"] == pytest.approx(5e-3)
-    assert (options["task.noise_std"], options["heads"], options["seed"]) == (0.4, "[8, 8, 8]", 1)
+    assert options["learning_rate"] == pytest.approx(3e-3)
+    assert (options["task.noise_std"], options["heads"], options["seed"]) == (0.4, "[8, 8, 8, 8, 8, 8]", 1)
     experiment = plugin_data_pb2.HParamsPluginData.FromString(metadata("_hparams_/experiment").plugin_data.content)
     named = {info.name.tag for info in experiment.experiment.metric_infos}
     assert named == {"val/excess_risk/transformer", *(f"against/{n}/ratio" for n in ("ridge", "lasso", "bayes"))}
