@@ -27,7 +27,7 @@ from lightning_icl.record.rows import Row
 
 MEAN_REFERENCE = 8  # times the scored prompts; one pass each, so their mean costs little and adds little noise
 
-MIXES_HEADS = ("muon", "soap")  # optimizers that precondition the matrices of all heads of a layer as one
+SPREADS = "muon"  # which orthogonalises across heads
 
 
 class HeadImportance(Analysis):
@@ -129,9 +129,11 @@ class HeadImportance(Analysis):
             f"excess risk there: {plus_minus(risk)}); 95 % intervals:",
             *_layer_lines(rows),
         ]
-        if self._trained_by in MIXES_HEADS:
-            said = f"Trained by {self._trained_by}, whose steps mix a layer's heads and so spread work over them; AdamW"
-            lines += wrapped(f"{said} may leave it to fewer.")
+        if self._trained_by == SPREADS:
+            lines += wrapped(
+                "Trained by muon, which orthogonalises across a layer's heads and so spreads work over them; AdamW may "
+                "leave it to fewer."
+            )
         pairs = rows[rows["metric"].str.startswith("heads/agreement/leave_one_out_and_") & rows["layer"].isna()]
         if len(pairs := pairs.dropna(subset="value")):  # of one head: none
             lines.append("Do the scores agree? Rank correlation over all heads, 95 % interval:")
