@@ -79,6 +79,10 @@ def main() -> None:
     parser.add_argument("--at_once", type=int, default=2)
     parser.add_argument("recipes", nargs="+")
     options = parser.parse_args()
+    ours = {word for word in LEFT_OUT if word.startswith("--")}
+    for recipe in options.recipes:
+        if taken := ours & {word.partition("=")[0] for word in shlex.split(recipe)}:
+            parser.error(f"a recipe has {min(taken)}, which is the same for all here; leave it out.")
     print("| recipe | steps | CPU s | risk | after each tenth |\n|---|---|---|---|---|")
     with ThreadPoolExecutor(options.at_once) as pool:
         found = [(recipe, pool.submit(measured, options.config, recipe)) for recipe in options.recipes]

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.references import MAX_DEFAULT_TERMS
 from lightning_icl.loggers import log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
@@ -122,11 +123,12 @@ class ICLModule(LightningModule):
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
         if stage == "fit" and self.target == "posterior_mean":
             task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
-            if getattr(task, "posterior_terms", None) is None:
-                law = "the data module" if task is None else f"this {type(task).__name__}"
+            law = "the data module" if task is None else f"this {type(task).__name__}"
+            terms = getattr(task, "posterior_terms", None)
+            if terms is None or terms > MAX_DEFAULT_TERMS:
+                lacks = "no exact posterior in closed form" if terms is None else f"one of {terms:,} terms, too many"
                 raise InputError(
-                    f"target is 'posterior_mean', but {law} has no exact posterior in closed form; set it to "
-                    "'noise_free' or 'noisy'."
+                    f"target is 'posterior_mean', but {law} has {lacks}; set it to 'noise_free' or 'noisy'."
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

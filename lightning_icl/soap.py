@@ -68,7 +68,8 @@ class SOAP(Optimizer):
         average_square.lerp_((left_basis.mT @ gradient @ right_basis).square(), 1 - beta_square)
         scale = (average_square / (1 - beta_square**steps)).sqrt() + group["eps"]
         direction = (left_basis.mT @ average @ right_basis) / (1 - beta**steps) / scale
-        direction = left_basis @ direction @ right_basis.mT
+        # An entry that has had no gradient stays, as under Adam: here rounding, over a scale of eps, would move it.
+        direction = (left_basis @ direction @ right_basis.mT) * (average != 0)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, list(direction), alpha=-group["lr"])
 

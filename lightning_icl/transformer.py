@@ -291,10 +291,7 @@ class Transformer(nn.Module):
             Layer(d_model, MultiHeadAttention(d_model, h, size, attention) if h else None, mlp, norm)
             for h, size in zip(heads, self.head_dims, strict=True)
         )
-        if init == "keys_equal_queries":
-            for layer in self.blocks:
-                if layer.attention is not None:
-                    layer.attention.key.load_state_dict(layer.attention.query.state_dict())
+        self.apply_init()
         self.final_norm = nn.LayerNorm(d_model) if norm == "pre" else nn.Identity()
         self.read_out = nn.Linear(d_model, 1)
 
@@ -333,6 +330,13 @@ class Transformer(nn.Module):
             context_states=tuple(states[:, : start.n_context] for states in stream),
             prefix_prediction=None if self.layout == "pairs" else predictions[:, :-n_queries],
         )
+
+    def apply_init(self) -> None:
+        """Make of freshly drawn weights those that ``init`` asks for."""
+        if self.options["init"] == "keys_equal_queries":
+            for layer in self.blocks:
+                if layer.attention is not None:
+                    layer.attention.key.load_state_dict(layer.attention.query.state_dict())
 
     @property
     def blocks(self) -> list[Layer]:

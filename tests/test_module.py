@@ -419,3 +419,6 @@ def test_a_posterior_mean_that_is_not_there_is_refused_before_training(tmp_path)
     unknown = small_data(SparseLinearRegression(4, 1, 0.5, noise="student_t"))
     with pytest.raises(InputError, match="no exact posterior in closed form"):
         small_trainer(tmp_path).fit(small_module(target="posterior_mean"), unknown)
+    large = small_data(SparseLinearRegression(24, 6, 0.5))
+    with pytest.raises(InputError, match="this SparseLinearRegression has one of 134,596 terms, too many; set it to"):
+        small_trainer(tmp_path).fit(small_module(target="posterior_mean", n_dims=24), large)

@@ -16,10 +16,11 @@ def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: He
     """The ``checkpoint`` of ``module`` with the heads of ``keep`` (1 or 0) only, its optimizer's state included.
 
     What the optimizer knows of a parameter is cut like the parameter itself. Where the removed heads were dead (neither
-    read nor wrote anything), training goes on as it would have with them: under AdamW always, under Muon up to its
-    bfloat16 and where heads x head_dim <= d_model, as its step's size goes with the longer side of a matrix (of a
-    head's block alone under muon_per_head, whatever the number of heads). What callbacks found in the unpruned model,
-    and the files they wrote, is left behind.
+    read nor wrote anything), training goes on as it would have with them: under AdamW always, under Muon up to the
+    rounding of its Newton-Schulz and where heads x head_dim <= d_model, as its step's size goes with the longer side of
+    a matrix (of a head's block alone under muon_per_head, whatever the number of heads). Not under SOAP: its bases are
+    those of a whole matrix, so of one that is cut they are left out, and found anew. What callbacks found in the unpruned
+    model, and the files they wrote, is left behind.
     """
     parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
     smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)
@@ -53,6 +54,8 @@ def _pruned_optimizer(state: Mapping[str, Any], module: ICLModule, parts: Mappin
 
 def _cut(known: Mapping[str, Any], parameter: Tensor, part: Part | None) -> dict[str, Any]:
     """Whatever has the parameter's shape, cut to the part; a count of steps is what it was."""
+    if part and "left_basis" in known:
+        return {}
     return {
         key: part.of(value) if part and isinstance(value, Tensor) and value.shape == parameter.shape else value
         for key, value in known.items()

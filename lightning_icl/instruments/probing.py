@@ -141,6 +141,7 @@ def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
                 module.reset_parameters()
         if fresh.position is not None:
             fresh.position.normal_(std=0.02)
+        fresh.apply_init()
     return fresh.to(transformer.read_out.weight.device)
 
 

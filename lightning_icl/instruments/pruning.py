@@ -222,7 +222,8 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
 
     Their value rows and output columns become zero, and so do the optimizer's moments there. Then a head's output is
     zero, hence the gradient of its output columns; and these are zero, hence the gradient of its value rows. Moments,
-    momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW and Muon.
+    momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW, Muon and SOAP, which finds the
+    bases of these matrices, and its moments in them, anew.
     """
     if keep.shape != (expected := full_mask(transformer.heads).shape):
         raise InputError(f"keep has shape {tuple(keep.shape)}, but this model needs {tuple(expected)} (layers, heads).")
@@ -233,8 +234,10 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
         cut = row[: attention.n_heads] == 0
         entries = cut.repeat_interleave(attention.head_dim).to(attention.value.weight.device)
         for weight, dim in ((attention.value.weight, 0), (attention.output.weight, 1)):
-            moments = [] if optimizer is None else optimizer.state.get(weight, {}).values()
-            for tensor in (weight, *(m for m in moments if isinstance(m, Tensor) and m.shape == weight.shape)):
+            state = {} if optimizer is None else optimizer.state.get(weight, {})
+            if cut.any() and "left_basis" in state:
+                state.clear()
+            for tensor in (weight, *(m for m in state.values() if isinstance(m, Tensor) and m.shape == weight.shape)):
                 tensor.index_fill_(dim, entries.nonzero().flatten(), 0)
 
 

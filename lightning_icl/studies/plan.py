@@ -115,7 +115,9 @@ def plan(scale: Scale, folder: Path) -> Plan:
         if "figures.when" not in overrides:
             command += ["--figures.when", "never"]
         trials.setdefault(name, Job(name, "fit", where, command, varied, seed))
-    judged, common = scale.get("judged_where", {}), scale.get("overrides", {})
+    judged, common = scale.get("judged_where") or {}, scale.get("overrides", {})
+    if "model.heads" in judged:
+        raise InputError("judged_where has model.heads, but the claims compare heads; name what parts settings.")
     if not any(judged.items() <= (common | trial.overrides).items() for trial in trials.values()):
         raise InputError(f"judged_where is {judged}, but no trial has that among its overrides (grids, trials).")
     return Plan(list(trials.values()), _p_probings(scale, list(trials.values()), folder))

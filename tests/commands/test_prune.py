@@ -254,3 +254,18 @@ def test_training_goes_on_as_if_the_dead_heads_were_still_there(optimizer, optio
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=0, atol=1e-9, msg=name)
     assert max((without_state[name] - values).abs().max() for name, values in expected.items()) > 1e-3
+
+
+def test_a_pruned_soap_checkpoint_keeps_the_state_of_whole_matrices_and_trains_on():
+    full = Trained(with_dead_heads(KEEP, optimizer="soap", mlp=True)).after(range(4))
+    smaller = pruned_checkpoint(full.checkpoint(), full.module, KEEP)
+    module = ICLModule(**smaller["hyper_parameters"]).double()
+    module.load_state_dict(smaller["state_dict"])
+    resumed = Trained(module, smaller["optimizer_states"][0])
+    state = {name: resumed.optimizer.state[p] for name, p in module.named_parameters()}
+    assert not state["transformer.layers.0.attention.value.weight"]
+    assert state["transformer.layers.0.mlp.0.weight"]["steps"] == 4
+    before = copy.deepcopy(module.state_dict())
+    resumed.after(range(4, 8))
+    moved = max(float((value - before[name]).abs().max()) for name, value in module.state_dict().items())
+    assert 0 < moved < 0.5

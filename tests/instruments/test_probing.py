@@ -300,3 +300,11 @@ def test_an_untrained_network_touches_neither_the_trained_one_nor_the_global_gen
     assert not torch.equal(fresh.position, trained.position)
     # 401 x 8 normal numbers: their standard deviation is known to 1 / sqrt(2 x 3208).
     assert float(fresh.position.detach().std()) == pytest.approx(0.02, rel=4 / (2 * 3208) ** 0.5)
+
+
+def test_the_untrained_control_starts_as_the_model_did():
+    for init, same in (("default", False), ("keys_equal_queries", True)):
+        torch.manual_seed(0)
+        control = untrained_like(Transformer(3, 8, [2], init=init))
+        attention = control.blocks[0].attention
+        assert torch.equal(attention.key.weight, attention.query.weight) == same
