@@ -19,8 +19,8 @@ def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: He
     read nor wrote anything), training goes on as it would have with them: under AdamW always, under Muon up to the
     rounding of its Newton-Schulz and where heads x head_dim <= d_model, as its step's size goes with the longer side of
     a matrix (of a head's block alone under muon_per_head, whatever the number of heads). Not under SOAP: its bases are
-    those of a whole matrix, so of one that is cut they are left out, and found anew. What callbacks found in the unpruned
-    model, and the files they wrote, is left behind.
+    those of a whole matrix, so of one that is cut they are left out, and found anew. What callbacks found in the
+    unpruned model, and the files they wrote, is left behind.
     """
     parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
     smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)
