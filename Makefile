@@ -22,14 +22,14 @@ tensorboard: .venv/installed ## show lightning_logs/ in the browser
 	$(BIN)/tensorboard --logdir lightning_logs
 
 # One thread a process: the test processes, and the ranks some of them start, share the cores. A file is one process'
-# work, so that what its tests share is made once.
+# work, so that what its tests share is made once; by their names, since few but long tests would come last by number.
 test test-slow: export OMP_NUM_THREADS = 1
 
 test: .venv/installed ## the tests, without the slow ones
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed ## the slow tests
-	$(BIN)/pytest -m slow -n 2 --dist loadfile
+	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check
