@@ -74,7 +74,7 @@ SETTINGS = {
         {
             "linear 4x8, Muon": Preset(LINEAR, 2000),
             "ReLU 6x8, Muon": Preset(RELU, 3000),
-            "linear 4x8, SOAP": Preset(SOAP | {"heads": [8] * 4}, 600, clip=0.1),
+            "linear 4x8, SOAP": Preset(SOAP | {"heads": [8] * 4}, 900, clip=0.1),
         },
     ),
     "hard": Setting(
