@@ -86,7 +86,7 @@ def study(
         _run(ready, size, folder, Cluster(address, retries))
     table, damaged = _table(planned, folder)
     trials = _trials(planned, folder, damaged)
-    judged = judge(claims or [], with_missing(table, planned.trials), size.get("judged_where", {}))
+    judged = judge(claims or [], with_missing(table, planned.trials), size.get("judged_where") or {})
     page = StudyPage(
         name=name,
         about=about,
