@@ -72,6 +72,22 @@ class Ticks(Callback):
         self.clock.enough()
 
 
+def quiet_trainer(callback: Callback, **options: Any) -> Trainer:
+    """A Trainer on the CPU that trains and says nothing: no validation, logger, bar or checkpoints."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    return Trainer(
+        accelerator="cpu",
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+        **options,
+    )
+
+
 def bare(precision: str, batch: int, steps: int) -> Block:
     module = ICLModule(DIMS, learning_rate=1e-4, **SHAPE)
     loss = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")(module.loss)
@@ -96,18 +112,7 @@ def with_trainer(precision: str, batch: int, steps: int) -> Block:
 
     def block() -> float:
         clock = Clock(steps)
-        trainer = Trainer(
-            max_steps=steps + 1,
-            precision=PRECISIONS[precision],
-            accelerator="cpu",
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[Ticks(clock)],
-        )
-        trainer.fit(module, data)
+        quiet_trainer(Ticks(clock), max_steps=steps + 1, precision=PRECISIONS[precision]).fit(module, data)
         return clock.seconds
 
     return block
@@ -178,8 +183,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     for precision in arguments.precisions:
         compare(precision, arguments)
 

@@ -20,11 +20,9 @@ and others. The last line is the peer's fastest time over ours, each the median 
 
 import argparse
 import itertools
-import logging
 import math
 import statistics
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback, Trainer
 from peers import garg
+from step import quiet_trainer
 from torch import Tensor
 
 from lightning_icl import ICLModule, Prompt, PromptDataModule, SparseLinearRegression
@@ -150,18 +149,7 @@ def ours(setting: Setting, preset: Preset, seed: int, watch: Watch) -> None:
     torch.manual_seed(seed)
     module = ICLModule(setting.task.n_dims, **preset.model)
     data = PromptDataModule(setting.task, setting.n_points, preset.queries, BATCH, seed=seed)
-    trainer = Trainer(
-        max_steps=preset.steps,
-        gradient_clip_val=preset.clip,
-        limit_val_batches=0,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Stop(watch)],
-    )
-    trainer.fit(module, data)
+    quiet_trainer(Stop(watch), max_steps=preset.steps, gradient_clip_val=preset.clip).fit(module, data)
     watch.look()  # where the schedule ended first
 
 
@@ -238,8 +226,6 @@ def main() -> None:
     parser.add_argument("--peer-limit", type=float, default=3600)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     for name in arguments.settings:
         compare(name, arguments)
 

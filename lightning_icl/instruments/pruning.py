@@ -201,9 +201,8 @@ def fine_tuned(
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
             prompt = batch(step)
             optimizer.zero_grad()
-            (
-                model.on_prompt(prompt, constant, last_context=False).prediction - prompt.f_query
-            ).square().mean().backward()
+            prediction = model.on_prompt(prompt, constant, last_context=False).prediction
+            (prediction - prompt.f_query).square().mean().backward()
             optimizer.step()
     return PrunedModel(model.requires_grad_(False), mask)
 
