@@ -3,11 +3,11 @@
     python benchmarks/scaling.py [--tables points width heads batch] [--steps 3] [--threads 1]
 
 One table for each, the rest at the quickstart's like: 4 layers of 8 heads, width 64, no MLP, d = 8, 16 points and 16
-queries in pairs, 64 prompts; a single prompt in the table of points. A step is prompts, forward, backward and AdamW, in
-float32; its time is the median CPU time of ``steps`` after a first one. Memory is what the process grew by at its
-largest: the peak of its resident set (VmHWM of Linux) less the resident set after two steps with a single prompt, so
-model, gradients, the optimizer's moments, activations and the matrix library's buffers, but not interpreter and code.
-Each number is from a process of its own, since freed memory does not always go back. MB are 10^6 bytes.
+queries in pairs, 64 prompts; a single prompt in the table of points. A step is ICLModule's: prompts, forward, backward
+and AdamW, in float32; its time is the median CPU time of ``steps`` after a first one. Memory is what the process grew
+by at its largest: the peak of its resident set (VmHWM of Linux) less the resident set after two steps with a single
+prompt, so model, gradients, the optimizer's moments, activations and the matrix library's buffers, but not interpreter
+and code. Each number is from a process of its own, since freed memory does not always go back. MB are 10^6 bytes.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_icl import SparseLinearRegression, Transformer
+from lightning_icl import ICLModule, SparseLinearRegression
 from lightning_icl.transformer import Attention
 
 DIMS, QUERIES = 8, 16
@@ -42,15 +42,13 @@ def resident(line: str) -> int:
 
 def train(steps: int, attention: Attention, points: int, width: int, heads: int, batch: int) -> float:
     """Median CPU seconds of a step after the first."""
-    model = Transformer(DIMS, width, [heads] * 4, attention, mlp=False)
-    optimizer = torch.optim.AdamW(model.parameters())
+    module = ICLModule(DIMS, d_model=width, heads=[heads] * 4, attention=attention, mlp=False)
+    optimizer = module.fresh_optimizer()
     task, generator, times = SparseLinearRegression(DIMS, 2, 0.4), torch.Generator().manual_seed(0), []
     for _ in range(steps + 1):
         start = time.process_time()
-        prompt = task.sample(batch, points, QUERIES, generator)
-        loss = torch.nn.functional.mse_loss(model.on_prompt(prompt).prediction, prompt.y_query)
         optimizer.zero_grad()
-        loss.backward()
+        module.loss(task.sample(batch, points, QUERIES, generator)).backward()
         optimizer.step()
         times.append(time.process_time() - start)
     return statistics.median(times[1:])

@@ -151,7 +151,7 @@ def test_the_piece_that_opens_a_run_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
     quickstart = ("--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", "tiny.yaml")
-    main(["fit", *quickstart, "--figures.when", "never"])
+    main(["fit", *quickstart, "--model.heads", "[2, 2]", "--figures.when", "never"])
     exec(python_piece("from lightning_icl import load_run"), {})
     said = capsys.readouterr().out
     assert "torch.Size([256, 2])" in said

@@ -12,8 +12,8 @@ from lightning_icl.record import load_run
 
 QUICKSTART = (
     *("--config", str(ROOT / "configs" / "quickstart.yaml"), "--data.eval_prompts=64", "--data.eval_batch_size=64"),
+    *("--model.heads=[4,4,4]", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     *("--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"),
-    *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
 )
 
 
@@ -28,7 +28,7 @@ def small(config, n_prompts):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A quickstart of four steps, and a validate of its checkpoint; without figures."""
+    """A quickstart of four steps and three layers, and a validate of its checkpoint; without figures."""
     folder = tmp_path_factory.mktemp("page")
     callbacks = f"--trainer.callbacks={small('configs/quickstart.yaml', 32)}"
     run, other = folder / "run", folder / "other"
@@ -80,7 +80,7 @@ def test_text_says_what_the_run_is_and_has_its_closing_table(page):
             if tag.endswith("/text_summary")
         }
         assert "SparseLinearRegression" in said["about"]
-        assert "heads [8, 8, 8, 8, 8, 8]" in said["about"]
+        assert "heads [4, 4, 4]" in said["about"]
         assert "<- the model" in said["results"]
         assert "Heads that matter" in said["results"]
 
@@ -93,7 +93,7 @@ def test_a_run_has_its_row_of_hparams_with_the_last_risk(page):
     options = {name: value.string_value or value.number_value for name, value in started.hparams.items()}
     assert options["task"] == "SparseLinearRegression"
     assert options["learning_rate"] == pytest.approx(3e-3)
-    assert (options["task.noise_std"], options["heads"], options["seed"]) == (0.4, "[8, 8, 8, 8, 8, 8]", 1)
+    assert (options["task.noise_std"], options["heads"], options["seed"]) == (0.4, "[4, 4, 4]", 1)
     experiment = plugin_data_pb2.HParamsPluginData.FromString(metadata("_hparams_/experiment").plugin_data.content)
     named = {info.name.tag for info in experiment.experiment.metric_infos}
     assert named == {"val/excess_risk/transformer", *(f"against/{n}/ratio" for n in ("ridge", "lasso", "bayes"))}
