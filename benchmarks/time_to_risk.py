@@ -190,7 +190,7 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
     print("| run | seed | reached | CPU s | wall s | steps | risk at the end |")
     print("|---|---|---|---|---|---|---|")
     mine: dict[str, list[float]] = defaultdict(list)
-    for preset in arguments.presets or setting.presets:
+    for preset in setting.presets if arguments.presets is None else arguments.presets:
         for seed in arguments.seeds:
             watch = Watch(held_out, target, arguments.limit)
             ours(setting, setting.presets[preset], seed, watch)
@@ -203,6 +203,8 @@ def compare(name: str, arguments: argparse.Namespace) -> None:
         watch = Watch(held_out, target, arguments.peer_limit)
         theirs(peer, size, rate, seed, watch)
         peers[f"peer, {size}, {rate:g}"].append(seconds(f"peer, {size}, {rate:g}", seed, watch))
+    if not mine:
+        return
     (best, ours_name), (peers_best, peers_name) = fastest(mine), fastest(peers)
     if best == math.inf:
         print("\nNone of ours got there.")
