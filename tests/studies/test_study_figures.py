@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_hex, to_rgba
 from scipy import stats
 from synthetic import Truth, in_form, synthetic_table
 
@@ -341,6 +341,9 @@ def test_heads_in_use_by_layer_have_a_row_a_setting_and_a_line_a_head_count():
         wanted = [interval(numbers(table, metric, layer=layer, **where).dropna()) for layer in range(1, 7)]
         np.testing.assert_allclose(drawn(axes, "8 heads"), wanted)
         assert {c.get_label() for c in axes.containers} == {"4 heads", "8 heads"}
+    risks = by_title(only(RiskByPoints().draw(table)), "noise sd 0.4")
+    colours = [{c.get_label(): to_hex(c[0].get_color()) for c in a.containers} for a in (risks, drawing.axes[2])]
+    assert colours[1].items() <= colours[0].items()  # the model with one head takes its colour with it
     assert "4 of 96 layers" in figure.caption(table)
     assert "over 3 to 4 seeds" in figure.caption(table)
 

@@ -1,5 +1,6 @@
 """Which heads matter, and how many each layer uses: a figure for each setting."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -155,13 +156,14 @@ class HeadsByLayer(_InUse):
 
     def draw(self, table: pd.DataFrame) -> list[tuple[str, Figure]]:
         found = self.found(table)
-        return [("", self.figure(found))] if len(found) else []
+        styles = cells.head_styles(table[HEADS].dropna().unique())  # as in the study's other figures
+        return [("", self.figure(found, styles))] if len(found) else []
 
-    def figure(self, found: pd.DataFrame) -> Figure:
+    def figure(self, found: pd.DataFrame, styles: Mapping[str, style.Style] | None = None) -> Figure:
         settings = found["setting"].unique()
         figure = Figure(figsize=(8.4, 0.8 + 2.6 * len(settings)), layout="constrained")
         grid = figure.subplots(len(settings), len(NUMBERS), squeeze=False, sharex=True, sharey="col")
-        styles = cells.head_styles(found[HEADS])
+        styles = styles or cells.head_styles(found[HEADS])
         for row, setting in zip(grid, settings, strict=True):
             shown = found[found["setting"] == setting]
             for axes, (number, words) in zip(row, NUMBERS.items(), strict=True):
