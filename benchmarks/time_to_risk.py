@@ -82,7 +82,7 @@ SETTINGS = {
         1.0,
         {
             "linear 4x8, Muon": Preset(LINEAR, 8000),
-            "linear 4x8, SOAP": Preset(SOAP | {"heads": [8] * 4, "d_model": 128}, 2500, clip=0.1),
+            "linear 4x8, SOAP": Preset(SOAP | {"heads": [8] * 4, "d_model": 128}, 4000, clip=0.1),
         },
     ),
 }
