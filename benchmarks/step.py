@@ -6,8 +6,8 @@ The same function for all: a GPT-2 of width 256, 4 layers of 8 heads, MLP, learn
 y_1, x_2, ... in 20 dimensions, predicting at each of 41 points from those before it, batches of 64 prompts (ours has 81
 tokens, the peer's 82: it also reads the last label). A step is everything: prompts, forward, backward, Adam. "Bare" is
 a loop over the loss and the optimizer of an ICLModule; the Trainer trains one on a PromptDataModule without logger, bar
-or checkpoints; the peer runs its own ``train`` (benchmarks/peers/garg.py says what
-is changed). bf16 is autocast around the forward pass of "bare" and the peer, and the Trainer's bf16-mixed.
+or checkpoints; the peer runs its own ``train`` (benchmarks/peers/garg.py says what is changed). bf16 is autocast around
+the forward pass of "bare" and the peer, and the Trainer's bf16-mixed.
 
 Times are CPU seconds of the process. The contestants run in turn, ``repeats`` blocks of ``steps`` steps after one that
 is not counted, and beside them a matrix product of 1,024 x 1,024, so that a busy machine falls on all alike; medians

@@ -96,10 +96,12 @@ def test_scaling_sees_the_memory_of_more_prompts(tmp_path):
 
 
 def test_search_tells_where_a_recipe_ends_and_why_another_did_not_start(tmp_path):
-    recipes = ("--trainer.max_steps 20", "--model.d_model 15")
+    small = "--trainer.max_steps 20"
+    recipes = (small, f"{small} --model.learning_rate 1", "--model.d_model 15")
     printed = run_benchmark("search.py", "--config", "configs/debug.yaml", *recipes, cwd=tmp_path)
-    steps, _, risk, curve = cells(printed, recipes[0])
+    (steps, _, risk, curve), (_, _, other, _) = (cells(printed, recipe) for recipe in recipes[:2])
     assert steps == "20"
     assert len(curve.split()) == 10
     assert 0.3 < float(risk) < 10
-    assert "heads is 2 in layer 1, which does not divide d_model, 15" in cells(printed, recipes[1])[2]
+    assert other != risk
+    assert "heads is 2 in layer 1, which does not divide d_model, 15" in cells(printed, recipes[2])[2]

@@ -393,6 +393,12 @@ def test_the_three_targets_have_the_same_minimiser_and_falling_variance(tmp_path
     differences = gradients[:, 1:] - gradients[:, :1]
     errors = differences.std(0) / len(gradients) ** 0.5
     assert (differences.mean(0).abs() < 4 * errors).all()
+    # What each target adds to the next is uncorrelated with that, so the variances add.
+    for near, far in ((1, 0), (2, 1)):
+        clean, added = (part - part.mean(0) for part in (gradients[:, near], gradients[:, far] - gradients[:, near]))
+        assert (added.std(0) > 0).all()
+        products = clean * added
+        assert (products.mean(0).abs() < 4 * products.std(0) / len(gradients) ** 0.5).all()
     noisy, noise_free, posterior_mean = gradients.var(0).sum(-1)
     assert noisy > 1.05 * noise_free > 1.05**2 * posterior_mean
 

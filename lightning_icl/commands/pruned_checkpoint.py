@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_icl.functional.heads import HeadMask
-from lightning_icl.instruments.removal import Part, kept_parts, remove_heads, smaller_options
+from lightning_icl.instruments.removal import OF_WHOLE, Part, kept_parts, remove_heads, smaller_options
 from lightning_icl.module import ICLModule
 
 PREFIX = "transformer."  # of the transformer's parameters in the module
@@ -54,7 +54,7 @@ def _pruned_optimizer(state: Mapping[str, Any], module: ICLModule, parts: Mappin
 
 def _cut(known: Mapping[str, Any], parameter: Tensor, part: Part | None) -> dict[str, Any]:
     """Whatever has the parameter's shape, cut to the part; a count of steps is what it was."""
-    if part and "left_basis" in known:
+    if part and OF_WHOLE in known:
         return {}
     return {
         key: part.of(value) if part and isinstance(value, Tensor) and value.shape == parameter.shape else value

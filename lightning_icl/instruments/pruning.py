@@ -19,7 +19,7 @@ from lightning_icl.functional.probes import best_strengths, state_spectrum
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
-from lightning_icl.instruments.removal import remove_heads
+from lightning_icl.instruments.removal import OF_WHOLE, remove_heads
 from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer
 
 RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
@@ -234,7 +234,7 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
         entries = cut.repeat_interleave(attention.head_dim).to(attention.value.weight.device)
         for weight, dim in ((attention.value.weight, 0), (attention.output.weight, 1)):
             state = {} if optimizer is None else optimizer.state.get(weight, {})
-            if cut.any() and "left_basis" in state:
+            if cut.any() and OF_WHOLE in state:
                 state.clear()
             for tensor in (weight, *(m for m in state.values() if isinstance(m, Tensor) and m.shape == weight.shape)):
                 tensor.index_fill_(dim, entries.nonzero().flatten(), 0)

@@ -11,6 +11,9 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask
 from lightning_icl.transformer import Layer, Transformer
 
+# Where an optimizer's state of a matrix has this, as SOAP's does, it is in bases of the whole: none of it can be cut.
+OF_WHOLE = "left_basis"
+
 
 class Part(NamedTuple):
     """Which rows (dim 0) or columns (dim 1) of a parameter remain; none where the whole parameter goes."""
