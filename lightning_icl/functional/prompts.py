@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_icl.functional.errors import InputError
+
 Layout = Literal["pairs", "prefixes", "alternating"]
 
 
@@ -27,6 +29,23 @@ class Prompt(NamedTuple):
     w: Float[Tensor, "batch dims"] | None = None
     point_mask: Bool[Tensor, "batch points"] | None = None
     f: Float[Tensor, "batch points"] | None = None
+
+    def n_points(self) -> Float[Tensor, " batch"]:
+        """How many examples each prompt has, padding not counted, in the dtype of y."""
+        if self.point_mask is None:
+            return self.y.new_full(self.y.shape[:1], self.y.shape[1])
+        return self.point_mask.sum(dim=1).to(self.y)
+
+    def unpadded(self) -> "Prompt":
+        """The same prompts without a mask; refused where an example is padding, for what needs all of every prompt."""
+        if self.point_mask is None:
+            return self
+        if not self.point_mask.all():
+            raise InputError(
+                f"the prompts are padded, but all {self.x.shape[1]} examples of each are needed here: cut them to what "
+                f"every prompt has, prompt.first({int(self.n_points().min())})."
+            )
+        return self._replace(point_mask=None)
 
     def rows(self, start: int, stop: int) -> "Prompt":
         """The prompts ``start`` to ``stop`` of the batch."""

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import (
     Prompt,
     alternating_tokens,
@@ -179,3 +180,18 @@ def test_chunks_are_the_rows_in_order_and_copies_share_no_memory():
     copied = prompt.copied()
     for field, other in zip(prompt, copied, strict=True):
         assert (field is None and other is None) or (torch.equal(field, other) and field.data_ptr() != other.data_ptr())
+
+
+@pytest.mark.parametrize("n_real", [1, 3, 5])
+def test_padding_does_not_count_as_points_and_is_refused_where_all_are_needed(n_real):
+    whole = numbered(batch=4, points=5)
+    assert whole.n_points().tolist() == 4 * [5.0]
+    assert whole.unpadded() is whole
+    padded = concatenated([whole.rows(0, 3), whole.padded_after(n_real).rows(3, 4)])
+    assert padded.n_points().tolist() == [5.0, 5.0, 5.0, n_real]
+    if n_real == 5:
+        assert padded.unpadded().point_mask is None
+        return
+    with pytest.raises(InputError, match=rf"all 5 examples .* prompt.first\({n_real}\)"):
+        padded.unpadded()
+    assert padded.first(n_real).unpadded().x.shape[1] == n_real
