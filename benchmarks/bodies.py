@@ -3,7 +3,8 @@
     python benchmarks/bodies.py [FOLDER ...]
 
 A body is a function's lines of code, without its docstring, blank lines and comments; abstract ones (a docstring
-alone) do not count. What to compare with: the table of other codebases in DEVELOPERS.md.
+alone) do not count. nanoGPT, torchmetrics, equinox and tracr have medians of 6 to 10, and nine in ten of their bodies
+are of at most 28 to 36 lines. A median of 2 is a thought in pieces: a reader crosses many doors.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """Find out how transformers learn in context: stream tasks, train, score heads, prune, probe."""
 
-from lightning_icl.data import PromptDataModule
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks import (
@@ -24,10 +26,22 @@ from lightning_icl.functional.tasks import (
     Task,
     TaskPool,
 )
-from lightning_icl.module import ICLModule
-from lightning_icl.record import Row, load_run
 from lightning_icl.streams import ValidationStream
 from lightning_icl.transformer import Transformer, TransformerOutput
+
+if TYPE_CHECKING:
+    from lightning_icl.data import PromptDataModule
+    from lightning_icl.module import ICLModule
+    from lightning_icl.record import Row, load_run
+else:
+    # Imported when first asked for: they import Lightning and pandas, which a user of plain torch does not pay for.
+    _LATER = {"ICLModule": "module", "PromptDataModule": "data", "Row": "record", "load_run": "record"}
+
+    def __getattr__(name):
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
 
 __all__ = [
     "DecisionTree",

@@ -122,3 +122,20 @@ def test_the_folder_callbacks_refuses_to_be_imported_by_its_own_name():
     done = run_command(command=(sys.executable, "-c", "import callbacks"), cwd=ROOT, timeout=60, check=False)
     assert done.returncode == 1
     assert "ImportError: import lightning_icl.callbacks, not callbacks" in done.stderr
+
+
+def test_plain_torch_users_pay_for_torch_alone():
+    parts = "functional.estimators functional.references functional.tasks functional.pruning transformer instruments"
+    imports = "\n".join(f"import lightning_icl.{part}" for part in parts.split())
+    heavy = "{'lightning', 'torchmetrics', 'pandas', 'matplotlib', 'jsonargparse', 'tensorboard'}"
+    code = f"import sys\n{imports}\nprint(sorted({heavy} & set(sys.modules)))"
+    done = run_command(command=(sys.executable, "-c", code), cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_and_no_other():
+    import lightning_icl
+
+    assert all(getattr(lightning_icl, name).__name__ == name for name in lightning_icl.__all__)
+    with pytest.raises(AttributeError, match="module 'lightning_icl' has no attribute 'Transfromer'"):
+        _ = lightning_icl.Transfromer
