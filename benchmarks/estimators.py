@@ -51,7 +51,7 @@ class Timed(NamedTuple):
 
 
 def prompts(noise_std: float, n_prompts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    task = SparseLinearRegression(DIMS, SPARSITY, noise_std)
+    task = SparseLinearRegression(DIMS, SPARSITY, noise_std=noise_std)
     prompt = task.sample(n_prompts, POINTS, 1, torch.Generator().manual_seed(0)).double()
     return prompt.x, prompt.y
 

@@ -52,7 +52,7 @@ def report(name: str, options: dict[str, Any], n_points: int, repeats: int) -> N
     mask = full_mask(full.heads)
     mask[1:, 1:] = 0
     pruned = remove_heads(full, mask)
-    task = SparseLinearRegression(options["n_dims"], 2, 0.4)
+    task = SparseLinearRegression(options["n_dims"], 2, noise_std=0.4)
     prompt = task.sample(64, n_points, 16, torch.Generator().manual_seed(0))
     taken = seconds(
         {

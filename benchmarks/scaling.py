@@ -44,7 +44,7 @@ def train(steps: int, attention: Attention, points: int, width: int, heads: int,
     """Median CPU seconds of a step after the first."""
     module = ICLModule(DIMS, d_model=width, heads=[heads] * 4, attention=attention, mlp=False)
     optimizer = module.fresh_optimizer()
-    task, generator, times = SparseLinearRegression(DIMS, 2, 0.4), torch.Generator().manual_seed(0), []
+    task, generator, times = SparseLinearRegression(DIMS, 2, noise_std=0.4), torch.Generator().manual_seed(0), []
     for _ in range(steps + 1):
         start = time.process_time()
         optimizer.zero_grad()

@@ -67,7 +67,7 @@ RELU = MUON | {"attention": "relu", "heads": [8] * 6, "learning_rate": 5e-3}
 SOAP = SHARED | {"attention": "linear", "optimizer": "soap", "learning_rate": 3e-3, "init": "keys_equal_queries"}
 SETTINGS = {
     "easy": Setting(
-        SparseLinearRegression(8, 2, 0.1),
+        SparseLinearRegression(8, 2, noise_std=0.1),
         16,
         2.0,
         {
@@ -77,7 +77,7 @@ SETTINGS = {
         },
     ),
     "hard": Setting(
-        SparseLinearRegression(16, 4, 0.4),
+        SparseLinearRegression(16, 4, noise_std=0.4),
         16,
         1.0,
         {

@@ -40,7 +40,7 @@ trainer:
 
 def small_data(task=None, **options):
     defaults = {"n_points": 5, "n_queries": 3, "batch_size": 8, "eval_prompts": 16, "eval_batch_size": 8, "seed": 3}
-    return PromptDataModule(task or SparseLinearRegression(4, 2, 0.3), **(defaults | options))
+    return PromptDataModule(task or SparseLinearRegression(4, 2, noise_std=0.3), **(defaults | options))
 
 
 def small_module(**options):

@@ -35,7 +35,7 @@ def in_float64():
 @pytest.mark.parametrize("n", [1, 8, 64])
 @pytest.mark.parametrize("d", [1, 5, 16])
 def test_every_layer_is_the_iterate_after_saving_and_loading(tmp_path, name, n, d, in_float64):
-    construction, data = CONSTRUCTIONS[name](d), small_data(SparseLinearRegression(d, 1, 0.3), n_points=n)
+    construction, data = CONSTRUCTIONS[name](d), small_data(SparseLinearRegression(d, 1, noise_std=0.3), n_points=n)
     trainer = small_trainer(tmp_path, max_steps=0)
     trainer.fit(ICLModule(n_dims=d, construction=construction), datamodule=data)
     trainer.save_checkpoint(tmp_path / "it.ckpt")

@@ -202,14 +202,14 @@ SHIFTS = {
 
 
 def test_without_names_there_is_one_stream_of_the_fresh_law():
-    pool = TaskPool(SparseLinearRegression(4, 2, 0.3), n_tasks=3)
+    pool = TaskPool(SparseLinearRegression(4, 2, noise_std=0.3), n_tasks=3)
     (stream,) = PromptDataModule(pool, 5).streams
     assert stream == (None, pool.task, 5, 5)
     assert small_data(n_points=(2, 5)).streams[0][2:] == (2, 5)
 
 
 def test_a_pool_of_tasks_is_for_training_and_validation_may_name_it_too():
-    pool = TaskPool(SparseLinearRegression(4, 2, 0.3), n_tasks=3)
+    pool = TaskPool(SparseLinearRegression(4, 2, noise_std=0.3), n_tasks=3)
     data = PromptDataModule(
         pool, 5, validation={"fresh": {}, "pool": {"task": pool}, "clean": {"shift": {"noise_std": 0.0}}}
     )
@@ -441,7 +441,9 @@ def support_by_support(prompt, noise_stds, n_points, n_dims):
 @pytest.mark.parametrize("n_points", [5, (2, 5)])
 def test_the_posterior_mean_of_training_prompts_is_bayes_rule(noise_std, n_points):
     """Also where prompts are padded: padding that is taken for examples would tell of little noise."""
-    data = PromptDataModule(SparseLinearRegression(4, 2, noise_std), n_points=n_points, n_queries=3, batch_size=6)
+    data = PromptDataModule(
+        SparseLinearRegression(4, 2, noise_std=noise_std), n_points=n_points, n_queries=3, batch_size=6
+    )
     prompt = data.sample("train", 1)
     n = 5 if prompt.point_mask is None else int(prompt.point_mask[0].sum())
     assert n_points == 5 or n < 5
@@ -450,7 +452,7 @@ def test_the_posterior_mean_of_training_prompts_is_bayes_rule(noise_std, n_point
 
 
 def test_under_a_curriculum_the_posterior_mean_is_that_of_the_steps_dimensions():
-    data = PromptDataModule(SparseLinearRegression(5, 2, 0.3), n_points=6, n_queries=3, batch_size=4)
+    data = PromptDataModule(SparseLinearRegression(5, 2, noise_std=0.3), n_points=6, n_queries=3, batch_size=4)
     data.curriculum = Sizes(dims=Growth(3, 1, 100, 5))
     prompt = data.sample("train", 0)
     expected = support_by_support(prompt, [0.3], 6, 3)

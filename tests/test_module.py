@@ -379,7 +379,7 @@ def test_bad_options_are_named(options, words):
 
 def test_the_three_targets_have_the_same_minimiser_and_falling_variance(tmp_path):
     """A step's gradient has the same mean with each, within four standard errors of the paired differences."""
-    data = small_data(SparseLinearRegression(4, 1, 0.8), batch_size=16)
+    data = small_data(SparseLinearRegression(4, 1, noise_std=0.8), batch_size=16)
     modules = [small_module(target=target, heads=[2]) for target in ("noisy", "noise_free", "posterior_mean")]
     gradients = []
     for module in modules:
@@ -406,9 +406,9 @@ def test_the_three_targets_have_the_same_minimiser_and_falling_variance(tmp_path
 def test_a_posterior_mean_that_is_not_there_is_refused_before_training(tmp_path):
     with pytest.raises(InputError, match="layout is 'prefixes'"):
         small_module(target="posterior_mean", layout="prefixes", mask="causal")
-    unknown = small_data(SparseLinearRegression(4, 1, 0.5, noise="student_t"))
+    unknown = small_data(SparseLinearRegression(4, 1, noise_std=0.5, noise="student_t"))
     with pytest.raises(InputError, match="no exact posterior in closed form"):
         small_trainer(tmp_path).fit(small_module(target="posterior_mean"), unknown)
-    large = small_data(SparseLinearRegression(24, 6, 0.5))
+    large = small_data(SparseLinearRegression(24, 6, noise_std=0.5))
     with pytest.raises(InputError, match="this SparseLinearRegression has one of 134,596 terms, too many; set it to"):
         small_trainer(tmp_path).fit(small_module(target="posterior_mean", n_dims=24), large)

@@ -33,12 +33,14 @@ def model(heads=(4, 2, 4), **options):
 
 def tokens(batch=5, n_points=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return pair_tokens(SparseLinearRegression(3, 2, 0.1).sample(batch, n_points, N_QUERIES, generator)).double()
+    return pair_tokens(
+        SparseLinearRegression(3, 2, noise_std=0.1).sample(batch, n_points, N_QUERIES, generator)
+    ).double()
 
 
 def sampled(batch=5, n_points=6, n_queries=N_QUERIES, seed=0):
     return (
-        SparseLinearRegression(3, 2, 0.1)
+        SparseLinearRegression(3, 2, noise_std=0.1)
         .sample(batch, n_points, n_queries, torch.Generator().manual_seed(seed))
         .double()
     )
@@ -380,7 +382,9 @@ def test_a_context_permutation_changes_nothing_without_a_positional_code(mask):
 @pytest.mark.parametrize("attention", ["softmax", "linear", "relu"])
 def test_a_padded_prompt_predicts_what_the_short_one_does(attention, mask, options):
     transformer = model(attention=attention, mask=mask, **options)
-    prompt = SparseLinearRegression(3, 2, 0.1).sample(5, 6, N_QUERIES, torch.Generator().manual_seed(0)).double()
+    prompt = (
+        SparseLinearRegression(3, 2, noise_std=0.1).sample(5, 6, N_QUERIES, torch.Generator().manual_seed(0)).double()
+    )
     padded = prompt.padded_after(4)
     short = prompt._replace(x=prompt.x[:, :4], y=prompt.y[:, :4])
     torch.testing.assert_close(
@@ -472,7 +476,10 @@ def test_read_out_and_stream_stay_in_float32_under_autocast():
 @pytest.mark.parametrize("options", [{}, {"mlp": False}, {"layout": "alternating", "mask": "causal"}], ids=str)
 def test_autocast_does_not_round_the_prompt(options, generator):
     """And without that rounding the predictions' squared error in bfloat16 falls."""
-    transformer, prompt = model(**options).float(), SparseLinearRegression(3, 2, 0.1).sample(256, 6, 3, generator)
+    transformer, prompt = (
+        model(**options).float(),
+        SparseLinearRegression(3, 2, noise_std=0.1).sample(256, 6, 3, generator),
+    )
     read_in = transformer.read_in
 
     def rounding(x):

@@ -36,8 +36,10 @@ class Size(NamedTuple):
 
 # P-probing wants few examples, where preprocess-then-GD is better than GD at every number of steps (docs/theory.md).
 SIZES = {
-    "small": Size(4, 40, 128, SparseLinearRegression(4, 1, 0.2), 8, 1, Training(60, n_queries=4, n_score=512), 1),
-    "full": Size(8, 40, 1024, SparseLinearRegression(8, 2, 0.2), 12, 2, Training(200), 5),
+    "small": Size(
+        4, 40, 128, SparseLinearRegression(4, 1, noise_std=0.2), 8, 1, Training(60, n_queries=4, n_score=512), 1
+    ),
+    "full": Size(8, 40, 1024, SparseLinearRegression(8, 2, noise_std=0.2), 12, 2, Training(200), 5),
 }
 
 

@@ -83,8 +83,8 @@ class Known(NamedTuple):
 
 def known_networks(n_dims: int, n_points: int) -> dict[str, Known]:
     """The calibrated networks by name: three steps each, on sparse weights of +-1; one on correlated features."""
-    sparse = SparseLinearRegression(n_dims, min(2, n_dims), 0.2, weight_law="sign")
-    correlated = LinearRegression(n_dims, 0.2, correlation=0.5, weight_law="scaled")
+    sparse = SparseLinearRegression(n_dims, min(2, n_dims), noise_std=0.2, weight_law="sign")
+    correlated = LinearRegression(n_dims, noise_std=0.2, correlation=0.5, weight_law="scaled")
     assert correlated.covariance is not None
     inverse_covariance = torch.linalg.inv(correlated.covariance)
     half = list(range(1, n_dims // 2 + 1))

@@ -235,7 +235,7 @@ def test_validating_on_another_law_starts_a_series_of_its_own(tmp_path, undrawn)
     trainer = run(tmp_path / "fit", [Count()], max_steps=4)
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     count = Count()
-    run(tmp_path / "fit", [count], validate=tmp_path / "some.ckpt", task=SparseLinearRegression(4, 2, 2.0))
+    run(tmp_path / "fit", [count], validate=tmp_path / "some.ckpt", task=SparseLinearRegression(4, 2, noise_std=2.0))
     table = load_run(tmp_path / "fit").table
     of_fit, of_other = table[table["command"] == "fit"], table[table["command"] == "validate"]
     assert set(of_fit["context"]).isdisjoint(of_other["context"])

@@ -35,7 +35,7 @@ def test_growth_stops_at_its_end(growth, sizes):
 
 
 def data_with(dims=None, points=None, task=None, **options):
-    data = PromptDataModule(task or SparseLinearRegression(6, 2, 0.3), 7, 3, 16, 16, 8, seed=3, **options)
+    data = PromptDataModule(task or SparseLinearRegression(6, 2, noise_std=0.3), 7, 3, 16, 16, 8, seed=3, **options)
     data.curriculum = Sizes(dims, points)
     return data
 

@@ -116,7 +116,7 @@ def test_the_rows_are_what_probe_layers_finds(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_the_levels_beside_the_probe(tmp_path):
     """GD and preprocess-then-GD start from 0; the model's level is its excess risk; Bayes is below ridge."""
-    module, data = small_module(), small_data(SparseLinearRegression(4, 2, 0.3))
+    module, data = small_module(), small_data(SparseLinearRegression(4, 2, noise_std=0.3))
     found, _ = validated(tmp_path, LinearProbe(n_prompts=300), module, data)
     levels = found.loc[[m for m in found.index.levels[0] if m.startswith("probe/level/")]].droplevel("layer")
     score = data.held_out("probe_score", 300)
@@ -137,7 +137,7 @@ def test_the_levels_beside_the_probe(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_the_closing_table_says_what_is_known_and_what_is_constant(tmp_path):
     probe = LinearProbe(n_prompts=32)
-    found, _ = validated(tmp_path, probe, data=small_data(LinearRegression(4, 0.3)))
+    found, _ = validated(tmp_path, probe, data=small_data(LinearRegression(4, noise_std=0.3)))
     lines = probe.summary(probe.rows)
     assert max(map(len, lines)) <= 80
     assert "32 held-out prompts" in lines[1]
@@ -178,7 +178,7 @@ class Quadratic(Task):
 @pytest.mark.usefixtures("undrawn")
 def test_a_task_without_weights_has_no_target_w(tmp_path):
     probe = LinearProbe(n_prompts=32)
-    found, _ = validated(tmp_path, probe, data=small_data(Quadratic(4, 0.1)))
+    found, _ = validated(tmp_path, probe, data=small_data(Quadratic(4, noise_std=0.1)))
     assert np.isfinite(found.loc["probe/query/f/trained/risk", 2]["value"])
     assert not [metric for metric, _ in found.index if "/w/" in metric or "support" in metric]
     assert probe.summary(probe.rows)

@@ -131,7 +131,7 @@ STREAMS = {
     "in_distribution": ValidationStream(),
     "noisier": ValidationStream(shift={"noise_std": 1.0}),
     "longer": ValidationStream(n_points=9),
-    "squares": ValidationStream(task=Squares(4, 0.1)),
+    "squares": ValidationStream(task=Squares(4, noise_std=0.1)),
 }
 
 

@@ -60,7 +60,7 @@ def brute_errors(problems, steps, c, power):
 
 @pytest.mark.parametrize(("n_points", "correlation"), [(3, 0.0), (9, 0.6)])
 def test_gd_and_preprocess_then_gd_are_a_plain_loop_tuned_on_other_prompts(n_points, correlation):
-    setting = Setting(SparseLinearRegression(5, 2, 0.4, correlation), n_points, 4)
+    setting = Setting(SparseLinearRegression(5, 2, noise_std=0.4, correlation=correlation), n_points, 4)
     scores = Scores(prompts=30, tuning_prompts=20, seed=3)
     tuning, scoring = scores.problems(setting)
     assert not np.isin(scoring.y.numpy(), tuning.y.numpy()).any()
@@ -102,7 +102,7 @@ def assert_near(errors, table, digits):
 def test_the_papers_second_table(n_points, rule):
     scores, (gd, p_gd, others) = Scores(prompts=1000, tuning_prompts=1000, seed=0), BY_RULE[n_points, rule]
     for steps, of_gd, of_p_gd in zip((1, 5, 20, 100), gd, p_gd, strict=False):
-        setting = Setting(SparseLinearRegression(16, 4, 0.4), n_points, steps)
+        setting = Setting(SparseLinearRegression(16, 4, noise_std=0.4), n_points, steps)
         wanted = {f"{rule}/gd": of_gd, f"{rule}/preprocess_then_gd": of_p_gd} | others
         found = scores(setting, {arm: arms(setting)[arm] for arm in wanted})
         for arm, value in wanted.items():
@@ -118,21 +118,21 @@ def test_the_papers_second_table(n_points, rule):
 )
 def test_the_papers_first_table(n_dims, table):
     """Its weights are +-1/2 and its noise .5: half the sign law's with noise 1, so its risks are a quarter."""
-    setting = Setting(SparseLinearRegression(n_dims, 4, 1.0, weight_law="sign"), 256, 1)
+    setting = Setting(SparseLinearRegression(n_dims, 4, noise_std=1.0, weight_law="sign"), 256, 1)
     found = Scores(prompts=500, tuning_prompts=500, seed=0)(setting, {arm: arms(setting)[arm] for arm in table})
     for arm, value in table.items():
         assert_near(found[arm].errors / 4, value, 4)
 
 
 def test_leading_orders_are_those_of_linear_laws_with_one_noise_level():
-    of_sparse = leading_orders(Setting(SparseLinearRegression(6, 2, 0.5), 8, 1))
+    of_sparse = leading_orders(Setting(SparseLinearRegression(6, 2, noise_std=0.5), 8, 1))
     assert of_sparse == {"s": 2 * 0.25 / 8, "d": 6 * 0.25 / 8}
-    assert leading_orders(Setting(LinearRegression(3, [0.1, 0.2]), 8, 1)) == {}
+    assert leading_orders(Setting(LinearRegression(3, noise_std=[0.1, 0.2]), 8, 1)) == {}
     assert leading_orders(Setting(QuadraticRegression(3, noise_std=0.5), 8, 1)) == {}
 
 
 def test_leading_orders_are_reached_by_least_squares_where_examples_abound():
-    setting = Setting(SparseLinearRegression(6, 2, 0.5, correlation=0.5), 100, 1)
+    setting = Setting(SparseLinearRegression(6, 2, noise_std=0.5, correlation=0.5), 100, 1)
     references = {"s": OracleLeastSquares(), "d": LeastSquares()}
     found = Scores(prompts=1500, tuning_prompts=2, seed=0)(setting, references)
     for size, expected in leading_orders(setting).items():
@@ -143,17 +143,20 @@ def test_leading_orders_are_reached_by_least_squares_where_examples_abound():
 
 
 def test_an_estimator_is_scored_once_for_all_axes_on_the_prompts_that_the_others_have(monkeypatch):
-    scores, setting = Scores(prompts=4, tuning_prompts=4, seed=0), Setting(SparseLinearRegression(3, 1, 0.1), 5, 2)
+    scores, setting = (
+        Scores(prompts=4, tuning_prompts=4, seed=0),
+        Setting(SparseLinearRegression(3, 1, noise_std=0.1), 5, 2),
+    )
     first = scores(setting, arms(setting))
     again = scores(setting.at("T", 3), arms(setting.at("T", 3)))
     assert all((first[arm] is again[arm]) == (not arm.startswith(("shared", "per_prompt"))) for arm in first)
     assert scores(setting.at("d", 3.0), arms(setting))["shared/gd"] is first["shared/gd"]
     assert set(arms(setting.at("d", 3))) == set(first)
-    assert "bayes" not in arms(Setting(SparseLinearRegression(128, 4, 0.1), 5, 2))
+    assert "bayes" not in arms(Setting(SparseLinearRegression(128, 4, noise_std=0.1), 5, 2))
 
 
 def test_a_step_is_too_large_where_it_is_above_2_over_the_largest_curvature():
-    setting = Setting(SparseLinearRegression(4, 2, 0.4), 8, 100)
+    setting = Setting(SparseLinearRegression(4, 2, noise_std=0.4), 8, 100)
     scores = Scores(prompts=200, tuning_prompts=2, seed=0)
     _, scoring = scores.problems(setting)
     x, y = scoring.x.numpy(), scoring.y.numpy()
@@ -210,7 +213,7 @@ def test_the_sentences_and_the_files_say_what_the_rows_say(tmp_path, capsys):
     assert (started["command"], found.context["seed"], damaged, damage(tmp_path / "out")) == ("theory", 1, [], None)
     assert journal.is_finished(tmp_path / "out")
     table = measured_table([found]).set_index("metric")
-    setting, scores = Setting(SparseLinearRegression(4, 2, 0.4), 32, 5), Scores(24, 16, 1)
+    setting, scores = Setting(SparseLinearRegression(4, 2, noise_std=0.4), 32, 5), Scores(24, 16, 1)
     for axis, value in (("n", 4), ("sigma", 0)):
         for row in theory_rows(axis, value, setting.at(axis, value), scores):
             assert table.loc[row.metric, ["value"]].tolist() == pytest.approx([row.value], rel=1e-6)

@@ -263,7 +263,7 @@ def test_bayes_of_a_dense_law_is_ridge_and_a_pool_s_posterior_its_likelihood_ave
             torch.testing.assert_close(w_hat[b, k - 1], share @ pool.pool.double(), rtol=0, atol=1e-9)
 
 
-MIXED = SparseLinearRegression(3, 2, 0.3, correlation=0.6, spectrum=PowerLaw(1.0), rotation="fixed")
+MIXED = SparseLinearRegression(3, 2, noise_std=0.3, correlation=0.6, spectrum=PowerLaw(1.0), rotation="fixed")
 GIVEN = [[2.0, 0.5, 0.0], [0.5, 1.0, -0.2], [0.0, -0.2, 0.7]]
 
 
@@ -308,10 +308,10 @@ FREE += [
     r.PreprocessThenGD("depth", "shared"),
 ]
 SEVERAL_SCALES = {
-    "a typical law": SparseLinearRegression(16, 4, 0.4, weight_mean=0.5),
-    "much noise": LinearRegression(8, [4.0, 8.0]),
-    "small features": LinearRegression(10, [0.1], features="uniform", spectrum=Flat(1 / 12)),
-    "a steep spectrum": SparseLinearRegression(16, 4, [0.4], spectrum=PowerLaw(2.0)),
+    "a typical law": SparseLinearRegression(16, 4, noise_std=0.4, weight_mean=0.5),
+    "much noise": LinearRegression(8, noise_std=[4.0, 8.0]),
+    "small features": LinearRegression(10, noise_std=[0.1], features="uniform", spectrum=Flat(1 / 12)),
+    "a steep spectrum": SparseLinearRegression(16, 4, noise_std=[0.4], spectrum=PowerLaw(2.0)),
 }
 
 

@@ -12,7 +12,7 @@ SHAPES = [(2, 5, 3, 4), (2, 1, 1, 1), (3, 1, 4, 2), (1, 6, 1, 3)]  # batch, poin
 
 
 def sampled(batch, points, dims, queries, seed=0):
-    task = SparseLinearRegression(dims, 1, 0.3)
+    task = SparseLinearRegression(dims, 1, noise_std=0.3)
     return task.sample(batch, points, queries, torch.Generator().manual_seed(seed)).double()
 
 

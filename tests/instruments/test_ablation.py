@@ -10,7 +10,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask, leave_one_out_masks
 from lightning_icl.instruments.ablation import AblatedHeads, errors_under_masks, predictions_under_masks
 
-TASK = SparseLinearRegression(3, 2, 0.3)
+TASK = SparseLinearRegression(3, 2, noise_std=0.3)
 
 
 def sampled(n_prompts, seed=0, n_points=4, n_queries=2):

@@ -45,7 +45,7 @@ from lightning_icl.instruments.algorithms import (
 from lightning_icl.instruments.families import fitted, refined, several
 
 IT = [Reader(READ_OUT, 1, torch.sum)]  # one reading, which the tests make themselves
-TASK = SparseLinearRegression(3, 2, 0.3)
+TASK = SparseLinearRegression(3, 2, noise_std=0.3)
 CASE = Case(TASK, TASK, 3)
 
 
@@ -135,7 +135,7 @@ def test_gradients_run_under_autocast_within_inference_mode():
 
 @pytest.mark.parametrize(("n_dims", "n_points", "n_queries"), [(3, 5, 2), (1, 1, 1)])
 def test_distances_equal_a_loop_over_prompts_and_queries(n_dims, n_points, n_queries):
-    task = SparseLinearRegression(n_dims, 1, 0.3)
+    task = SparseLinearRegression(n_dims, 1, noise_std=0.3)
     transformer = model(n_dims, heads=[2])
     prompts = [sampled(9, seed, n_points, n_queries, task).double() for seed in range(3)]
     [found] = [
@@ -303,7 +303,9 @@ def assert_named(found, algorithm, steps, n_points, step=0.1234):
 def test_every_layer_of_a_known_network_is_named_with_its_steps(name):
     """Eta and gamma off the grid; that P-GD's first layer predicts nothing is said, and no algorithm's name."""
     construction, algorithm, steps = KNOWN[name]
-    task = SparseLinearRegression(3, 1, 0.2, weight_law="sign", spectrum=SKEWED if name == "preconditioned" else None)
+    task = SparseLinearRegression(
+        3, 1, noise_std=0.2, weight_law="sign", spectrum=SKEWED if name == "preconditioned" else None
+    )
     prompts = [sampled(32, seed, 24, 2, task).double() for seed in (1, 2)]
     found = read_out_distances(built(construction, 3), task, *prompts, max_steps=4)
     assert_named(found, algorithm, steps, 24)
@@ -321,7 +323,7 @@ def test_every_layer_of_a_known_network_is_named_at_full_size(name):
         values = [1.0, 1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25]
         construction = ConstructedGD(3, 0.1234, torch.diag(1 / torch.tensor(values)).tolist())
         spectrum = Eigenvalues(values)
-    task = SparseLinearRegression(8, 2, 0.2, weight_law="sign", spectrum=spectrum)
+    task = SparseLinearRegression(8, 2, noise_std=0.2, weight_law="sign", spectrum=spectrum)
     prompts = [sampled(256, seed, 40, 16, task).double() for seed in range(3)]
     assert_named(algorithm_distances(built(construction, 8), *prompts, task, n_points=[40]), algorithm, steps, 40)
 

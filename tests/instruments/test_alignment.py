@@ -25,7 +25,7 @@ P_GD = ConstructedPreprocessThenGD(2, 0.2)
 
 
 def prompts(n_prompts=48, seed=0, n_points=24, n_queries=4):
-    task = SparseLinearRegression(D, 2, 0.2, weight_law="sign")
+    task = SparseLinearRegression(D, 2, noise_std=0.2, weight_law="sign")
     return task.sample(n_prompts, n_points, n_queries, torch.Generator().manual_seed(seed)).double()
 
 

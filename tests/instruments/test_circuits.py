@@ -13,7 +13,7 @@ N_DIMS = 3
 
 
 def sampled(n_prompts=4, n_points=5):
-    task = SparseLinearRegression(N_DIMS, 2, 0.3)
+    task = SparseLinearRegression(N_DIMS, 2, noise_std=0.3)
     return task.sample(n_prompts, n_points, 2, torch.Generator().manual_seed(0)).double()
 
 

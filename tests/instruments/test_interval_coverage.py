@@ -11,7 +11,7 @@ from lightning_icl.functional.prompts import concatenated
 from lightning_icl.instruments.ablation import AblatedHeads
 from lightning_icl.instruments.importance import values_by_score
 
-TASK, HEADS, MEAN_REFERENCE = SparseLinearRegression(3, 2, 0.3), [3, 2], 8
+TASK, HEADS, MEAN_REFERENCE = SparseLinearRegression(3, 2, noise_std=0.3), [3, 2], 8
 QUANTITIES = {
     "raw": "interval",
     "total": "total_interval",

@@ -29,7 +29,7 @@ from lightning_icl.instruments.p_probing import (
 )
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
 
-TASK = SparseLinearRegression(3, 1, 0.3)
+TASK = SparseLinearRegression(3, 1, noise_std=0.3)
 SHORT = Training(n_steps=2, batch_size=2, n_queries=2, n_seeds=2, n_choose=8, n_score=4)
 
 
@@ -106,7 +106,7 @@ def test_a_preprocessing_layer_leads_with_the_papers_preprocessing():
 
     As few prompts fit the coordinates, up to a tenth; by R^2 of least squares on other prompts.
     """
-    fit, prompt = (sampled(2048, seed, 12, task=SparseLinearRegression(4, 1, 0.3)) for seed in (0, 1))
+    fit, prompt = (sampled(2048, seed, 12, task=SparseLinearRegression(4, 1, noise_std=0.3)) for seed in (0, 1))
     for network, target in ((preprocessing(4, 4), correlation_features), (idle(4, 4), raw)):
         leading = leading_first(first_layer(network), fit)(prompt).x[..., :4].flatten(0, 1)
         wanted = target(prompt).x.flatten(0, 1)
@@ -262,7 +262,9 @@ def closed_form_risks(path, prompts, depths):
 
 def probed(networks, n_dims, n_points, sparsity, depths, training):
     models = {"most": networks(n_dims, n_dims), "fewest": networks(n_dims, 1)}
-    return p_probing(models, SparseLinearRegression(n_dims, sparsity, 0.2), n_points, depths, training=training)
+    return p_probing(
+        models, SparseLinearRegression(n_dims, sparsity, noise_std=0.2), n_points, depths, training=training
+    )
 
 
 SMALL = {"n_dims": 4, "n_points": 8, "sparsity": 1, "depths": 1}
@@ -276,7 +278,7 @@ CALIBRATED = [
 @pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
 def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
     """Where preprocess-then-GD has the lower risk at every number of steps, by the closed forms."""
-    task = SparseLinearRegression(case["n_dims"], case["sparsity"], 0.2)
+    task = SparseLinearRegression(case["n_dims"], case["sparsity"], noise_std=0.2)
     prompts = sampled(4096, 1, case["n_points"], task=task).double()
     better, worse = (
         closed_form_risks(path, prompts, case["depths"]) for path in (preprocess_then_gd_path, gradient_descent_path)

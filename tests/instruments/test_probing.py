@@ -16,7 +16,7 @@ from lightning_icl.instruments.probing import probe_layers, untrained_like
 from lightning_icl.transformer import Transformer
 
 N_DIMS, N_POINTS, N_QUERIES = 3, 5, 2
-TASK = SparseLinearRegression(N_DIMS, 2, 0.3)
+TASK = SparseLinearRegression(N_DIMS, 2, noise_std=0.3)
 
 
 def sampled(seed, n_prompts=50, task=TASK, n_points=N_POINTS):

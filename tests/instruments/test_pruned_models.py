@@ -26,7 +26,7 @@ from lightning_icl.instruments.pruning import (
 from lightning_icl.optimizers import BlockMuon, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
 
-TASK = SparseLinearRegression(3, 2, 0.3)
+TASK = SparseLinearRegression(3, 2, noise_std=0.3)
 VARIANTS = [
     {},
     {"mlp": False, "attention": "linear", "norm": "none"},

@@ -10,7 +10,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
 from lightning_icl.instruments.removal import kept_parts, remove_heads
 
-TASK = SparseLinearRegression(3, 2, 0.3)
+TASK = SparseLinearRegression(3, 2, noise_std=0.3)
 
 
 def sampled(n_prompts=5, n_points=4):

@@ -166,7 +166,7 @@ def test_a_context_tells_laws_options_and_prompts_apart_and_no_commands():
     for task, odd, n_prompts, fn in (
         (None, Odd(), 4, "fit"),
         (None, Odd(), 4, "validate"),
-        (SparseLinearRegression(4, 2, 2.0), Odd(), 4, "fit"),
+        (SparseLinearRegression(4, 2, noise_std=2.0), Odd(), 4, "fit"),
         (None, Odd(a=Odd()), 4, "fit"),
         (None, Odd(), 5, "fit"),
     ):

@@ -35,14 +35,16 @@ def assert_mean_within_4_standard_errors(samples, expected):
 
 def every_task(d):
     """One of each family in d dimensions, by name."""
-    sparse = SparseLinearRegression(d, (d + 1) // 2, 0.3)
+    sparse = SparseLinearRegression(d, (d + 1) // 2, noise_std=0.3)
     return {
         "sparse": sparse,
-        "dense": LinearRegression(d, [0.1, 0.5], 0.4, spectrum=Spiked(1, 4.0), rotation="per_prompt"),
+        "dense": LinearRegression(
+            d, noise_std=[0.1, 0.5], correlation=0.4, spectrum=Spiked(1, 4.0), rotation="per_prompt"
+        ),
         "group": GroupSparseLinearRegression(d, 1 if d % 2 else 2, 1, noise_std=0.3, weight_mean=1.0),
         "recovery": SparseRecovery(d, 1, noise_std=0.2, rotation="fixed"),
         "pool": TaskPool(sparse, 5),
-        "quadratic": QuadraticRegression(d, 0.1, noise="laplace"),
+        "quadratic": QuadraticRegression(d, noise_std=0.1, noise="laplace"),
         "polynomial": PolynomialRegression(d, 3, noise_std=0.1, features="uniform"),
         "relu": ReLUNetwork(d, 7, noise_std=0.2, noise="student_t"),
         "tree": DecisionTree(d, 3, noise_std=0.2, features="student_t"),

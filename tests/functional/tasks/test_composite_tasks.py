@@ -18,7 +18,7 @@ from lightning_icl import (
 
 
 def test_prompts_take_their_weights_from_the_pool_uniformly():
-    pool = TaskPool(SparseLinearRegression(4, 2, 0.5), 5)
+    pool = TaskPool(SparseLinearRegression(4, 2, noise_std=0.5), 5)
     prompt = pool.sample(20_000, 3, 1, generator())
     which = (prompt.w[:, None] == pool.pool).all(dim=2)
     assert (which.sum(dim=1) == 1).all()
@@ -45,7 +45,7 @@ def test_a_pool_keeps_the_features_and_noise_of_its_task():
 
 
 def test_validation_of_a_pool_is_the_law_behind_it():
-    task = LinearRegression(4, 0.5)
+    task = LinearRegression(4, noise_std=0.5)
     assert TaskPool(task, 3).fresh() is task
     assert task.fresh() is task
     assert TaskPool(task, 3).ridge_alpha == task.ridge_alpha == 0.25
@@ -57,7 +57,7 @@ def test_a_pool_of_one_is_one_task():
 
 
 def test_shifting_the_noise_or_the_features_of_a_pool_leaves_its_weights():
-    pool = TaskPool(SparseLinearRegression(4, 2, 0.1), 6, pool_seed=3)
+    pool = TaskPool(SparseLinearRegression(4, 2, noise_std=0.1), 6, pool_seed=3)
     shifted = pool.shifted(noise_std=2.0, features="uniform")
     assert torch.equal(shifted.pool, pool.pool)
     assert (shifted.task.noise_std, shifted.task.features, shifted.pool_seed) == (2.0, "uniform", 3)
@@ -105,7 +105,7 @@ def test_a_mixture_has_weights_only_where_each_task_has():
 
 
 def test_the_fresh_law_of_a_mixture_is_that_of_its_tasks():
-    linear, pool = LinearRegression(3), TaskPool(LinearRegression(3, 0.5), 4)
+    linear, pool = LinearRegression(3), TaskPool(LinearRegression(3, noise_std=0.5), 4)
     assert repr(Mixture([linear, pool], [1.0, 3.0]).fresh()) == repr(Mixture([linear, pool.task], [1.0, 3.0]))
     without = Mixture([linear, linear])
     assert without.fresh() is without

@@ -236,7 +236,7 @@ def test_unknown_shifts_are_named(name):
 
 
 def test_shifts_are_checked_by_the_constructor():
-    task = SparseLinearRegression(4, 2, 0.3)
+    task = SparseLinearRegression(4, 2, noise_std=0.3)
     with pytest.raises(InputError, match="sparsity is 5, but it must lie between 1 and n_dims, which is 4"):
         task.shifted(sparsity=5)
     with pytest.raises(InputError, match="SparseLinearRegression has no option 'noice_std'; did you mean 'noise_std'"):
@@ -248,8 +248,12 @@ def test_shifts_are_checked_by_the_constructor():
 
 
 def test_positional_and_forwarded_options_survive_a_shift():
-    task = SparseLinearRegression(6, 2, 0.3, 0.5, "sign", noise="laplace", spectrum=Spiked(1, 4.0)).shifted(sparsity=3)
-    expected = SparseLinearRegression(6, 3, 0.3, 0.5, "sign", noise="laplace", spectrum=Spiked(1, 4.0))
+    task = SparseLinearRegression(
+        6, 2, noise_std=0.3, correlation=0.5, weight_law="sign", noise="laplace", spectrum=Spiked(1, 4.0)
+    ).shifted(sparsity=3)
+    expected = SparseLinearRegression(
+        6, 3, noise_std=0.3, correlation=0.5, weight_law="sign", noise="laplace", spectrum=Spiked(1, 4.0)
+    )
     assert repr(task) == repr(expected)
 
 
@@ -274,14 +278,14 @@ class Plain(Task):
 def test_users_tasks_shift_and_truncate_too():
     task = Offset(4, 2.0, noise_std=0.5).shifted(offset=7.0, n_dims=3)
     assert (task._offset, task.n_dims, task.noise_std) == (7.0, 3, 0.5)
-    assert Plain(4, 0.5).truncated(2).n_dims == 2
-    assert Plain(4, 0.5).shifted(noise_std=1.0).noise_std == 1.0
+    assert Plain(4, noise_std=0.5).truncated(2).n_dims == 2
+    assert Plain(4, noise_std=0.5).shifted(noise_std=1.0).noise_std == 1.0
     with pytest.raises(InputError, match="Plain has no option 'ofset'"):
         Plain(4).shifted(ofset=1.0)
 
 
 def test_the_representation_names_public_options_alone():
-    task = TaskPool(SparseLinearRegression(3, 2, 0.5, spectrum=Spiked(1, 4.0)), 5)
+    task = TaskPool(SparseLinearRegression(3, 2, noise_std=0.5, spectrum=Spiked(1, 4.0)), 5)
     assert repr(task) == (
         "TaskPool(n_dims=3, task=SparseLinearRegression(n_dims=3, noise_std=0.5, correlation=0.0, noise='gaussian', "
         "noise_df=5.0, features='gaussian', feature_df=5.0, spectrum=Spiked(n_spikes=1, spike=4.0), rotation='none', "

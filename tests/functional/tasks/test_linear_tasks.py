@@ -83,7 +83,7 @@ def test_signs_and_unit_norms_are_exact():
     ("batch", "points", "queries", "dims"), [(5, 4, 3, 6), (1, 1, 1, 1), (1, 2, 1, 9), (3, 9, 2, 2)]
 )
 def test_targets_are_the_weights_times_the_features(float64, batch, points, queries, dims, correlation, law):
-    task = SparseLinearRegression(dims, (dims + 1) // 2, 0.3, correlation, law)
+    task = SparseLinearRegression(dims, (dims + 1) // 2, noise_std=0.3, correlation=correlation, weight_law=law)
     prompt = task.sample(batch, points, queries, generator())
     task.noise_std = 0.0
     noiseless = task.sample(batch, points, queries, generator())
@@ -97,7 +97,11 @@ def test_targets_are_the_weights_times_the_features(float64, batch, points, quer
     torch.testing.assert_close(noiseless.y_query, noiseless.f_query, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("task", [SparseLinearRegression(5, 2, 0.3, 0.5, law) for law in LAWS] + [Squares(3, 0.1)])
+@pytest.mark.parametrize(
+    "task",
+    [SparseLinearRegression(5, 2, noise_std=0.3, correlation=0.5, weight_law=law) for law in LAWS]
+    + [Squares(3, noise_std=0.1)],
+)
 def test_the_generator_is_the_only_randomness(task):
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -114,7 +118,10 @@ def test_the_generator_is_the_only_randomness(task):
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 @pytest.mark.parametrize("law", LAWS)
 def test_linear_regression_is_the_sparse_one_with_every_weight_drawn(law, correlation):
-    dense, sparse = LinearRegression(4, 0.3, correlation, law), SparseLinearRegression(4, 4, 0.3, correlation, law)
+    dense, sparse = (
+        LinearRegression(4, noise_std=0.3, correlation=correlation, weight_law=law),
+        SparseLinearRegression(4, 4, noise_std=0.3, correlation=correlation, weight_law=law),
+    )
     for a, b in zip(dense.sample(3, 5, 2, generator()), sparse.sample(3, 5, 2, generator()), strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
     assert (dense.sparsity, dense.weight_variance, dense.ridge_alpha) == (4, sparse.weight_variance, sparse.ridge_alpha)
@@ -140,18 +147,18 @@ def test_a_task_without_linear_weights():
     ],
 )
 def test_ridge_alpha_by_hand(sparsity, noise_std, law, expected):
-    task = SparseLinearRegression(16, sparsity, noise_std, weight_law=law)
+    task = SparseLinearRegression(16, sparsity, noise_std=noise_std, weight_law=law)
     assert task.ridge_alpha == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     "task",
     [
-        LinearRegression(8, 0.8),
-        LinearRegression(8, 0.8, correlation=0.5),
-        SparseLinearRegression(8, 2, 0.8, weight_law="sign"),
-        SparseLinearRegression(8, 3, 0.4, weight_law="unit_norm"),
-        SparseLinearRegression(8, 3, 0.4, weight_law="scaled"),
+        LinearRegression(8, noise_std=0.8),
+        LinearRegression(8, noise_std=0.8, correlation=0.5),
+        SparseLinearRegression(8, 2, noise_std=0.8, weight_law="sign"),
+        SparseLinearRegression(8, 3, noise_std=0.4, weight_law="unit_norm"),
+        SparseLinearRegression(8, 3, noise_std=0.4, weight_law="scaled"),
     ],
 )
 def test_ridge_alpha_is_the_best_ridge_strength(float64, task):
@@ -214,7 +221,7 @@ def test_weight_mean_moves_the_non_zero_weights_alone(law, slab_variance, weight
 
 
 def test_ridge_alpha_is_left_open_where_prompts_differ_in_noise():
-    assert LinearRegression(4, [0.1, 0.5]).ridge_alpha is None
+    assert LinearRegression(4, noise_std=[0.1, 0.5]).ridge_alpha is None
 
 
 @pytest.mark.parametrize("law", ["sign", "unit_norm"])
@@ -241,7 +248,7 @@ def test_groups_are_active_together_and_uniform(n_dims, group_size, n_groups):
 
 
 def test_groups_of_one_are_plain_sparsity():
-    groups, plain = GroupSparseLinearRegression(5, 1, 2, noise_std=0.3), SparseLinearRegression(5, 2, 0.3)
+    groups, plain = GroupSparseLinearRegression(5, 1, 2, noise_std=0.3), SparseLinearRegression(5, 2, noise_std=0.3)
     assert torch.equal(groups.sample(3, 4, 2, generator()).y, plain.sample(3, 4, 2, generator()).y)
 
 
@@ -311,7 +318,7 @@ def test_a_fixed_design_and_its_queries_have_the_features_law():
 
 
 def test_a_fresh_design_is_sparse_linear_regression():
-    fresh, plain = SparseRecovery(5, 2, "fresh", noise_std=0.3), SparseLinearRegression(5, 2, 0.3)
+    fresh, plain = SparseRecovery(5, 2, "fresh", noise_std=0.3), SparseLinearRegression(5, 2, noise_std=0.3)
     for a, b in zip(fresh.sample(3, 4, 2, generator()), plain.sample(3, 4, 2, generator()), strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
 

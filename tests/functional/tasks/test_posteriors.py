@@ -99,22 +99,25 @@ def unmixed(components, *how):
 PAIRS = subsets(lambda s: s in ([0, 1], [2, 3]))
 SLOW, LISTED = PowerLaw(1.5), Eigenvalues([4.0, 1.0, 0.5, 2.0])
 LAWS = {  # task, components of its w
-    "sparse": (SparseLinearRegression(D, 2, 0.5), normal_on(of_size(2))),
-    "sparse, one level listed": (SparseLinearRegression(D, 1, [0.3]), normal_on(of_size(1))),
-    "sparse, levels": (SparseLinearRegression(D, 2, [0.1, 0.5, 2.0]), normal_on(of_size(2))),
-    "sparse, one level twice": (SparseLinearRegression(D, 2, [0.2, 1.0, 1.0]), normal_on(of_size(2))),
-    "sparse, mean": (SparseLinearRegression(D, 3, 0.5, weight_mean=-1.5), normal_on(of_size(3), 1.0, -1.5)),
-    "scaled": (SparseLinearRegression(D, 3, 0.5, weight_law="scaled"), normal_on(of_size(3), 1 / 3)),
+    "sparse": (SparseLinearRegression(D, 2, noise_std=0.5), normal_on(of_size(2))),
+    "sparse, one level listed": (SparseLinearRegression(D, 1, noise_std=[0.3]), normal_on(of_size(1))),
+    "sparse, levels": (SparseLinearRegression(D, 2, noise_std=[0.1, 0.5, 2.0]), normal_on(of_size(2))),
+    "sparse, one level twice": (SparseLinearRegression(D, 2, noise_std=[0.2, 1.0, 1.0]), normal_on(of_size(2))),
+    "sparse, mean": (SparseLinearRegression(D, 3, noise_std=0.5, weight_mean=-1.5), normal_on(of_size(3), 1.0, -1.5)),
+    "scaled": (SparseLinearRegression(D, 3, noise_std=0.5, weight_law="scaled"), normal_on(of_size(3), 1 / 3)),
     "scaled, mean, levels": (
-        SparseLinearRegression(D, 2, [0.2, 0.8], weight_law="scaled", weight_mean=2.0),
+        SparseLinearRegression(D, 2, noise_std=[0.2, 0.8], weight_law="scaled", weight_mean=2.0),
         normal_on(of_size(2), 1 / 2, 2.0),
     ),
-    "signs": (SparseLinearRegression(D, 3, 0.7, weight_law="sign"), signs_on(of_size(3))),
-    "signs, levels": (SparseLinearRegression(D, 2, [0.3, 1.0], weight_law="sign"), signs_on(of_size(2))),
-    "unit vectors of one weight": (SparseLinearRegression(D, 1, 0.5, weight_law="unit_norm"), signs_on(of_size(1))),
-    "dense": (LinearRegression(D, 0.5), normal_on(of_size(D))),
-    "dense, levels": (LinearRegression(D, [0.1, 1.0], weight_mean=1.0), normal_on(of_size(D), 1.0, 1.0)),
-    "dense signs": (LinearRegression(D, 0.8, weight_law="sign"), signs_on(of_size(D))),
+    "signs": (SparseLinearRegression(D, 3, noise_std=0.7, weight_law="sign"), signs_on(of_size(3))),
+    "signs, levels": (SparseLinearRegression(D, 2, noise_std=[0.3, 1.0], weight_law="sign"), signs_on(of_size(2))),
+    "unit vectors of one weight": (
+        SparseLinearRegression(D, 1, noise_std=0.5, weight_law="unit_norm"),
+        signs_on(of_size(1)),
+    ),
+    "dense": (LinearRegression(D, noise_std=0.5), normal_on(of_size(D))),
+    "dense, levels": (LinearRegression(D, noise_std=[0.1, 1.0], weight_mean=1.0), normal_on(of_size(D), 1.0, 1.0)),
+    "dense signs": (LinearRegression(D, noise_std=0.8, weight_law="sign"), signs_on(of_size(D))),
     "groups": (GroupSparseLinearRegression(D, 2, 1, noise_std=0.5), normal_on(PAIRS)),
     "groups of signs": (GroupSparseLinearRegression(D, 2, 1, noise_std=0.5, weight_law="sign"), signs_on(PAIRS)),
     "groups, scaled, mean": (
@@ -123,26 +126,30 @@ LAWS = {  # task, components of its w
     ),
     "recovery": (SparseRecovery(D, 2, noise_std=0.4), normal_on(of_size(2))),
     "features of another law": (
-        SparseLinearRegression(D, 2, 0.5, 0.6, features="student_t", spectrum=SLOW, rotation="per_prompt"),
+        SparseLinearRegression(
+            D, 2, noise_std=0.5, correlation=0.6, features="student_t", spectrum=SLOW, rotation="per_prompt"
+        ),
         normal_on(of_size(2)),
     ),
     "whitened, correlated": (
-        LinearRegression(D, 0.5, 0.6, whitened=True, spectrum=SLOW),
+        LinearRegression(D, noise_std=0.5, correlation=0.6, whitened=True, spectrum=SLOW),
         unmixed(normal_on(of_size(D)), SLOW, 0.6, False),
     ),
     "whitened, rotated, mean, levels": (
-        LinearRegression(D, [0.3, 1.0], weight_mean=1.0, whitened=True, spectrum=LISTED, rotation="fixed"),
+        LinearRegression(D, noise_std=[0.3, 1.0], weight_mean=1.0, whitened=True, spectrum=LISTED, rotation="fixed"),
         unmixed(normal_on(of_size(D), 1.0, 1.0), LISTED, 0.0, True),
     ),
     "whitened, scaled": (
-        LinearRegression(D, 0.5, 0.6, weight_law="scaled", whitened=True, spectrum=LISTED, rotation="fixed"),
+        LinearRegression(
+            D, noise_std=0.5, correlation=0.6, weight_law="scaled", whitened=True, spectrum=LISTED, rotation="fixed"
+        ),
         unmixed(normal_on(of_size(D), 1 / D), LISTED, 0.6, True),
     ),
     "whitened signs": (
-        LinearRegression(D, 0.5, 0.6, weight_law="sign", whitened=True, spectrum=LISTED),
+        LinearRegression(D, noise_std=0.5, correlation=0.6, weight_law="sign", whitened=True, spectrum=LISTED),
         unmixed(signs_on(of_size(D)), LISTED, 0.6, False),
     ),
-    "whitened, nothing to whiten": (LinearRegression(D, 0.5, whitened=True), normal_on(of_size(D))),
+    "whitened, nothing to whiten": (LinearRegression(D, noise_std=0.5, whitened=True), normal_on(of_size(D))),
 }
 
 
@@ -199,7 +206,7 @@ def test_rows_are_problems_of_their_own_and_stay_as_they_were(law):
 @pytest.mark.parametrize(("spectrum", "rotation"), [(SLOW, "none"), (LISTED, "fixed")])
 def test_a_whitened_gaussian_law_has_the_inverse_covariance_of_the_features(spectrum, rotation):
     """Which of its square roots whitens does not matter: generalised ridge with the penalty w^T Sigma w."""
-    task = LinearRegression(D, 0.5, 0.6, whitened=True, spectrum=spectrum, rotation=rotation)
+    task = LinearRegression(D, noise_std=0.5, correlation=0.6, whitened=True, spectrum=spectrum, rotation=rotation)
     root = mixing(spectrum, 0.6, rotation == "fixed")
     sigma = root @ root.T
     x, y = examples(3, 6)
@@ -214,7 +221,7 @@ def test_a_whitened_gaussian_law_has_the_inverse_covariance_of_the_features(spec
 
 def test_a_level_of_zero_is_found_out_from_the_examples():
     """The level decides: prompts without noise are solved exactly, noisy ones as if that level were not listed."""
-    task = SparseLinearRegression(D, 1, [0.0, 0.5])
+    task = SparseLinearRegression(D, 1, noise_std=[0.0, 0.5])
     prompt = task.sample(60, 6, 1, generator(3)).double()
     noisy = (prompt.y - prompt.f).abs().amax(1) > 1e-3
     assert 15 < noisy.sum() < 45
@@ -228,11 +235,11 @@ def test_a_level_of_zero_is_found_out_from_the_examples():
 
 
 POOLS = {
-    "sparse": TaskPool(SparseLinearRegression(D, 2, 0.5), 7),
-    "levels": TaskPool(SparseLinearRegression(D, 2, [0.1, 0.5, 2.0], weight_law="unit_norm"), 5),
-    "one task": TaskPool(LinearRegression(D, 0.5), 1),
-    "alike": TaskPool(LinearRegression(D, 0.5, weight_law="sign"), 40),  # of 16 sign vectors
-    "whitened": TaskPool(LinearRegression(D, 0.5, 0.6, whitened=True, rotation="fixed"), 6),
+    "sparse": TaskPool(SparseLinearRegression(D, 2, noise_std=0.5), 7),
+    "levels": TaskPool(SparseLinearRegression(D, 2, noise_std=[0.1, 0.5, 2.0], weight_law="unit_norm"), 5),
+    "one task": TaskPool(LinearRegression(D, noise_std=0.5), 1),
+    "alike": TaskPool(LinearRegression(D, noise_std=0.5, weight_law="sign"), 40),  # of 16 sign vectors
+    "whitened": TaskPool(LinearRegression(D, noise_std=0.5, correlation=0.6, whitened=True, rotation="fixed"), 6),
     "fixed design": TaskPool(SparseRecovery(D, 1, noise_std=0.5), 3),
 }
 
@@ -256,7 +263,7 @@ def test_on_prompts_of_a_pool_the_error_is_uncorrelated_with_the_answer(name):
 
 
 def test_a_large_pool_approaches_the_posterior_of_its_law():
-    task = LinearRegression(2, 1.0)
+    task = LinearRegression(2, noise_std=1.0)
     m = estimators.moments(*examples(4, 3, d=2))
     pool = TaskPool(task, 200_000).posterior(m)
     assert_close(pool.mean, task.posterior(m).mean.numpy(), atol=0.03)
@@ -267,12 +274,12 @@ def test_a_large_pool_approaches_the_posterior_of_its_law():
 
 
 WITHOUT = {
-    "Laplace noise": SparseLinearRegression(D, 2, 0.5, noise="laplace"),
+    "Laplace noise": SparseLinearRegression(D, 2, noise_std=0.5, noise="laplace"),
     "Student noise": GroupSparseLinearRegression(D, 2, 1, noise_std=0.5, noise="student_t"),
-    "unit vectors": SparseLinearRegression(D, 2, 0.5, weight_law="unit_norm"),
-    "whitened, Laplace noise": LinearRegression(D, 0.5, 0.6, whitened=True, noise="laplace"),
-    "a pool with Laplace noise": TaskPool(LinearRegression(D, 0.5, noise="laplace"), 3),
-    "a mixture": Mixture([LinearRegression(D, 0.5), LinearRegression(D, 1.0)]),
+    "unit vectors": SparseLinearRegression(D, 2, noise_std=0.5, weight_law="unit_norm"),
+    "whitened, Laplace noise": LinearRegression(D, noise_std=0.5, correlation=0.6, whitened=True, noise="laplace"),
+    "a pool with Laplace noise": TaskPool(LinearRegression(D, noise_std=0.5, noise="laplace"), 3),
+    "a mixture": Mixture([LinearRegression(D, noise_std=0.5), LinearRegression(D, noise_std=1.0)]),
     "classes": LinearClassification(D),
     "a network": ReLUNetwork(D, 5, noise_std=0.1),
 }
@@ -293,9 +300,12 @@ def test_whitening_by_a_rotation_of_each_prompt_is_refused():
 @pytest.mark.parametrize(
     ("task", "terms"),
     [
-        (SparseLinearRegression(60, 30, 0.5), math.comb(60, 30)),
-        (SparseLinearRegression(22, 7, [0.1] * 7), 7 * math.comb(22, 7)),  # each level alone is below the limit
-        (LinearRegression(21, 0.5, weight_law="sign"), 2**21),
+        (SparseLinearRegression(60, 30, noise_std=0.5), math.comb(60, 30)),
+        (
+            SparseLinearRegression(22, 7, noise_std=[0.1] * 7),
+            7 * math.comb(22, 7),
+        ),  # each level alone is below the limit
+        (LinearRegression(21, noise_std=0.5, weight_law="sign"), 2**21),
         (GroupSparseLinearRegression(64, 2, 16, noise_std=0.5), math.comb(32, 16)),
     ],
 )

@@ -17,7 +17,9 @@ def noise_of(prompt):
 @pytest.mark.parametrize("noise_std", [0.1, 2.0])
 @pytest.mark.parametrize("law", KURTOSIS)
 def test_noise_has_its_moments_at_examples_and_queries_alike(law, noise_std):
-    noise = noise_of(LinearRegression(3, noise_std, noise=law, noise_df=12.0).sample(40_000, 2, 2, generator()))
+    noise = noise_of(
+        LinearRegression(3, noise_std=noise_std, noise=law, noise_df=12.0).sample(40_000, 2, 2, generator())
+    )
     assert_mean_within_4_standard_errors(noise, 0)
     products = noise[:, :, None] * noise[:, None]
     assert_mean_within_4_standard_errors(products, noise_std**2 * np.eye(4))  # independent between points
@@ -26,13 +28,13 @@ def test_noise_has_its_moments_at_examples_and_queries_alike(law, noise_std):
 
 @pytest.mark.parametrize("law", KURTOSIS)
 def test_noise_is_independent_of_the_target(law):
-    prompt = LinearRegression(3, 1.0, noise=law).sample(40_000, 1, 1, generator())
+    prompt = LinearRegression(3, noise_std=1.0, noise=law).sample(40_000, 1, 1, generator())
     assert_mean_within_4_standard_errors(noise_of(prompt) * torch.cat([prompt.f, prompt.f_query], dim=1).double(), 0)
 
 
 def test_each_prompt_draws_one_level_of_the_list_uniformly():
     levels = [0.0, 0.1, 1.0, 10.0]
-    noise = noise_of(LinearRegression(2, levels).sample(4000, 50, 50, generator()))
+    noise = noise_of(LinearRegression(2, noise_std=levels).sample(4000, 50, 50, generator()))
     measured = noise.square().mean(dim=1).sqrt()
     nearest = (measured[:, None] / torch.tensor([0.001, 0.1, 1.0, 10.0])).log().abs().argmin(dim=1)
     for k, level in enumerate(levels):
@@ -50,5 +52,5 @@ def test_noise_free_labels_are_the_targets():
 
 
 def test_a_list_of_one_level_is_that_level():
-    one, listed = (LinearRegression(3, std).sample(4, 3, 2, generator()) for std in (0.5, [0.5]))
+    one, listed = (LinearRegression(3, noise_std=std).sample(4, 3, 2, generator()) for std in (0.5, [0.5]))
     torch.testing.assert_close(one.y, listed.y)
