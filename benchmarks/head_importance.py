@@ -25,14 +25,14 @@ from torch import Tensor
 
 from lightning_icl import Prompt, SparseLinearRegression, Transformer
 from lightning_icl.functional.heads import full_mask, leave_one_out_masks
+from lightning_icl.functional.seeds import seeded
 from lightning_icl.instruments.ablation import predictions_under_masks
 
 DIMS, POINTS, QUERIES, WIDTH = 16, 16, 4, 256
 
 
 def model(heads: list[int], mlp: bool) -> Transformer:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return Transformer(DIMS, WIDTH, heads, mlp=mlp)
 
 

@@ -25,6 +25,7 @@ from lightning_icl.functional.representations import (
     gd_plus_plus_features,
     raw,
 )
+from lightning_icl.functional.seeds import seeded
 from lightning_icl.instruments.p_probing import Training, errors_of_arms, first_layer, read_in
 
 DIMS, POINTS = 16, 16
@@ -32,8 +33,7 @@ SCALES = {"quick": (64, 2, 1), "paper": (256, 4, 3)}  # width, depths, seeds
 
 
 def arms(width: int, device: str) -> dict[str, Representation]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         many, one, fresh = (Transformer(DIMS, width, [heads]).to(device) for heads in (8, 1, 8))
     return {
         "heads_8": first_layer(many),

@@ -14,6 +14,7 @@ from lightning_icl.commands.run import Run, open_run
 from lightning_icl.figures.files import write_figure
 from lightning_icl.figures.p_probing import p_probing_risks
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.risk import Interval
 from lightning_icl.instruments.p_probing import (
     CORRELATION,
     GD_PLUS_PLUS,
@@ -116,7 +117,7 @@ def p_probing_rows(found: PProbing, labels: Mapping[str, str]) -> Iterator[Row]:
         for arm, curve in risks.items():
             for depth, risk in enumerate(curve, start=1):
                 place = f"p_probing/{optimiser}/{depth}/{arm}"
-                yield Row(place, risk.mean, risk.low, risk.high, note=labels[arm])
+                yield Row(place, *risk, note=labels[arm])
 
 
 def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[str]:
@@ -127,7 +128,7 @@ def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[st
         names = [name.partition("/")[2] for name, number in found.heads.items() if number == h]
         lines.append(f"{labels[f'heads_{h}']}: of {', '.join(names)}")
     for optimiser, risks in found.risks().items():
-        cells = [(labels[arm], [f"{r.mean:.3f} ±{r.half_width:.3f}" for r in curve]) for arm, curve in risks.items()]
+        cells = [(labels[arm], [_plus_minus(risk) for risk in curve]) for arm, curve in risks.items()]
         lines += ["", f"{HEADINGS[optimiser]}:", *_table(cells)]
     lines += ["", f"Is layer 1 with most heads ({max(found.heads.values())}) better? Risk minus the other's, paired:"]
     for optimiser in found.errors:
@@ -143,10 +144,14 @@ def _differences(
     lines: list[tuple[str, list[str]]] = []
     for rival in dict.fromkeys(c.rival for c in comparisons):
         of_rival = [c for c in comparisons if (c.optimiser, c.rival) == (optimiser, rival)]
-        differences = [f"{c.difference.mean:+.3f} ±{c.difference.half_width:.3f}" for c in of_rival]
+        differences = [_plus_minus(c.difference, "+") for c in of_rival]
         kind = "  claimed" if of_rival[0].claimed else "  a control"
         lines += [(f"vs {labels[rival]}", differences), (kind, [str(c.verdict) for c in of_rival])]
     return lines
+
+
+def _plus_minus(interval: Interval, sign: str = "") -> str:
+    return f"{interval.value:{sign}.3f} ±{interval.high - interval.value:.3f}"
 
 
 def _table(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

@@ -11,11 +11,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.seeds import seeded
 
 LEARNING_RATE = 1e-2
 WARM_UP = 0.05  # of the steps
 LARGEST_GRADIENT = 1.0  # norm of the gradient of one model
-EACH = Prompt(0, 0, 0, 0, 0)  # type: ignore[arg-type]  # the axis of each field that counts the models
 
 
 class Fleet:
@@ -25,8 +25,8 @@ class Fleet:
     gradient of each model clipped to norm 1, linear warm-up for a twentieth of the steps, then half a cosine down to 0.
 
     Args:
-        build: makes one model, which maps a Prompt to predictions (batch, queries), from the global generator (which
-            is left as it was).
+        build: makes one model, which maps a Prompt to predictions (batch, queries), from the CPU's default generator
+            (which is left as it was).
         n_arms: how many sets of prompts there are to learn from.
         seeds: what the models are initialised from.
         n_steps: how many steps will be trained.
@@ -41,7 +41,10 @@ class Fleet:
         n_steps: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        models = [_built(build, seed).to(device) for seed in seeds]
+        models = []
+        for seed in seeds:
+            with seeded(seed):
+                models.append(build().to(device))
         start, _ = stack_module_state(models)
         self.model = models[0].to("meta")  # its parameters are passed in
         self.parameters = {  # (arms, seeds, ...)
@@ -67,17 +70,13 @@ class Fleet:
         return self._predictions(prompts)
 
     def _predictions(self, prompts: Prompt) -> Tensor:
-        by_model = vmap(vmap(self._prediction, in_dims=(0, EACH)), in_dims=(0, EACH))
-        return by_model(self.parameters, prompts)
+        def prediction(parameters: dict[str, Tensor], prompt: Prompt) -> Tensor:
+            return functional_call(self.model, parameters, (prompt,))
 
-    def _prediction(self, parameters: dict[str, Tensor], prompt: Prompt) -> Tensor:
-        return functional_call(self.model, parameters, (prompt,))
-
-
-def _built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
+        # The first axis of every field that is there counts the arms, the next the seeds.
+        first = Prompt._make(None if field is None else 0 for field in prompts)
+        by_seed = vmap(prediction, in_dims=(0, first))
+        return vmap(by_seed, in_dims=(0, first))(self.parameters, prompts)
 
 
 def _rate_factor(step: int, n_steps: int) -> float:

@@ -25,8 +25,8 @@ from lightning_icl.functional.representations import (
     scaled,
     tuned_shrinkage,
 )
-from lightning_icl.functional.risk import squared_errors
-from lightning_icl.functional.seeds import Interval, over_seeds_and_prompts
+from lightning_icl.functional.risk import Interval, squared_errors
+from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.instruments.fleet import Fleet
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent

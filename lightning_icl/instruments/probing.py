@@ -14,6 +14,7 @@ from lightning_icl.functional.probes import Estimate
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
 from lightning_icl.functional.risk import squared_errors
+from lightning_icl.functional.seeds import seeded
 from lightning_icl.functional.tasks import Task
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.transformer import Transformer
@@ -134,8 +135,7 @@ def probe_layers(
 def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
     """A network of the same architecture with fresh weights, the same for each seed."""
     fresh = copy.deepcopy(transformer).cpu()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         for module in fresh.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 module.reset_parameters()

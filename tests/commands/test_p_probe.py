@@ -89,8 +89,8 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
             for depth in range(2):
                 risk = over_seeds_and_prompts(errors[depth])
                 row = rows.pop(f"p_probing/{optimiser}/{depth + 1}/{merged}")
-                assert row[1:4] == pytest.approx((risk.mean, risk.low, risk.high), rel=1e-6)
-                assert f"{risk.mean:.3f} ±{risk.half_width:.3f}" in said
+                assert row[1:4] == pytest.approx(risk, rel=1e-6)
+                assert f"{risk.value:.3f} ±{risk.high - risk.value:.3f}" in said
     assert not rows
     comparisons = expected.comparisons()
     assert [c["verdict"] for c in found.arrays["comparisons"]] == [c.verdict for c in comparisons]

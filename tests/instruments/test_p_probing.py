@@ -28,6 +28,7 @@ from lightning_icl.instruments.p_probing import (
     read_in,
 )
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
+from lightning_icl.instruments.probing import untrained_like
 
 TASK = SparseLinearRegression(3, 1, noise_std=0.3)
 SHORT = Training(n_steps=2, batch_size=2, n_queries=2, n_seeds=2, n_choose=8, n_score=4)
@@ -231,6 +232,19 @@ def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_is_left_a
             assert not torch.equal(values, other.errors[optimiser][arm])
 
 
+def test_no_generator_of_a_gpu_is_seeded(monkeypatch):
+    def refused(*_):
+        raise AssertionError
+
+    models = {"a": model()}
+    for owner, name in ((torch.cuda, "manual_seed_all"), (torch.cuda, "manual_seed"), (torch, "manual_seed")):
+        monkeypatch.setattr(owner, name, refused)
+    before = torch.random.get_rng_state()
+    p_probing(models, TASK, 4, 1, training=SHORT)
+    untrained_like(models["a"], seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
 def test_it_runs_inside_inference_mode():
     with torch.inference_mode():
         found = p_probing({"a": model()}, TASK, 4, 1, training=SHORT)
@@ -249,7 +263,7 @@ def test_an_arm_that_is_told_the_support_beats_the_raw_examples():
         for depth in range(2):
             gain = over_seeds_and_prompts(by_arm["raw"][depth] - by_arm["told"][depth])
             assert gain.low > 0
-            assert gain.mean > 0.3 * float(by_arm["raw"][depth].mean())
+            assert gain.value > 0.3 * float(by_arm["raw"][depth].mean())
 
 
 def closed_form_risks(path, prompts, depths):
@@ -300,7 +314,7 @@ def test_on_a_network_that_does_not_preprocess_the_claim_never_holds(networks, c
         comparisons = probed(networks, **case, training=training._replace(seed=seed)).comparisons()
         assert claim(comparisons) != "HOLDS"
         if networks is idle:
-            nothing = [c.difference.mean for c in comparisons if c.claimed and c.rival == "read_in"]
+            nothing = [c.difference.value for c in comparisons if c.claimed and c.rival == "read_in"]
             assert max(map(abs, nothing)) < 1e-6
 
 
@@ -341,7 +355,7 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(risks, verdicts, whole):
 def test_models_with_equally_many_heads_count_as_one():
     found = made_up({"a": 8, "b": 8, "c": 2, "d": 1}, a=0.4, b=0.6, c=0.1, d=0.8)
     difference = next(c for c in found.comparisons() if c.rival == "heads_1").difference
-    assert difference.mean == pytest.approx(-0.3, abs=0.005)
+    assert difference.value == pytest.approx(-0.3, abs=0.005)
 
 
 def test_a_failure_is_corrected_for_the_claimed_comparisons_by_holms_rule():
