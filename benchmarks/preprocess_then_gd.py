@@ -44,7 +44,8 @@ def risks(w_hat: Tensor, w: Tensor) -> Tensor:
 
 def inverse_curvature(prompt: Prompt, power: float) -> Tensor:
     """1/lambda_max of each prompt's rescaled features."""
-    return estimators.inverse_curvature_from_moments(estimators.moments(prompt.x, prompt.y), power)
+    m = estimators.moments(prompt.x, prompt.y)
+    return estimators.inverse_curvature(m.rescaled(estimators.feature_scale(m, power)))
 
 
 def descent(prompt: Prompt, n_steps: int, step_size: Tensor, power: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_icl.functional.curriculum import Sizes
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators import Moments
+from lightning_icl.functional.estimators import moments
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.tasks import Task
 from lightning_icl.streams import (
@@ -262,12 +262,7 @@ class PromptDataModule(LightningDataModule):
     def posterior_mean(self, prompt: Prompt) -> Float[Tensor, "batch queries"]:
         """E[f | examples] at the queries of a prompt of the step being trained, exact under the law it is of."""
         task = self._training_task(self.trainer.global_step if self.trainer else 0)
-        x, y = prompt.x[..., : task.n_dims].double(), prompt.y.double()  # padded examples are zero
-        n = y.new_full(y.shape[:1], y.shape[1]) if prompt.point_mask is None else prompt.point_mask.sum(1).to(y)
-        moments = Moments(
-            x.mT @ x / n[:, None, None], torch.einsum("bpd,bp->bd", x, y) / n[:, None], y.square().sum(1) / n, n
-        )
-        w = task.posterior(moments).mean
+        w = task.posterior(moments(prompt.x[..., : task.n_dims], prompt.y, prompt.point_mask)).mean
         return torch.einsum("bd,bqd->bq", w, prompt.x_query[..., : task.n_dims].double()).to(prompt.x)
 
     def _trimmed(self, prompt: Prompt, step: int) -> Prompt:

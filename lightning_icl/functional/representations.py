@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lightning_icl.functional.estimators import (
     feature_scale,
-    gradient_descent_path_from_moments,
+    gradient_descent_path,
     inverse_curvature,
-    inverse_curvature_from_moments,
     moments,
 )
 from lightning_icl.functional.prompts import Prompt
@@ -68,8 +67,8 @@ def tuned_shrinkage(prompt: Prompt, n_steps: int) -> float:
 
 def _descent_risk(prompt: Prompt, n_steps: int) -> float:
     problems = moments(prompt.x, prompt.y)
-    unit = inverse_curvature_from_moments(problems)
-    paths = torch.stack([gradient_descent_path_from_moments(problems, n_steps, step * unit) for step in STEPS])
+    unit = inverse_curvature(problems)
+    paths = torch.stack([gradient_descent_path(problems, n_steps, step * unit) for step in STEPS])
     errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], prompt.x_query) - prompt.f_query
     return float(errors.square().mean(dim=(-2, -1)).amin(dim=0).sum())
 

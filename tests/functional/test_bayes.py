@@ -14,17 +14,14 @@ from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.bayes import (
     gaussian_posterior,
-    gaussian_posterior_from_moments,
     mixed,
     pool_posterior,
-    pool_posterior_from_moments,
     sign_posterior,
-    sign_posterior_from_moments,
 )
 from lightning_icl.functional.estimators.subsets import all_supports, best_subset, group_supports
 
 SUPPORTS_OF_CASES = [(case, s) for case in CASES for s in range(1, min(case[2], 3) + 1)]
-both_laws = pytest.mark.parametrize("law", [gaussian_posterior_from_moments, sign_posterior_from_moments])
+both_laws = pytest.mark.parametrize("law", [gaussian_posterior, sign_posterior])
 
 
 def log_normal(residual, covariance):
@@ -277,7 +274,7 @@ def test_a_pool_is_summed_in_blocks_of_any_size(block):
     x, y = problem(3, 7, 5, "plain")
     pool = torch.randn(11, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     whole = pool_posterior(x, y, pool, 0.5)
-    cut = pool_posterior_from_moments(estimators.moments(x, y), pool, 0.5, block=block)
+    cut = pool_posterior(estimators.moments(x, y), pool, 0.5, block=block)
     assert_close(cut.mean, whole.mean.numpy())
     assert_close(cut.log_evidence, whole.log_evidence.numpy())
 
@@ -367,7 +364,7 @@ def test_large_supports_take_no_more_memory(d):
     block, supports = 2**10, all_supports(d, d)
     m = estimators.prefix_moments(*problem(16, 64, d, "plain"))
     with LiveBytes() as memory:
-        posterior = gaussian_posterior_from_moments(m, supports, 0.4, block=block)
+        posterior = gaussian_posterior(m, supports, 0.4, block=block)
     given = 8 * sum(part.numel() for part in (*m, *posterior))  # views of m count as m
     assert memory.peak - given < 8 * 200 * block
 

@@ -7,6 +7,7 @@ from regression_cases import CASES, assert_close, each, problem
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import (
+    feature_scale,
     gradient_descent_path,
     inverse_curvature,
     lasso,
@@ -17,23 +18,14 @@ from lightning_icl.functional.estimators import (
     preprocess_then_gd_path,
     preprocessed,
 )
-from lightning_icl.functional.estimators.descent import (
-    gradient_descent_path_from_moments,
-    inverse_curvature_from_moments,
-    preprocess_then_gd_path_from_moments,
-)
 from lightning_icl.functional.estimators.proximal import (
     fista_path,
-    fista_path_from_moments,
     ista_path,
-    ista_path_from_moments,
 )
 from lightning_icl.functional.estimators.second_order import (
     eigenbasis,
     gd_plus_plus_path,
-    gd_plus_plus_path_from_moments,
     newton_path,
-    newton_path_from_moments,
 )
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -45,16 +37,16 @@ all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
     ("of_moments", "of_examples"),
     [
-        (lambda m: gradient_descent_path_from_moments(m, 4, 0.1), lambda x, y: gradient_descent_path(x, y, 4, 0.1)),
+        (lambda m: gradient_descent_path(m, 4, 0.1), lambda x, y: gradient_descent_path(x, y, 4, 0.1)),
         (
-            lambda m: preprocess_then_gd_path_from_moments(m, 4, 0.1, 0.5),
+            lambda m: preprocess_then_gd_path(m, 4, 0.1, 0.5),
             lambda x, y: preprocess_then_gd_path(x, y, 4, 0.1, 0.5),
         ),
-        (lambda m: ista_path_from_moments(m, 0.1, 4, 0.1), lambda x, y: ista_path(x, y, 0.1, 4, 0.1)),
-        (lambda m: fista_path_from_moments(m, 0.1, 4, 0.1), lambda x, y: fista_path(x, y, 0.1, 4, 0.1)),
-        (lambda m: gd_plus_plus_path_from_moments(m, 4, 0.1, 0.05), lambda x, y: gd_plus_plus_path(x, y, 4, 0.1, 0.05)),
-        (lambda m: newton_path_from_moments(m, 4), lambda x, y: newton_path(x, y, 4)),
-        (lambda m: newton_path_from_moments(eigenbasis(m), 4), lambda x, y: newton_path(x, y, 4)),
+        (lambda m: ista_path(m, 0.1, 4, 0.1), lambda x, y: ista_path(x, y, 0.1, 4, 0.1)),
+        (lambda m: fista_path(m, 0.1, 4, 0.1), lambda x, y: fista_path(x, y, 0.1, 4, 0.1)),
+        (lambda m: gd_plus_plus_path(m, 4, 0.1, 0.05), lambda x, y: gd_plus_plus_path(x, y, 4, 0.1, 0.05)),
+        (lambda m: newton_path(m, 4), lambda x, y: newton_path(x, y, 4)),
+        (lambda m: newton_path(eigenbasis(m), 4), lambda x, y: newton_path(x, y, 4)),
     ],
     ids=["gd", "preprocess", "ista", "fista", "gd++", "newton", "newton in the eigenbasis"],
 )
@@ -88,13 +80,13 @@ def test_each_prompt_has_its_own_step_size_and_strength(path):
 
 @all_cases
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_inverse_curvature_of_moments_is_that_of_the_preprocessed_examples(case, power):
+def test_inverse_curvature_of_rescaled_moments_is_that_of_the_preprocessed_examples(case, power):
     x, y = problem(*case)
-    ours, expected = (
-        inverse_curvature_from_moments(moments(x, y), power),
-        inverse_curvature(preprocessed(x, x, y, power)),
-    )
-    assert_close(ours, expected.numpy(), atol=1e-9, rtol=1e-9)
+    m = moments(x, y)
+    norms = [np.linalg.norm(features, 2) ** 2 / len(features) for features in preprocessed(x, x, y, power).numpy()]
+    expected = [1 / norm if norm > 0 else 0.0 for norm in norms]
+    assert_close(inverse_curvature(m.rescaled(feature_scale(m, power))), expected, atol=1e-9, rtol=1e-9)
+    assert_close(inverse_curvature(preprocessed(x, x, y, power)), expected, atol=1e-9, rtol=1e-9)
 
 
 # ISTA and FISTA

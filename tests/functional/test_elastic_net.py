@@ -109,8 +109,8 @@ def test_the_adaptive_lasso_keeps_large_weights_nearly_whole_where_the_lasso_shr
 @pytest.mark.parametrize(
     "fit",
     [
-        lambda m, alpha: estimators.elastic_net_from_moments(m, alpha, 0.7),
-        lambda m, alpha: estimators.adaptive_lasso_from_moments(m, alpha, 1.0, 0.5),
+        lambda m, alpha: estimators.elastic_net(m, alpha, 0.7),
+        lambda m, alpha: estimators.adaptive_lasso(m, alpha, 1.0, 0.5),
     ],
     ids=["elastic net", "adaptive lasso"],
 )

@@ -12,9 +12,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import inverse_curvature, least_squares, over_prefixes
 from lightning_icl.functional.estimators.greedy import (
     iterative_hard_thresholding_path,
-    iterative_hard_thresholding_path_from_moments,
     orthogonal_matching_pursuit,
-    orthogonal_matching_pursuit_from_moments,
 )
 from lightning_icl.functional.estimators.subsets import all_supports
 
@@ -95,7 +93,7 @@ def test_without_noise_the_path_ends_at_the_weights_and_stays():
 @pytest.mark.parametrize("n_nonzero", [0, 2])
 def test_every_prefix_is_pursued_as_if_it_were_the_prompt(n_nonzero):
     x, y = problem(3, 7, 5, "plain")
-    together = over_prefixes(lambda m: orthogonal_matching_pursuit_from_moments(m, n_nonzero), x, y)
+    together = over_prefixes(lambda m: orthogonal_matching_pursuit(m, n_nonzero), x, y)
     for k in range(1, 8):
         assert_close(together[..., k - 1, :], orthogonal_matching_pursuit(x[:, :k], y[:, :k], n_nonzero).numpy())
 
@@ -140,7 +138,7 @@ def test_without_noise_iterative_hard_thresholding_finds_the_weights():
 
 def test_every_prefix_is_thresholded_as_if_it_were_the_prompt():
     x, y = problem(3, 7, 5, "plain")
-    together = over_prefixes(lambda m: iterative_hard_thresholding_path_from_moments(m, 2, 4, 0.1), x, y)
+    together = over_prefixes(lambda m: iterative_hard_thresholding_path(m, 2, 4, 0.1), x, y)
     for k in range(1, 8):
         assert_close(together[..., k - 1, :], iterative_hard_thresholding_path(x[:, :k], y[:, :k], 2, 4, 0.1).numpy())
 

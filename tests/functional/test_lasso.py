@@ -126,7 +126,7 @@ def test_the_duality_gap_bounds_the_suboptimality(case, alpha):
     for distance in (0.0, 1e-3, 0.1, 1.0, 10.0):
         w = torch.from_numpy(np.stack(best)) + distance * direction
         gaps = estimators.lasso_duality_gap(x, y, w, alpha)
-        from_moments = estimators.lasso_duality_gap_from_moments(estimators.moments(x, y), w, alphas)
+        from_moments = estimators.lasso_duality_gap(estimators.moments(x, y), w, alphas)
         torch.testing.assert_close(from_moments, gaps, rtol=1e-9, atol=1e-12)
         for a, b, ours, optimum, gap in zip(*(t.numpy() for t in (x, y, w)), best, gaps.tolist(), strict=True):
             excess = lasso_objective(a, b, ours, alpha) - lasso_objective(a, b, optimum, alpha)
@@ -151,10 +151,10 @@ def test_a_lasso_that_converges_in_its_last_iterations_does_not_warn(max_iterati
 
 def test_lasso_does_not_answer_zero_where_the_moments_are_nan():
     m = estimators.moments(*problem(2, 9, 4, "plain"))
-    alone = estimators.lasso_from_moments(m.rows(slice(1, 2)), 1e-2)
+    alone = estimators.lasso(m.rows(slice(1, 2)), 1e-2)
     m.moment[0], m.power[0] = math.nan, math.nan
     with pytest.warns(RuntimeWarning, match="1 of 2 lasso problems are above the relative duality gap"):
-        together = estimators.lasso_from_moments(m, 1e-2)
+        together = estimators.lasso(m, 1e-2)
     assert together[0].isnan().all()
     assert_close(together[1:], alone.numpy())
 
@@ -237,7 +237,7 @@ def test_every_prefix_equals_its_own_fit(case):
     together = estimators.over_prefixes(lambda m: estimators.lasso_path_fit(m, ALPHAS).w, x, y)
     fitted = torch.einsum("bpd,abkd->abkp", x, together)  # the fit is unique where the weights are not
     assert_close(fitted, torch.einsum("bpd,abkd->abkp", x, torch.stack(alone, dim=2)).numpy(), atol=1e-7)
-    one = estimators.over_prefixes(lambda m: estimators.lasso_from_moments(m, 0.1), x, y)
+    one = estimators.over_prefixes(lambda m: estimators.lasso(m, 0.1), x, y)
     assert_close(one, together[2].numpy(), atol=1e-9)
 
 

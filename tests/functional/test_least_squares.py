@@ -45,7 +45,7 @@ def test_ridge_equals_scikit_learn_and_the_normal_equations(case, alpha):
     w = estimators.ridge(x, y, alpha)
     assert_close(w, [Ridge(alpha, fit_intercept=False).fit(a, b).coef_ for a, b in each(x, y)])
     assert_close(w, [np.linalg.solve(a.T @ a + alpha * np.eye(case[2]), a.T @ b) for a, b in each(x, y)])
-    assert_close(estimators.ridge_from_moments(estimators.moments(x, y), alpha), w.numpy())
+    assert_close(estimators.ridge(estimators.moments(x, y), alpha), w.numpy())
 
 
 @all_cases
@@ -55,7 +55,7 @@ def test_least_squares_is_the_minimum_norm_solution(case):
     assert_close(w, [np.linalg.lstsq(a, b, rcond=None)[0] for a, b in each(x, y)])
     assert_close(w, [np.linalg.pinv(a) @ b for a, b in each(x, y)])
     torch.testing.assert_close(estimators.ridge(x, y, 0.0), w, rtol=0, atol=0)
-    assert_close(estimators.ridge_from_moments(estimators.moments(x, y), 0.0), w.numpy(), atol=1e-8)
+    assert_close(estimators.ridge(estimators.moments(x, y), 0.0), w.numpy(), atol=1e-8)
 
 
 @all_cases
@@ -63,7 +63,7 @@ def test_ridge_of_moments_tends_to_least_squares_as_its_strength_vanishes(case):
     x, y = problem(*case)
     m = estimators.moments(x, y)
     for alpha in (1e-9, 1e-12, 1e-15, 1e-300):
-        assert_close(estimators.ridge_from_moments(m, alpha), estimators.ridge(x, y, alpha).numpy(), atol=1e-7)
+        assert_close(estimators.ridge(m, alpha), estimators.ridge(x, y, alpha).numpy(), atol=1e-7)
 
 
 @all_cases
@@ -90,7 +90,7 @@ def test_averaging_is_the_mean_of_labelled_features(case):
     x, y = problem(*case)
     expected = [sum(row * label for row, label in zip(a, b, strict=True)) / len(b) for a, b in each(x, y)]
     assert_close(estimators.averaging(x, y), expected)
-    over_prefixes = estimators.over_prefixes(estimators.averaging_from_moments, x, y)
+    over_prefixes = estimators.over_prefixes(estimators.averaging, x, y)
     assert_close(over_prefixes, by_prefix(lambda a, b: a.T @ b / len(b), x, y))
 
 
@@ -155,7 +155,7 @@ def test_each_prompt_has_its_own_ridge_strength(case):
     x, y = problem(*case)
     strengths = torch.tensor([0.0, 1e-9, 2.0][: case[0]], dtype=torch.float64)
     together = [estimators.ridge(x, y, strengths), estimators.ridge_prefixes(x, y, strengths)]
-    from_moments = estimators.ridge_from_moments(estimators.moments(x, y), strengths)
+    from_moments = estimators.ridge(estimators.moments(x, y), strengths)
     for b, alpha in enumerate(strengths.tolist()):
         here = slice(b, b + 1)
         assert_close(together[0][here], estimators.ridge(x[here], y[here], alpha).numpy(), atol=1e-12)
@@ -200,7 +200,7 @@ def test_a_ridge_strength_that_cannot_be_is_named(alpha):
     for fit in (
         lambda strength: estimators.ridge(x, y, strength),
         lambda strength: estimators.ridge_prefixes(x, y, strength),
-        lambda strength: estimators.ridge_from_moments(m, strength),
+        lambda strength: estimators.ridge(m, strength),
     ):
         for strength in (alpha, torch.tensor([1.0, alpha])):
             with pytest.raises(InputError, match=f"alpha is {alpha}, but the ridge strength must be a finite number"):

@@ -12,7 +12,6 @@ from lightning_icl.functional.estimators import least_squares, over_prefixes, pr
 from lightning_icl.functional.estimators.subsets import (
     all_supports,
     best_subset,
-    best_subset_from_moments,
     group_supports,
     ridge_on_supports,
 )
@@ -61,7 +60,7 @@ def test_a_subset_of_all_features_is_least_squares():
 @pytest.mark.parametrize("block", [1, 5, 64, 10**6])
 def test_every_prefix_is_fitted_as_if_it_were_the_prompt_whatever_the_block(block):
     x, y = problem(3, 7, 5, "plain")
-    together = over_prefixes(lambda m: best_subset_from_moments(m, 2, block), x, y)
+    together = over_prefixes(lambda m: best_subset(m, 2, block), x, y)
     for k in range(1, 8):
         assert_close(together[:, k - 1], best_subset(x[:, :k], y[:, :k], 2).numpy())
 
@@ -87,7 +86,7 @@ def test_answers_come_in_the_type_of_the_labels():
 
 def test_prefixes_of_one_point_have_no_answer_beyond_the_span():
     x, y = problem(2, 3, 4, "plain")
-    first = best_subset_from_moments(prefix_moments(x, y), 1)[::3]  # one point, one feature: the largest |x_j|
+    first = best_subset(prefix_moments(x, y), 1)[::3]  # one point, one feature: the largest |x_j|
     expected = np.zeros((2, 4))
     for b, (a, labels) in enumerate(each(x, y)):
         j = np.abs(a[0]).argmax()

@@ -1,20 +1,17 @@
 """The adaptive lasso: the lasso that spares the weights which a pilot estimate finds large."""
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, RowWeights, lasso_fit
-from lightning_icl.functional.estimators.least_squares import ridge_from_moments
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, moments
+from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, lasso_fit
+from lightning_icl.functional.estimators.least_squares import ridge
+from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
 
 
+@of_examples
 def adaptive_lasso(
-    x: X,
-    y: Y,
-    alpha: float | Float[Tensor, " batch"],
+    m: Moments,
+    alpha: float | PerRow,
     gamma: float = 1.0,
-    pilot_alpha: float | Float[Tensor, " batch"] = 1.0,
+    pilot_alpha: float | PerRow = 1.0,
     relative_gap: float = 1e-8,
 ) -> Weights:
     """Minimises (1/2n) ||y - X w||^2 + alpha sum_j |w_j| / |p_j|^gamma; p is the ridge estimate at ``pilot_alpha``.
@@ -22,17 +19,6 @@ def adaptive_lasso(
     Zou 2006, with alpha = lambda_n / 2n of its objective. ``pilot_alpha`` is on ridge's scale; 0 makes the pilot
     least squares, as Zou's is, which needs more points than dims to be of use. w_j = 0 where p_j = 0.
     """
-    return adaptive_lasso_from_moments(moments(x, y), alpha, gamma, pilot_alpha, relative_gap).to(y.dtype)
-
-
-def adaptive_lasso_from_moments(
-    m: Moments,
-    alpha: float | PerRow,
-    gamma: float = 1.0,
-    pilot_alpha: float | PerRow = 1.0,
-    relative_gap: float = 1e-8,
-) -> RowWeights:
-    """``adaptive_lasso`` of the problems behind ``m``."""
     return adaptive_lasso_fit(m, alpha, gamma, pilot_alpha, relative_gap).w
 
 
@@ -46,7 +32,6 @@ def adaptive_lasso_fit(
     """The lasso for v_j = w_j / |p_j|^gamma on the features x_j |p_j|^gamma (Zou 2006, section 3.5), and its gap."""
     if not gamma > 0:
         raise InputError(f"gamma is {gamma}, but the adaptive lasso needs a power above 0; 0 is the lasso.")
-    scale = ridge_from_moments(m, pilot_alpha).abs() ** gamma
-    rescaled = m._replace(gram=m.gram * scale[:, :, None] * scale[:, None, :], moment=m.moment * scale)
-    fit = lasso_fit(rescaled, alpha, relative_gap)
+    scale = ridge(m, pilot_alpha).abs() ** gamma
+    fit = lasso_fit(m.rescaled(scale), alpha, relative_gap)
     return fit._replace(w=fit.w * scale)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
 from lightning_icl.functional.estimators.subsets import (
     BLOCK,
     Supports,
@@ -33,23 +33,15 @@ class Posterior(NamedTuple):
     """The posterior mean of w, and log p(y | X) (in float64: differences of large numbers decide)."""
 
     mean: Weights
-    log_evidence: Float[Tensor, " batch"]
+    log_evidence: Float[Tensor, " rows"]
+
+    def to(self, dtype: torch.dtype) -> "Posterior":
+        """The mean in another dtype."""
+        return self._replace(mean=self.mean.to(dtype))
 
 
+@of_examples
 def gaussian_posterior(
-    x: X, y: Y, supports: Supports, noise_std: NoiseStd, slab_std: float = 1.0, slab_mean: float = 0.0
-) -> Posterior:
-    """E[w | X, y] where w is N(slab_mean, slab_std^2) on one of the ``supports``, uniformly drawn, and 0 elsewhere.
-
-    The average over supports S of ridge fits with alpha = noise_std^2 / slab_std^2 (shrunk towards slab_mean),
-    weighted by p(y | X, S). ``all_supports`` and ``group_supports`` list supports; one support of all features is
-    ridge. ``noise_std`` is one number or one per prompt. Below about 1e-6 ||y|| (0 included) it is taken as that:
-    finer differences between the supports drown in the rounding of y. More than 2^20 supports are refused.
-    """
-    return _in_dtype(gaussian_posterior_from_moments(moments(x, y), supports, noise_std, slab_std, slab_mean), y)
-
-
-def gaussian_posterior_from_moments(
     m: Moments,
     supports: Supports,
     noise_std: NoiseStd,
@@ -57,7 +49,14 @@ def gaussian_posterior_from_moments(
     slab_mean: float = 0.0,
     block: int = BLOCK,
 ) -> Posterior:
-    """``gaussian_posterior`` for each row of ``m``; at most ``block`` pairs of a support and a row at once."""
+    """E[w | X, y] where w is N(slab_mean, slab_std^2) on one of the ``supports``, uniformly drawn, and 0 elsewhere.
+
+    The average over supports S of ridge fits with alpha = noise_std^2 / slab_std^2 (shrunk towards slab_mean),
+    weighted by p(y | X, S). ``all_supports`` and ``group_supports`` list supports; one support of all features is
+    ridge. ``noise_std`` is one number or one per prompt. Below about 1e-6 ||y|| (0 included) it is taken as that:
+    finer differences between the supports drown in the rounding of y. More than 2^20 supports are refused. At most
+    ``block`` pairs of a support and a row are in memory at once.
+    """
     if not 0 < slab_std < math.inf:
         raise InputError(f"slab_std is {slab_std}, but the spread of the weights must be a finite number above 0.")
     refuse_above_limit(len(supports), "supports")
@@ -80,19 +79,15 @@ def gaussian_posterior_from_moments(
     return _in_blocks(m, variance, len(supports), pairs_at_once(block, size), of_block)
 
 
-def sign_posterior(x: X, y: Y, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0) -> Posterior:
+@of_examples
+def sign_posterior(
+    m: Moments, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0, block: int = BLOCK
+) -> Posterior:
     """E[w | X, y] where w is +-``magnitude`` with random signs on one of the ``supports``, uniformly drawn.
 
     The average over all supports and sign patterns. ``noise_std`` as in ``gaussian_posterior``; more than 2^20
-    supports x sign patterns are refused.
+    supports x sign patterns are refused. At most ``block`` triples of support, pattern and row are in memory at once.
     """
-    return _in_dtype(sign_posterior_from_moments(moments(x, y), supports, noise_std, magnitude), y)
-
-
-def sign_posterior_from_moments(
-    m: Moments, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0, block: int = BLOCK
-) -> Posterior:
-    """``sign_posterior`` for each row of ``m``; at most ``block`` triples of support, pattern and row at once."""
     if not 0 < magnitude < math.inf:
         raise InputError(f"magnitude is {magnitude}, but the size of the weights must be a finite number above 0.")
     size = supports.shape[1]
@@ -120,29 +115,19 @@ def sign_posterior_from_moments(
     return _in_blocks(m, variance, len(supports), max(1, block // 2**size), of_block)
 
 
+@of_examples
 def pool_posterior(
-    x: X,
-    y: Y,
-    pool: Float[Tensor, "tasks dims"],
-    noise_std: NoiseStd,
-    prior: Float[Tensor, " tasks"] | None = None,
-) -> Posterior:
-    """E[w | X, y] where w is one of the rows of ``pool``: the dMMSE estimator of Raventos et al. 2023.
-
-    ``prior`` holds the weights of the tasks (they need not sum to 1), all equal if left out. ``noise_std`` as in
-    ``gaussian_posterior``.
-    """
-    return _in_dtype(pool_posterior_from_moments(moments(x, y), pool, noise_std, prior), y)
-
-
-def pool_posterior_from_moments(
     m: Moments,
     pool: Float[Tensor, "tasks dims"],
     noise_std: NoiseStd,
     prior: Float[Tensor, " tasks"] | None = None,
     block: int = BLOCK,
 ) -> Posterior:
-    """``pool_posterior`` for each row of ``m``; at most ``block`` pairs of a task and a row at once."""
+    """E[w | X, y] where w is one of the rows of ``pool``: the dMMSE estimator of Raventos et al. 2023.
+
+    ``prior`` holds the weights of the tasks (they need not sum to 1), all equal if left out. ``noise_std`` as in
+    ``gaussian_posterior``. At most ``block`` pairs of a task and a row are in memory at once.
+    """
     log_prior = _log_prior((torch.ones_like(pool[:, 0]) if prior is None else prior).to(m.gram))
     possible = log_prior > -math.inf
     tasks, log_prior = pool.to(m.gram)[possible], log_prior[possible]
@@ -231,7 +216,3 @@ def _log_prior(prior: Float[Tensor, " laws"]) -> Float[Tensor, " laws"]:
     if not ((prior >= 0).all() and 0 < prior.sum() < math.inf):
         raise InputError(f"prior is {prior.tolist()}, but it must hold weights of 0 or more with a positive sum.")
     return (prior / prior.sum()).log()
-
-
-def _in_dtype(posterior: Posterior, y: Y) -> Posterior:
-    return posterior._replace(mean=posterior.mean.to(y.dtype))

@@ -5,12 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, in_float64, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments, of_examples
 
 StepSize = float | Float[Tensor, " rows"]  # one for all problems, or one each
 
 
-def preprocess_then_gd_path(x: X, y: Y, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
+@of_examples
+def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
     """Gradient descent on features rescaled by |r_hat|^power; PAPER.md section 7.
 
     With r_hat = X^T y / n, D = diag(|r_hat|^power) and x~ = D x, iterates from u_0 = 0
@@ -19,35 +20,26 @@ def preprocess_then_gd_path(x: X, y: Y, n_steps: int, step_size: StepSize, power
     paper's R_hat keeps, cancels in w_t. ``step_size`` is one number for all prompts or one per prompt, such as
     ``inverse_curvature(preprocessed(x, x, y, power))``.
     """
-    return preprocess_then_gd_path_from_moments(moments(x, y), n_steps, step_size, power).to(y.dtype)
+    scale = feature_scale(m, power)
+    return gradient_descent_path(m.rescaled(scale), n_steps, step_size).mul_(scale)
 
 
-def preprocess_then_gd_path_from_moments(m: Moments, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
-    """``preprocess_then_gd_path`` of each row of ``m``."""
-    check_steps(n_steps)
-    scale, step = m.moment.abs() ** power, as_column(step_size, m.moment)
-    gram, moment = _scaled_gram(m, power), scale * m.moment
-    u = torch.zeros_like(moment)
-    path = [u]
-    for _ in range(n_steps):
-        u = u - step * (torch.einsum("rij,rj->ri", gram, u) - moment)
-        path.append(u)
-    return torch.stack(path).mul_(scale)
-
-
-def gradient_descent_path(x: X, y: Y, n_steps: int, step_size: StepSize) -> Path:
+@of_examples
+def gradient_descent_path(m: Moments, n_steps: int, step_size: StepSize) -> Path:
     """Gradient descent on (1/2n) ||y - X w||^2 from 0: preprocess-then-GD with unit feature weights."""
-    return preprocess_then_gd_path(x, y, n_steps, step_size, power=0.0)
+    check_steps(n_steps)
+    step, w = as_column(step_size, m.moment), torch.zeros_like(m.moment)
+    path = [w]
+    for _ in range(n_steps):
+        w = w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment)
+        path.append(w)
+    return torch.stack(path)
 
 
-def gradient_descent_path_from_moments(m: Moments, n_steps: int, step_size: StepSize) -> Path:
-    """``gradient_descent_path`` of each row of ``m``."""
-    return preprocess_then_gd_path_from_moments(m, n_steps, step_size, power=0.0)
-
-
-def feature_scale(x: X, y: Y, power: float = 1.0) -> Weights:
+@of_examples
+def feature_scale(m: Moments, power: float = 1.0) -> Weights:
     """|r_hat|^power with r_hat = X^T y / n, the feature weights of preprocess-then-GD."""
-    return (torch.einsum("bpd,bp->bd", x, y) / x.shape[1]).abs() ** power
+    return m.moment.abs() ** power
 
 
 def preprocessed(
@@ -57,20 +49,16 @@ def preprocessed(
     return features * feature_scale(x, y, power)[:, None]
 
 
-def inverse_curvature(x: X) -> Float[Tensor, " batch"]:
-    """1 / lambda_max(X^T X / n) of each prompt: the largest step size at which no mode of the error changes sign.
+def inverse_curvature(x: X | Moments) -> Float[Tensor, " rows"]:
+    """1 / lambda_max(X^T X / n) of each problem: the largest step size at which no mode of the error changes sign.
 
-    Gradient descent converges below twice that. 0 where x is 0 (then the gradient is 0 too).
+    Gradient descent converges below twice that. 0 where x is 0 (then the gradient is 0 too). Of preprocessed features:
+    ``inverse_curvature(m.rescaled(feature_scale(m, power)))``.
     """
-    (features,) = in_float64(x)
-    largest = torch.linalg.matrix_norm(features, ord=2).square() / x.shape[1]
-    return torch.where(largest > 0, 1 / largest, 0.0).to(x.dtype)
-
-
-def inverse_curvature_from_moments(m: Moments, power: float = 0.0) -> Float[Tensor, " rows"]:
-    """``inverse_curvature`` of the features of each row of ``m``, rescaled by |r_hat|^power."""
-    largest = torch.linalg.eigvalsh(_scaled_gram(m, power))[:, -1]
-    return torch.where(largest > 0, 1 / largest, 0.0)
+    m = x if isinstance(x, Moments) else moments(x, x[..., 0])  # the labels do not matter
+    largest = torch.linalg.eigvalsh(m.gram)[:, -1]
+    inverse = torch.where(largest > 0, 1 / largest, 0.0)
+    return inverse if isinstance(x, Moments) else inverse.to(x.dtype)
 
 
 def as_column(value: StepSize, like: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows 1"]:
@@ -82,9 +70,3 @@ def check_steps(n_steps: int) -> None:
     """Refuses a negative number of steps."""
     if n_steps < 0:
         raise InputError(f"n_steps is {n_steps}, but the number of steps must be 0 or larger.")
-
-
-def _scaled_gram(m: Moments, power: float) -> Float[Tensor, "rows dims dims"]:
-    """X~^T X~ / n of the rescaled features."""
-    scale = m.moment.abs() ** power
-    return scale[:, :, None] * m.gram * scale[:, None]

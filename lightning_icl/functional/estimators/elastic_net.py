@@ -1,28 +1,18 @@
 """The elastic net: the lasso with a share of squared penalty, and with it a unique minimiser."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, RowWeights, lasso_fit, positive
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, moments
+from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, lasso_fit, positive
+from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
 
 
-def elastic_net(
-    x: X, y: Y, alpha: float | Float[Tensor, " batch"], l1_ratio: float, relative_gap: float = 1e-8
-) -> Weights:
+@of_examples
+def elastic_net(m: Moments, alpha: float | PerRow, l1_ratio: float, relative_gap: float = 1e-8) -> Weights:
     """Minimises (1/2n) ||y - X w||^2 + alpha l1_ratio ||w||_1 + alpha (1 - l1_ratio)/2 ||w||^2 (scikit-learn's).
 
     Zou & Hastie 2005, without their final rescaling. Certified as the lasso is: see ``elastic_net_fit``.
     """
-    return elastic_net_from_moments(moments(x, y), alpha, l1_ratio, relative_gap).to(y.dtype)
-
-
-def elastic_net_from_moments(
-    m: Moments, alpha: float | PerRow, l1_ratio: float, relative_gap: float = 1e-8
-) -> RowWeights:
-    """``elastic_net`` of the problems behind ``m``."""
     return elastic_net_fit(m, alpha, l1_ratio, relative_gap).w
 
 

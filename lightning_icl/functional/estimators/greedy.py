@@ -6,24 +6,20 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, of_examples
 from lightning_icl.functional.estimators.subsets import least_squares_on
 
 EXPLAINED = 1e-10  # |<x_j, residual>| below this share of ||x_j|| ||y|| is rounding
 
 
-def orthogonal_matching_pursuit(x: X, y: Y, n_nonzero: int) -> Path:
+@of_examples
+def orthogonal_matching_pursuit(m: Moments, n_nonzero: int) -> Path:
     """Adds the feature with the largest |<x_j, residual>|, refits by least squares, and so on: 0 .. n_nonzero features.
 
     Features are compared as they are, not scaled to unit norm, and without intercept, as scikit-learn does; of equal
     ones the first is taken. Once no feature correlates with the residual (the labels are explained, or the features
     left depend on those chosen), the remaining iterates repeat the last.
     """
-    return orthogonal_matching_pursuit_from_moments(moments(x, y), n_nonzero).to(y.dtype)
-
-
-def orthogonal_matching_pursuit_from_moments(m: Moments, n_nonzero: int) -> Path:
-    """``orthogonal_matching_pursuit`` of each row of ``m``."""
     n_dims = m.moment.shape[1]
     if not 0 <= n_nonzero <= n_dims:
         raise InputError(f"n_nonzero is {n_nonzero}, but it must lie between 0 and {n_dims}, the number of features.")
@@ -41,17 +37,13 @@ def orthogonal_matching_pursuit_from_moments(m: Moments, n_nonzero: int) -> Path
     return torch.stack(path)
 
 
-def iterative_hard_thresholding_path(x: X, y: Y, sparsity: int, n_steps: int, step_size: StepSize) -> Path:
+@of_examples
+def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, step_size: StepSize) -> Path:
     """Gradient steps on (1/2n) ||y - X w||^2 from 0, keeping the ``sparsity`` largest weights after each.
 
     w_{t+1} = H_s(w_t - step_size (1/n) X^T (X w_t - y)) for t = 0 .. n_steps (Blumensath & Davies 2009, in whose
     scaling step_size / n = 1). The loss never grows with a step size of at most ``inverse_curvature(x)``.
     """
-    return iterative_hard_thresholding_path_from_moments(moments(x, y), sparsity, n_steps, step_size).to(y.dtype)
-
-
-def iterative_hard_thresholding_path_from_moments(m: Moments, sparsity: int, n_steps: int, step_size: StepSize) -> Path:
-    """``iterative_hard_thresholding_path`` of each row of ``m``."""
     n_dims = m.moment.shape[1]
     if not 1 <= sparsity <= n_dims:
         raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and {n_dims}, the number of features.")

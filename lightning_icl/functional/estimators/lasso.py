@@ -11,13 +11,12 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.homotopy import lasso_homotopy
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, of_examples
 
 FISTA_ROUND = 50  # iterations between two looks at the duality gap
 PIVOTS_PER_DIM = 50  # a path has one to three events per dimension; far more are a cycle among ties
 
 PerRow = Float[Tensor, " rows"]
-RowWeights = Float[Tensor, "rows dims"]
 
 
 class CertifiedFit(NamedTuple):
@@ -27,10 +26,10 @@ class CertifiedFit(NamedTuple):
     gap: Float[Tensor, "*path rows"]
 
 
+@of_examples
 def lasso(
-    x: X,
-    y: Y,
-    alpha: float | Float[Tensor, " batch"],
+    m: Moments,
+    alpha: float | PerRow,
     relative_gap: float = 1e-8,
     max_iterations: int = 20_000,
     start: Weights | None = None,
@@ -42,25 +41,15 @@ def lasso(
     the same problem: where it already has such a gap, it stands. Computed in float64, whose rounding lies below such
     gaps; returned in y's dtype.
     """
-    return lasso_from_moments(moments(x, y), alpha, relative_gap, max_iterations, start).to(y.dtype)
+    return lasso_fit(m, alpha, relative_gap, max_iterations, start).w
 
 
+@of_examples
 def lasso_path(
-    x: X, y: Y, alphas: Sequence[float] | Tensor, relative_gap: float = 1e-8, max_iterations: int = 20_000
+    m: Moments, alphas: Sequence[float] | Tensor, relative_gap: float = 1e-8, max_iterations: int = 20_000
 ) -> Path:
     """The lasso at each of ``alphas``, in the order given, for little more than the price of the smallest alone."""
-    return lasso_path_fit(moments(x, y), alphas, relative_gap, max_iterations).w.to(y.dtype)
-
-
-def lasso_from_moments(
-    m: Moments,
-    alpha: float | PerRow,
-    relative_gap: float = 1e-8,
-    max_iterations: int = 20_000,
-    start: RowWeights | None = None,
-) -> RowWeights:
-    """``lasso`` of the problems behind ``m``, with one strength for all or one for each."""
-    return lasso_fit(m, alpha, relative_gap, max_iterations, start).w
+    return lasso_path_fit(m, alphas, relative_gap, max_iterations).w
 
 
 def lasso_fit(
@@ -68,9 +57,9 @@ def lasso_fit(
     alpha: float | PerRow,
     relative_gap: float = 1e-8,
     max_iterations: int = 20_000,
-    start: RowWeights | None = None,
+    start: Weights | None = None,
 ) -> CertifiedFit:
-    """``lasso_from_moments`` with its certificate."""
+    """``lasso`` with its certificate."""
     alphas = torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device).expand(1, len(m.power))
     fit = lasso_path_fit(m, alphas, relative_gap, max_iterations, start)
     return CertifiedFit(fit.w[0], fit.gap[0])
@@ -81,7 +70,7 @@ def lasso_path_fit(
     alphas: Sequence[float] | Tensor,
     relative_gap: float = 1e-8,
     max_iterations: int = 20_000,
-    start: RowWeights | None = None,
+    start: Weights | None = None,
 ) -> CertifiedFit:
     """The lasso of every problem at each of ``alphas``, (alphas,) for all problems alike or (alphas, rows).
 
@@ -97,9 +86,9 @@ def lasso_path_fit(
         w = lasso_homotopy(m, alphas, max_pivots)
     else:
         w = start.to(m.moment.dtype).expand(len(alphas), -1, -1).clone()
-        unsolved = ~(lasso_duality_gap_from_moments(m, w, alphas) <= tolerance).all(0)
+        unsolved = ~(lasso_duality_gap(m, w, alphas) <= tolerance).all(0)
         w[:, unsolved] = lasso_homotopy(m.rows(unsolved), alphas[:, unsolved], max_pivots)
-    fit = CertifiedFit(w, lasso_duality_gap_from_moments(m, w, alphas))
+    fit = CertifiedFit(w, lasso_duality_gap(m, w, alphas))
     for solve in (solved_on_support, partial(fista, relative_gap=relative_gap, max_iterations=max_iterations)):
         fit = _resolved(fit, m, alphas, tolerance, solve)
     above = ~(fit.gap <= tolerance)  # a gap that is no number is above too
@@ -128,7 +117,7 @@ def _resolved(
     m: Moments,
     alphas: Float[Tensor, "alphas rows"],
     tolerance: PerRow,
-    solve: Callable[[Moments, RowWeights, PerRow], RowWeights],
+    solve: Callable[[Moments, Weights, PerRow], Weights],
 ) -> CertifiedFit:
     """``solve`` tried on the problems whose gap is above the tolerance (or no number), kept where it lowers the gap."""
     level, row = (~(fit.gap <= tolerance)).nonzero(as_tuple=True)
@@ -136,21 +125,21 @@ def _resolved(
         return fit
     problems, alpha, before = m.rows(row), alphas[level, row], fit.gap[level, row]
     w = solve(problems, fit.w[level, row], alpha)
-    gap = lasso_duality_gap_from_moments(problems, w, alpha)
+    gap = lasso_duality_gap(problems, w, alpha)
     better = (gap < before) | before.isnan()
     level, row = level[better], row[better]
     fit.w[level, row], fit.gap[level, row] = w[better], gap[better]
     return fit
 
 
-def solved_on_support(m: Moments, w: RowWeights, alpha: PerRow) -> RowWeights:
+def solved_on_support(m: Moments, w: Weights, alpha: PerRow) -> Weights:
     """The solution of G_AA w_A = b_A - alpha s_A, with the support A and signs s of ``w``: no rounding built up."""
     active = w != 0
     gram = torch.where(active[:, :, None] & active[:, None, :], m.gram, torch.diag_embed((~active).to(w.dtype)))
     return torch.linalg.solve_ex(gram, torch.where(active, m.moment - alpha[:, None] * w.sign(), 0.0)).result
 
 
-def fista(m: Moments, w: RowWeights, alpha: PerRow, relative_gap: float, max_iterations: int) -> RowWeights:
+def fista(m: Moments, w: Weights, alpha: PerRow, relative_gap: float, max_iterations: int) -> Weights:
     """FISTA (Beck & Teboulle 2009) with the gradient restart of O'Donoghue & Candes 2015, until the gap is reached."""
     tolerance = relative_gap * m.power / 2
     curvature = torch.linalg.eigvalsh(m.gram)[:, -1:]
@@ -163,7 +152,7 @@ def fista(m: Moments, w: RowWeights, alpha: PerRow, relative_gap: float, max_ite
         for _ in range(min(FISTA_ROUND, max_iterations - done)):
             state = _fista_step(m, step, alpha[:, None], state)
         w[unfinished] = state.w
-        above = lasso_duality_gap_from_moments(m, state.w, alpha) > tolerance
+        above = lasso_duality_gap(m, state.w, alpha) > tolerance
         unfinished, m, step = unfinished[above], m.rows(above), step[above]
         alpha, tolerance = alpha[above], tolerance[above]
         state = FistaState._make(part[above] for part in state)
@@ -191,30 +180,19 @@ def _fista_step(m: Moments, step: Tensor, alpha: Tensor, state: FistaState) -> F
     return FistaState(w_next, ahead, next_momentum)
 
 
-def lasso_duality_gap(x: X, y: Y, w: Weights, alpha: float | Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+@of_examples
+def lasso_duality_gap(
+    m: Moments, w: Float[Tensor, "*path rows dims"], alpha: float | Float[Tensor, "*path rows"]
+) -> Float[Tensor, "*path rows"]:
     """Primal minus dual objective of the lasso at w: an upper bound on how far w is from optimal.
 
-    The dual point is the residual y - X w scaled into the feasible set ||X^T theta / n||_inf <= alpha.
+    In float64, whatever w is in. With k <= 1 scaling the residual r = y - X w into the feasible set
+    ||k X^T r / n||_inf <= alpha of the dual, it is (1 - k)^2 r^T r / 2n + alpha ||w||_1 - k <X^T r / n, w>. Every term
+    of that is 0 or larger, so that none cancels another.
     """
-    residual = y - torch.einsum("bpd,bd->bp", x, w)
-    correlation = torch.einsum("bpd,bp->bd", x, residual) / x.shape[1]
-    return _gap(w, correlation, residual.square().mean(-1), torch.as_tensor(alpha, dtype=x.dtype, device=x.device))
-
-
-def lasso_duality_gap_from_moments(
-    m: Moments, w: Float[Tensor, "*path rows dims"], alpha: Float[Tensor, "*path rows"]
-) -> Float[Tensor, "*path rows"]:
-    """``lasso_duality_gap`` from the moments."""
+    w, alpha = w.to(m.moment), torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device)
     correlation = m.moment - torch.einsum("rij,...rj->...ri", m.gram, w)
-    residual_power = m.power - ((m.moment + correlation) * w).sum(-1)
-    return _gap(w, correlation, residual_power.clamp(min=0), alpha)
-
-
-def _gap(w: Tensor, correlation: Tensor, residual_power: Tensor, alpha: Tensor) -> Tensor:
-    """Primal minus dual at theta = k r: (1 - k)^2 r^T r / 2n + alpha ||w||_1 - k <X^T r / n, w>.
-
-    k <= 1 scales the residual r into the feasible set. Every term is 0 or larger, so that none cancels another.
-    """
+    residual_power = (m.power - ((m.moment + correlation) * w).sum(-1)).clamp(min=0)
     scale = alpha / torch.maximum(correlation.abs().amax(-1), alpha)
     unaligned = alpha[..., None] * w.abs() - scale[..., None] * correlation * w
     return (1 - scale) ** 2 * residual_power / 2 + unaligned.sum(-1)

@@ -1,11 +1,13 @@
 """Least squares, plain, penalised by the squared norm, and told the support; from all examples or every prefix."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, in_float64
+from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, in_float64, of_examples
 
 STRONG_RIDGE = (
     1e-6  # alpha / trace(X^T X) from which X^T X + alpha I can be factorised without losing digits that count
@@ -24,39 +26,23 @@ def predictions(
     return torch.einsum("...bd,bqd->...bq", w_hat, x_query)
 
 
-def averaging(x: X, y: Y) -> Weights:
+@of_examples
+def averaging(m: Moments) -> Float[Tensor, "rows dims"]:
     """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022)."""
-    return (torch.einsum("bpd,bp->bd", *in_float64(x, y)) / x.shape[1]).to(y.dtype)
-
-
-def averaging_from_moments(m: Moments) -> Float[Tensor, "rows dims"]:
-    """``averaging`` of the problems behind ``m``."""
     return m.moment
 
 
-def ridge(x: X, y: Y, alpha: float | PerPrompt) -> Weights:
+@partial(of_examples, statistics=in_float64)
+def ridge(m: Moments | tuple[Tensor, Tensor], alpha: float | Float[Tensor, " rows"]) -> Weights:
     """Minimises ||y - X w||^2 + alpha ||w||^2 (scikit-learn's scaling, no intercept).
 
-    Computed from the singular values s of X as w = V diag(s / (s^2 + alpha)) U^T y, so alpha = 0 gives the
-    minimum-norm least-squares solution also where X is rank-deficient. In float64; returned in y's dtype.
+    From examples, by the singular values s of X as w = V diag(s / (s^2 + alpha)) U^T y, so alpha = 0 gives the
+    minimum-norm least-squares solution also where X is rank-deficient. From moments, by
+    (X^T X / n + alpha / n) w = X^T y / n; where alpha is tiny or 0, eigenvalues of X^T X that are rounding count as 0,
+    and it has the square of X's condition number: start from examples where that matters.
     """
-    dtype, (x, y) = y.dtype, in_float64(x, y)
-    return _ridge_by_svd(x, y, _strength(alpha, x)).to(dtype)
-
-
-def _ridge_by_svd(x: X, y: Y, alpha: PerPrompt) -> Weights:
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
-    negligible = s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps
-    shrunk = torch.where(negligible, 0.0, s / torch.where(negligible, 1.0, s**2 + alpha[:, None]))
-    return torch.einsum("brd,br,bpr,bp->bd", vh, shrunk, u, y)
-
-
-def ridge_from_moments(m: Moments, alpha: float | Float[Tensor, " rows"]) -> Float[Tensor, "rows dims"]:
-    """``ridge`` of the problems behind ``m``, by (X^T X / n + alpha / n) w = X^T y / n.
-
-    Where alpha is tiny or 0, eigenvalues of X^T X that are rounding count as 0. The Gram matrix has the square of X's
-    condition number: take ``ridge`` or ``least_squares`` where that matters.
-    """
+    if not isinstance(m, Moments):
+        return _ridge_by_svd(*m, _strength(alpha, m[0]))
     alpha = _strength(alpha, m.moment) / m.n_points
     if (alpha > STRONG_RIDGE * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
         penalised = m.gram + torch.diag_embed(alpha[:, None].expand_as(m.moment))
@@ -65,6 +51,13 @@ def ridge_from_moments(m: Moments, alpha: float | Float[Tensor, " rows"]) -> Flo
     negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
     inverse = torch.where(negligible, 0.0, 1 / torch.where(negligible, 1.0, eigenvalues + alpha[:, None]))
     return torch.einsum("rij,rj,rkj,rk->ri", vectors, inverse, vectors, m.moment)
+
+
+def _ridge_by_svd(x: X, y: Y, alpha: PerPrompt) -> Weights:
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    negligible = s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps
+    shrunk = torch.where(negligible, 0.0, s / torch.where(negligible, 1.0, s**2 + alpha[:, None]))
+    return torch.einsum("brd,br,bpr,bp->bd", vh, shrunk, u, y)
 
 
 def ridge_prefixes(x: X, y: Y, alpha: float | PerPrompt) -> PrefixWeights:

@@ -1,18 +1,23 @@
-"""What a linear estimator needs to know of the examples, for a whole prompt or for each of its prefixes."""
+"""What a linear estimator needs to know of the examples, for a whole prompt or for each of its prefixes.
 
+An estimator is a function of ``Moments``; ``of_examples`` lets it take the examples themselves as well.
+"""
+
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 
 X = Float[Tensor, "batch points dims"]
 Y = Float[Tensor, "batch points"]
-Weights = Float[Tensor, "batch dims"]
-Path = Float[Tensor, "iterates batch dims"]
+Weights = Float[Tensor, "rows dims"]
+Path = Float[Tensor, "iterates rows dims"]
 
 
 class Moments(NamedTuple):
@@ -30,6 +35,10 @@ class Moments(NamedTuple):
         """Some of the problems."""
         return Moments._make(field[chosen] for field in self)
 
+    def rescaled(self, scale: Float[Tensor, "rows dims"]) -> "Moments":
+        """The problems on the features scale_j x_j."""
+        return self._replace(gram=scale[:, :, None] * self.gram * scale[:, None], moment=scale * self.moment)
+
 
 def in_float64(*parts: Float[Tensor, "batch ..."]) -> tuple[Tensor, ...]:
     """The parts of some prompts, refused where a value is not finite: LAPACK would say something else, or nothing."""
@@ -42,14 +51,23 @@ def in_float64(*parts: Float[Tensor, "batch ..."]) -> tuple[Tensor, ...]:
     return tuple(part.double() for part in parts)
 
 
-def moments(x: X, y: Y) -> Moments:
-    """The statistics of all examples of each prompt: rows = batch."""
-    (x, y), n = in_float64(x, y), x.shape[1]
+def moments(x: X, y: Y, point_mask: Bool[Tensor, "batch points"] | None = None) -> Moments:
+    """The statistics of all examples of each prompt: rows = batch.
+
+    Where ``point_mask`` (a prompt's) is False is padding: it counts for nothing, whatever it holds.
+    """
+    n = x.new_full(x.shape[:1], x.shape[1], dtype=torch.float64)
+    if point_mask is not None:
+        n = point_mask.sum(1).double()
+        if not n.all():
+            raise InputError(f"prompt {int(n.argmin())} of the batch, counted from 0, holds padding only.")
+        x, y = torch.where(point_mask[..., None], x, 0.0), torch.where(point_mask, y, 0.0)
+    x, y = in_float64(x, y)
     return Moments(
-        gram=x.mT @ x / n,
-        moment=torch.einsum("bpd,bp->bd", x, y) / n,
-        power=y.square().mean(-1),
-        n_points=x.new_full(x.shape[:1], n),
+        gram=x.mT @ x / n[:, None, None],
+        moment=torch.einsum("bpd,bp->bd", x, y) / n[:, None],
+        power=y.square().sum(-1) / n,
+        n_points=n,
     )
 
 
@@ -71,3 +89,49 @@ def over_prefixes(
 ) -> Float[Tensor, "*path batch points dims"]:
     """w_hat (or a path of iterates) fitted on the first k examples of each prompt, for k = 1 .. n."""
     return estimate(prefix_moments(x, y)).unflatten(-2, x.shape[:2])
+
+
+Answer = TypeVar("Answer", bound="InDtype", covariant=True)
+Problems = TypeVar("Problems", contravariant=True)
+Settings = ParamSpec("Settings")
+
+
+@runtime_checkable
+class InDtype(Protocol):
+    """Weights, or a result that has some."""
+
+    def to(self, dtype: torch.dtype, /) -> Any: ...
+
+
+@runtime_checkable
+class Estimator(Protocol[Problems, Settings, Answer]):
+    """What ``of_examples`` makes of a function of moments."""
+
+    @overload
+    def __call__(self, m: Problems, /, *settings: Settings.args, **named: Settings.kwargs) -> Answer: ...
+
+    @overload
+    def __call__(self, x: X, y: Y, /, *settings: Settings.args, **named: Settings.kwargs) -> Answer: ...
+
+
+def of_examples(
+    estimate: Callable[Concatenate[Problems, Settings], Answer], statistics: Callable[[X, Y], Any] = moments
+) -> Estimator[Problems, Settings, Answer]:
+    """Lets an ``estimate(m, ...)`` be called with tensors (x, y) in place of m: the examples of unpadded prompts.
+
+    These are turned into ``statistics(x, y)`` and the answer into y's dtype. Its signature is that of the second form.
+    """
+    parameters = [*inspect.signature(estimate).parameters.values()]
+    x, y = (inspect.Parameter(name, parameters[0].kind, annotation=kind) for name, kind in (("x", X), ("y", Y)))
+    signature = inspect.signature(estimate).replace(parameters=[x, y, *parameters[1:]])
+
+    @wraps(estimate)
+    def either(*args: Any, **named: Any) -> Any:
+        if args and not isinstance(args[0], Tensor):
+            return estimate(*args, **named)
+        given = signature.bind(*args, **named).arguments
+        features, labels = given.pop("x"), given.pop("y")
+        return estimate(statistics(features, labels), **given).to(labels.dtype)  # type: ignore[call-arg]
+
+    either.__signature__ = signature  # type: ignore[attr-defined]
+    return either

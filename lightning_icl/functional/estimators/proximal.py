@@ -6,37 +6,29 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
-from lightning_icl.functional.estimators.moments import Moments, Path, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, of_examples
 
 Strength = float | Float[Tensor, " rows"]  # one for all problems, or one each
 
 
-def ista_path(x: X, y: Y, alpha: Strength, n_steps: int, step_size: StepSize) -> Path:
+@of_examples
+def ista_path(m: Moments, alpha: Strength, n_steps: int, step_size: StepSize) -> Path:
     """Proximal gradient steps on (1/2n) ||y - X w||^2 + alpha ||w||_1 from 0, w_t for t = 0 .. n_steps.
 
     w_{t+1} = S(w_t - step_size (1/n) X^T (X w_t - y), step_size alpha) with S soft thresholding (Beck & Teboulle
     2009). The objective never grows with a step size of at most ``inverse_curvature(x)``. alpha = 0 is gradient
     descent. A K-layer network unrolled from it is the (untrained) LISTA of Gregor & LeCun 2010.
     """
-    return ista_path_from_moments(moments(x, y), alpha, n_steps, step_size).to(y.dtype)
-
-
-def ista_path_from_moments(m: Moments, alpha: Strength, n_steps: int, step_size: StepSize) -> Path:
-    """``ista_path`` of each row of ``m``."""
     return _proximal_path(m, alpha, step_size, [0.0] * _checked(n_steps))
 
 
-def fista_path(x: X, y: Y, alpha: Strength, n_steps: int, step_size: StepSize) -> Path:
+@of_examples
+def fista_path(m: Moments, alpha: Strength, n_steps: int, step_size: StepSize) -> Path:
     """ISTA with momentum (Beck & Teboulle 2009, section 4): the objective's error falls as 1/t^2 instead of 1/t.
 
     Steps from v_t = w_t + (tau_t - 1) / tau_{t+1} (w_t - w_{t-1}) instead of w_t, tau_1 = 1,
     tau_{t+1} = (1 + sqrt(1 + 4 tau_t^2)) / 2.
     """
-    return fista_path_from_moments(moments(x, y), alpha, n_steps, step_size).to(y.dtype)
-
-
-def fista_path_from_moments(m: Moments, alpha: Strength, n_steps: int, step_size: StepSize) -> Path:
-    """``fista_path`` of each row of ``m``."""
     momenta, tau = [], 1.0
     for _ in range(_checked(n_steps)):
         following = (1 + (1 + 4 * tau**2) ** 0.5) / 2

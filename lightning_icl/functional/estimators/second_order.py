@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
-from lightning_icl.functional.estimators.moments import Moments, Path, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Path, of_examples
 
 
 class Eigenbasis(NamedTuple):
@@ -24,7 +24,8 @@ class Eigenbasis(NamedTuple):
     vectors: Float[Tensor, "rows dims dims"]
 
 
-def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
+@of_examples
+def gd_plus_plus_path(m: Moments | Eigenbasis, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
     """GD++ (von Oswald et al. 2023): every step descends, and transforms the inputs for the next one.
 
     As a layer of linear attention does both at once: step t adds a gradient step to every prediction,
@@ -37,11 +38,6 @@ def gd_plus_plus_path(x: X, y: Y, n_steps: int, step_size: StepSize, gamma: Step
 
     Needs gamma below 1 / lambda_max(C) to keep every direction; see ``inverse_curvature``.
     """
-    return gd_plus_plus_path_from_moments(moments(x, y), n_steps, step_size, gamma).to(y.dtype)
-
-
-def gd_plus_plus_path_from_moments(m: Moments | Eigenbasis, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
-    """``gd_plus_plus_path`` of each row of ``m``."""
     check_steps(n_steps)
     curvature, moment, vectors = eigenbasis(m)
     factors = gd_plus_plus_factors(curvature, as_column(step_size, moment), as_column(gamma, moment))
@@ -68,7 +64,8 @@ def gd_plus_plus_factors(
         transform = (1 - gamma * curvature * squared) * transform
 
 
-def newton_path(x: X, y: Y, n_steps: int) -> Path:
+@of_examples
+def newton_path(m: Moments | Eigenbasis, n_steps: int) -> Path:
     """Newton's iteration for the inverse of S = X^T X (Schulz 1933; Fu et al. 2023): w_t = M_t X^T y, t = 0 .. n_steps.
 
     M_0 = S / lambda_max(S)^2 and M_{t+1} = 2 M_t - M_t S M_t. Along an eigenvector of S with eigenvalue lambda the
@@ -76,11 +73,6 @@ def newton_path(x: X, y: Y, n_steps: int) -> Path:
     2 log2(lambda_max / lambda) steps it vanishes. The limit is least squares (of smallest norm where n < d). Unlike
     the other paths this one does not start from 0: w_0 = M_0 X^T y.
     """
-    return newton_path_from_moments(moments(x, y), n_steps).to(y.dtype)
-
-
-def newton_path_from_moments(m: Moments | Eigenbasis, n_steps: int) -> Path:
-    """``newton_path`` of each row of ``m``."""
     check_steps(n_steps)
     curvature, moment, vectors = eigenbasis(m)
     largest = curvature[:, -1:]

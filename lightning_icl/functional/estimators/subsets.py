@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, moments
+from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
 
 Supports = Int[Tensor, "supports size"]
 
@@ -118,17 +118,13 @@ def _ridge_on_large_supports(
     return SupportFits(u[..., 0].movedim(-1, 0), z.square().sum((-2, -1)), log_det)
 
 
-def best_subset(x: X, y: Y, sparsity: int) -> Weights:
+@of_examples
+def best_subset(m: Moments, sparsity: int, block: int = BLOCK) -> Weights:
     """Minimises ||y - X w||^2 over all w with at most ``sparsity`` non-zeros, by trying every support.
 
     Residuals that agree to about 1e-10 of ||y||^2, as where a few points fit exactly, are told apart by the smaller
-    norm of the weights.
+    norm of the weights. At most ``block`` pairs of a support and a row are in memory at once.
     """
-    return best_subset_from_moments(moments(x, y), sparsity).to(y.dtype)
-
-
-def best_subset_from_moments(m: Moments, sparsity: int, block: int = BLOCK) -> Weights:
-    """The best subset of each row of ``m``; at most ``block`` pairs of a support and a row are in memory at once."""
     supports = all_supports(m.moment.shape[1], sparsity, m.gram.device)
     n_supports, n_rows = block_shape(len(supports), pairs_at_once(block, sparsity))
     chosen = []

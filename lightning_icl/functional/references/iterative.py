@@ -69,7 +69,7 @@ class IterativeReference(SearchedReference):
 
     def descent(self, m: Moments) -> Descent:
         """The problems, ready for any number of paths."""
-        return Descent(m, estimators.inverse_curvature_from_moments(m))
+        return Descent(m, estimators.inverse_curvature(m))
 
     @abstractmethod
     def path(self, descent: Descent, n_steps: int, parameters: list[Float[Tensor, " rows"]]) -> PathOfRows:
@@ -332,7 +332,7 @@ class GDPlusPlus(GradientReference):
         gammas = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         pairs = torch.cartesian_prod(tuning.x.new_tensor(steps), tuning.x.new_tensor(gammas))
         if self.step_size == "shared":
-            pairs = pairs * estimators.inverse_curvature_from_moments(tuning.moments).median()
+            pairs = pairs * estimators.inverse_curvature(tuning.moments).median()
         return pairs[..., None].expand(-1, -1, len(tuning.sizes))
 
     def in_words(self, setting: Setting) -> str:
@@ -379,7 +379,7 @@ class Newton(IterativeReference):
         return in_eigenbasis(m)
 
     def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        return estimators.newton_path_from_moments(descent.problems, n_steps)
+        return estimators.newton_path(descent.problems, n_steps)
 
 
 class ISTA(IterativeReference):
@@ -408,7 +408,7 @@ class ISTA(IterativeReference):
         return strengths(tuning, 3) if self.alpha is None else constant([self.alpha], tuning)
 
     def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        return estimators.ista_path_from_moments(descent.problems, parameters[0], n_steps, descent.unit_step)
+        return estimators.ista_path(descent.problems, parameters[0], n_steps, descent.unit_step)
 
     def in_words(self, setting: Setting) -> str:
         return f" of 1/λmax, alpha {span(setting[0])}"
@@ -426,4 +426,4 @@ class FISTA(ISTA):
     name, title = "fista", "FISTA"
 
     def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        return estimators.fista_path_from_moments(descent.problems, parameters[0], n_steps, descent.unit_step)
+        return estimators.fista_path(descent.problems, parameters[0], n_steps, descent.unit_step)

@@ -139,7 +139,7 @@ class Ridge(PenalisedReference):
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         if not setting.any():  # noise-free, by its law
             return least_squares_by_size(problems.x, problems)
-        return problems.by_size(estimators.ridge_from_moments(problems.moments, problems.per_row(setting[0])))
+        return problems.by_size(estimators.ridge(problems.moments, problems.per_row(setting[0])))
 
 
 class Lasso(PenalisedReference):
@@ -152,7 +152,7 @@ class Lasso(PenalisedReference):
     name, title = "lasso", "lasso"
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
-        return problems.by_size(estimators.lasso_from_moments(problems.moments, problems.per_row(setting[0])))
+        return problems.by_size(estimators.lasso(problems.moments, problems.per_row(setting[0])))
 
     def fits(self, problems: Problems, candidates: Candidates) -> Iterator[Fit]:
         """One path of solutions serves all strengths."""
@@ -183,7 +183,7 @@ class ElasticNet(PenalisedReference):
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         alpha = problems.per_row(setting[0])
-        return problems.by_size(estimators.elastic_net_from_moments(problems.moments, alpha, self.l1_ratio))
+        return problems.by_size(estimators.elastic_net(problems.moments, alpha, self.l1_ratio))
 
 
 class AdaptiveLasso(PenalisedReference):
@@ -213,5 +213,5 @@ class AdaptiveLasso(PenalisedReference):
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         alpha = problems.per_row(setting[0])
-        fitted = estimators.adaptive_lasso_from_moments(problems.moments, alpha, self.gamma, self.pilot_alpha)
+        fitted = estimators.adaptive_lasso(problems.moments, alpha, self.gamma, self.pilot_alpha)
         return problems.by_size(fitted)

@@ -82,7 +82,7 @@ class BestSubset(SubsetReference):
         refuse_above_limit(comb(case.task.n_dims, size), f"supports of {size} among {case.task.n_dims} features")
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
-        return problems.by_size(estimators.best_subset_from_moments(problems.moments, int(setting[0, 0])))
+        return problems.by_size(estimators.best_subset(problems.moments, int(setting[0, 0])))
 
 
 class OrthogonalMatchingPursuit(SubsetReference):
@@ -108,9 +108,7 @@ class OrthogonalMatchingPursuit(SubsetReference):
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:
         n_features = setting[0].long()
-        path = problems.by_size(
-            estimators.orthogonal_matching_pursuit_from_moments(problems.moments, int(n_features.max()))
-        )
+        path = problems.by_size(estimators.orthogonal_matching_pursuit(problems.moments, int(n_features.max())))
         return path[n_features, :, torch.arange(len(n_features), device=path.device)].transpose(0, 1)
 
 
@@ -147,9 +145,7 @@ class IterativeHardThresholding(IterativeReference):
         return tuning.x.new_zeros(1, 0, len(tuning.sizes))
 
     def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        return estimators.iterative_hard_thresholding_path_from_moments(
-            descent.problems, self._kept, n_steps, descent.unit_step
-        )
+        return estimators.iterative_hard_thresholding_path(descent.problems, self._kept, n_steps, descent.unit_step)
 
     def in_words(self, setting: Setting) -> str:
         return " of 1/λmax"

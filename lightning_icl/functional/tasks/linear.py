@@ -14,10 +14,10 @@ from lightning_icl.functional.estimators import (
     Moments,
     Posterior,
     all_supports,
-    gaussian_posterior_from_moments,
+    gaussian_posterior,
     group_supports,
     mixed,
-    sign_posterior_from_moments,
+    sign_posterior,
 )
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.tasks.configured import check_choice
@@ -114,10 +114,10 @@ class LinearTask(Task):
         refuse_above_limit(self.posterior_terms, "hypotheses behind the posterior of this law")
         supports = self.supports().to(m.gram.device)
         if self._signs:
-            by_level = [sign_posterior_from_moments(m, supports, std) for std in self.noise_levels]
+            by_level = [sign_posterior(m, supports, std) for std in self.noise_levels]
         else:
             slab = (self.slab_std, self.weight_mean)
-            by_level = [gaussian_posterior_from_moments(m, supports, std, *slab) for std in self.noise_levels]
+            by_level = [gaussian_posterior(m, supports, std, *slab) for std in self.noise_levels]
         return mixed(by_level, [1.0] * len(by_level))
 
     @property

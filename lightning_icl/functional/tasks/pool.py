@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior_from_moments
+from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior
 from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.linear import LinearTask
 from lightning_icl.functional.tasks.task import Task
@@ -60,7 +60,7 @@ class TaskPool(Task):
         """The posterior mean under the pool (dMMSE)."""
         if self.posterior_terms is None:
             return super().posterior(m)
-        by_level = [pool_posterior_from_moments(m, self._pool.like(m.gram), std) for std in self.task.noise_levels]
+        by_level = [pool_posterior(m, self._pool.like(m.gram), std) for std in self.task.noise_levels]
         return mixed(by_level, [1.0] * len(by_level))
 
     def fresh(self) -> Task:
