@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
-from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.probes import Estimate, mean_estimate
+from lightning_icl.functional.probes import Estimate, check_strength, mean_estimate
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.instruments.probing import descent_curves, probe_layers, reference_levels, untrained_like
+from lightning_icl.instruments.probing import Readings, descent_curves, probe_layers, reference_levels, untrained_like
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
+from lightning_icl.transformer import Transformer
 
 TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
 
@@ -57,17 +58,26 @@ class LinearProbe(Analysis):
         super().__init__(every_n_validations)
         check_at_least(2, n_prompts=n_prompts)
         check_at_least(1, context_points=context_points, chunk_size=chunk_size)
-        if alpha is not None and not 0 < alpha < float("inf"):
-            raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
+        if alpha is not None:
+            check_strength(alpha)
         self.n_prompts, self.alpha, self.context_points, self.chunk_size = n_prompts, alpha, context_points, chunk_size
+        self._architecture: dict[str, Any] | None = None
+        self._untrained: Transformer | Readings | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._architecture = None  # the prompts may be others
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, transformer = datamodule(trainer), module.transformer
         names = ("probe_fit", "probe_choose", "probe_score")
         fit, choose, score = (data.held_out(name, self.n_prompts, module.device) for name in names)
-        task, untrained, bar = data.streams[0].task, untrained_like(transformer), partial(progress, trainer)
-        sizes = self.alpha, self.context_points, self.chunk_size
-        for probe in probe_layers(transformer, task, fit, choose, score, untrained, *sizes, bar).rows:
+        if self._architecture != transformer.options:
+            self._architecture, self._untrained = dict(transformer.options), untrained_like(transformer)
+        task, bar, sizes = data.streams[0].task, partial(progress, trainer), (self.context_points, self.chunk_size)
+        table = probe_layers(transformer, task, fit, choose, score, self._untrained, self.alpha, *sizes, bar)
+        self._untrained = table.untrained  # the same at every validation
+        for probe in table.rows:
             for name, found, note in probe.numbers():
                 yield _row(f"probe/{probe.token}/{probe.target}/{name}", found, probe.layer, note)
         predicted = torch.cat([module(part) for part in score.chunks(self.chunk_size)])

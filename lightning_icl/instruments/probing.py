@@ -1,7 +1,7 @@
 """What each layer's states know linearly, beside what an untrained network and shuffled labels let a probe find."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_icl.functional import estimators, probes
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.probes import Estimate
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
@@ -20,7 +20,6 @@ from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.transformer import Transformer
 
 Token = Literal["query", "context"]
-Targets = dict[str, Tensor]  # (batch, tokens, outputs) each
 TOKENS: tuple[Token, ...] = ("query", "context")
 
 
@@ -68,10 +67,25 @@ class Probe(NamedTuple):
                 yield f"selectivity/{control}", over, None
 
 
+class Reading(NamedTuple):
+    """One layer's probes at one kind of token on the scoring prompts, in the order of targets."""
+
+    scored: list[Scored]
+    errors: Float[Tensor, "batch targets"]
+
+
+Readings = dict[tuple[Token, int], Reading]  # by kind of token and layer
+
+
 class ProbeTable(NamedTuple):
-    """Every probe of a transformer, in the order of tokens, layers, targets."""
+    """Every probe of a transformer, in the order of tokens, layers, targets.
+
+    ``untrained`` is what was found on the untrained network. Where other weights are probed on the same prompts, this
+    saves to find it again: ``probe_layers`` takes it in place of that network.
+    """
 
     rows: tuple[Probe, ...]
+    untrained: Readings | None = None
 
     def by_layer(self, target: str, token: Token = "query") -> list[Probe]:
         """One target's probes, one a layer from the read-in on."""
@@ -89,7 +103,7 @@ def probe_layers(
     fit: Prompt,
     choose: Prompt,
     score: Prompt,
-    untrained: Transformer | None = None,
+    untrained: Transformer | Readings | None = None,
     alpha: float | None = None,
     context_points: int = 8,
     chunk_size: int = 512,
@@ -98,7 +112,7 @@ def probe_layers(
     """Ridge probes of the query's and the context tokens' states in every layer, for all targets of PAPER.md section 6.
 
     Each probe is fitted on the prompts ``fit``, its strength chosen on ``choose``, and scored on ``score``: three
-    separate sets, without padding. Targets (``probe_targets`` in functional/probes.py): f, w, the support, r_hat and
+    separate sets, without padding. Targets (``functional.probes.probe_targets``): f, w, the support, r_hat and
     R_hat x; and what least squares, ridge (with the strength that the law of ``task`` implies, else tuned on ``fit``),
     GD_t and P-GD_t, t = 1 .. depth, predict at the token's x from all examples of its prompt. Steps are 1/lambda_max of
     each prompt. With about as many examples as dimensions the predictions of least squares at a query have no finite
@@ -111,25 +125,38 @@ def probe_layers(
     fitting and choosing, "untrained" on the states of another network, such as ``untrained_like(transformer)``.
 
     Args:
+        untrained: that network, or the ``untrained`` of a table of the same prompts, targets and options.
         alpha: a fixed strength in place of the chosen ones.
         chunk_size: prompts in one forward pass.
     """
-    sets = fit, choose, score
-    _check(transformer, untrained, sets, alpha, context_points, chunk_size)
-    positions = _spread(fit.x.shape[1], context_points).to(fit.x.device)
-    ridge = Ridge().settled(Case(task, task, len(transformer.heads)), whole_prompts(fit))
-    assert isinstance(ridge, Ridge)
-    targets = [_targets(prompt, positions, ridge, len(transformer.heads)) for prompt in sets]
-    models = [transformer] if untrained is None else [transformer, untrained]
-    states = [[_states(model, prompt, positions, chunk_size) for prompt in sets] for model in models]
-    work = [(token, layer) for token in TOKENS for layer in range(len(transformer.heads) + 1)]
-    tasks = {token: _task(token, targets) for token in TOKENS}
-    rows = []
-    with torch.autocast(fit.x.device.type, enabled=False):
-        for token, layer in progress(work, "probes"):
-            seen = [[part[token][layer] for part in of_model] for of_model in states]
-            rows += _probes_of(token, layer, seen, tasks[token], alpha)
-    return ProbeTable(tuple(rows))
+    check_at_least(1, context_points=context_points, chunk_size=chunk_size)
+    if alpha is not None:
+        probes.check_strength(alpha)
+    (n_points, n_dims), depth = (fit.x.shape[1], transformer.n_dims), len(transformer.heads)
+    if isinstance(untrained, Transformer) and len(untrained.heads) != depth:
+        raise InputError(f"the untrained network has {len(untrained.heads)} layers, but the probed one has {depth}.")
+    named = {"fit": fit, "choose": choose, "score": score}
+    sets = [_probed(name, prompt, n_points, n_dims) for name, prompt in named.items()]
+    places = torch.linspace(0, n_points - 1, min(n_points, context_points)).round().long().to(fit.x.device)
+    labels = _labels(task, sets, places, depth)
+
+    def readings(
+        model: Transformer, arms: Mapping[Token, Sequence[Labels]]
+    ) -> Iterator[tuple[tuple[Token, int], list[Reading]]]:
+        states = [_states(model, prompt, places, chunk_size) for prompt in sets]
+        with torch.autocast(fit.x.device.type, enabled=False):
+            for token, layer in progress([(token, layer) for token in TOKENS for layer in range(depth + 1)], "probes"):
+                yield (token, layer), _read([of_set[token][layer] for of_set in states], arms[token], alpha)
+
+    if isinstance(untrained, Transformer):
+        alone = {token: [own] for token, own in labels.items()}
+        untrained = {place: reading for place, (reading,) in readings(untrained, alone)}
+    both = {token: [own, own.shuffled()] for token, own in labels.items()}
+    rows: list[Probe] = []
+    for (token, layer), (own, shuffled) in readings(transformer, both):
+        control = None if untrained is None else untrained[token, layer]
+        rows += _rows(token, layer, labels[token], own, shuffled, control)
+    return ProbeTable(tuple(rows), untrained)
 
 
 def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
@@ -167,128 +194,103 @@ def descent_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
     return curves
 
 
-class _Task(NamedTuple):
+class Labels(NamedTuple):
     """What is probed for at one kind of token: the outputs of all targets side by side, on each set of prompts."""
 
-    names: list[str]
-    sizes: list[int]
-    fit: Tensor  # (batch, tokens, outputs)
-    choose: Tensor
-    score: Tensor
+    sizes: dict[str, int]  # how many outputs each target has
+    fit: Float[Tensor, "batch tokens outputs"]
+    choose: Float[Tensor, "batch tokens outputs"]
+    score: Float[Tensor, "batch tokens outputs"]
+    deviations: list[Float[Tensor, " batch"]]  # of each target on the scoring prompts
 
-    def part(self, values: Tensor, name: str) -> Tensor:
-        """One target's part of values of all outputs."""
-        return values.split(self.sizes, dim=-1)[self.names.index(name)]
-
-    def shuffled(self) -> "_Task":
+    def shuffled(self) -> "Labels":
         """Every prompt's targets given to another while fitting and choosing."""
         generator = torch.Generator().manual_seed(0)
-        return self._replace(
-            fit=probes.shuffled_prompts(self.fit, generator), choose=probes.shuffled_prompts(self.choose, generator)
-        )
+        fit, choose = (probes.shuffled_prompts(part, generator) for part in (self.fit, self.choose))
+        return self._replace(fit=fit, choose=choose)
 
 
-class _Reading(NamedTuple):
-    """The probes of one layer for all targets: their strengths and what they read on the scoring prompts."""
-
-    alphas: Tensor  # (targets,)
-    read: Tensor  # (batch, tokens, outputs)
-    errors: Tensor  # (batch, targets)
-
-
-def _probes_of(token: Token, layer: int, seen: list[list[Tensor]], task: _Task, alpha: float | None) -> list[Probe]:
-    """The probes of one layer, whose states on each set are ``seen``: the trained network's, maybe the untrained's."""
-    spectra = [probes.state_spectrum(states[0].flatten(0, 1)) for states in seen]
-    arms = [_reading(spectra[0], seen[0], labels, alpha) for labels in (task, task.shuffled())]
-    arms += [_reading(spectrum, states, task, alpha) for spectrum, states in zip(spectra[1:], seen[1:], strict=True)]
-    rows = []
-    for i, name in enumerate(task.names):
-        deviation = probes.deviations(task.part(task.score, name))
-        trained, shuffled, *untrained = (_scored(arm, task, name, deviation) for arm in arms)
-        over = [probes.selectivity(arms[0].errors[:, i], arm.errors[:, i], deviation) for arm in arms[1:]]
-        row = Probe(name, token, layer, trained, shuffled, over[0])
-        rows.append(row._replace(untrained=untrained[0], over_untrained=over[1]) if untrained else row)
-    return rows
-
-
-def _reading(spectrum: probes.StateSpectrum, states: list[Tensor], task: _Task, alpha: float | None) -> _Reading:
-    fit, choose = task.fit.flatten(0, 1), task.choose.flatten(0, 1)
-    if alpha is None:
-        alphas = probes.best_strengths(spectrum, fit, task.sizes, states[1].flatten(0, 1), choose)
-    else:
-        alphas = fit.new_full((len(task.sizes),), alpha)
-    by_output = alphas.repeat_interleave(torch.tensor(task.sizes, device=alphas.device))
-    read = spectrum.probe(fit, by_output).predict(states[2])
-    return _Reading(alphas, read, probes.by_target((read - task.score).square().mean(dim=1), task.sizes))
-
-
-def _scored(reading: _Reading, task: _Task, name: str, deviation: Tensor) -> Scored:
-    place = task.names.index(name)
-    errors, auc = reading.errors[:, place], None
-    if name == "support":
-        auc = probes.area_under_roc(task.part(reading.read, name), task.part(task.score, name) > 0)
-    risk, r2 = probes.mean_estimate(errors), probes.explained_share(errors, deviation)
-    return Scored(float(reading.alphas[place]), risk, r2, auc)
-
-
-def _task(token: Token, targets: list[dict[Token, Targets]]) -> _Task:
-    by_set = [part[token] for part in targets]
-    sizes = [value.shape[-1] for value in by_set[0].values()]
-    return _Task(list(by_set[0]), sizes, *(torch.cat(list(part.values()), dim=-1) for part in by_set))
-
-
-def _targets(prompt: Prompt, positions: Int[Tensor, " points"], ridge: Ridge, depth: int) -> dict[Token, Targets]:
-    steps = probes.algorithm_weights(prompt, depth)
-    algorithms = {"least_squares": steps.pop("least_squares"), "ridge": ridge.weights(whole_prompts(prompt))[:, 0]}
-    f = None if prompt.f is None else prompt.f[:, positions]
-    return {
-        "query": probes.probe_targets(prompt, prompt.x_query, prompt.f_query, algorithms | steps),
-        "context": probes.probe_targets(prompt, prompt.x[:, positions], f, algorithms | steps),
-    }
+def _labels(task: Task, sets: Sequence[Prompt], places: Int[Tensor, " points"], depth: int) -> dict[Token, Labels]:
+    """What is probed for at each kind of token, on the prompts to fit on, to choose on and to score on."""
+    ridge = Ridge().settled(Case(task, task, depth), whole_prompts(sets[0]))
+    assert isinstance(ridge, Ridge)
+    targets: list[dict[Token, dict[str, Tensor]]] = []
+    for prompt in sets:
+        steps = probes.algorithm_weights(prompt, depth)
+        weights = {"least_squares": steps.pop("least_squares"), "ridge": ridge.weights(whole_prompts(prompt))[:, 0]}
+        f = None if prompt.f is None else prompt.f[:, places]
+        query = probes.probe_targets(prompt, prompt.x_query, prompt.f_query, weights | steps)
+        context = probes.probe_targets(prompt, prompt.x[:, places], f, weights | steps)
+        targets.append({"query": query, "context": context})
+    labels = {}
+    for token in TOKENS:
+        sizes = {name: values.shape[-1] for name, values in targets[0][token].items()}
+        fit, choose, score = (torch.cat(list(of_set[token].values()), dim=-1) for of_set in targets)
+        deviations = [probes.deviations(part) for part in score.split(list(sizes.values()), dim=-1)]
+        labels[token] = Labels(sizes, fit, choose, score, deviations)
+    return labels
 
 
 def _states(
-    transformer: Transformer, prompt: Prompt, positions: Int[Tensor, " points"], chunk_size: int
+    transformer: Transformer, prompt: Prompt, places: Int[Tensor, " points"], chunk_size: int
 ) -> dict[Token, list[Float[Tensor, "batch tokens d_model"]]]:
     """The states that are probed, one tensor after the read-in and one after each layer."""
     chunks: dict[Token, list[tuple[Tensor, ...]]] = {"query": [], "context": []}
     for part in prompt.chunks(chunk_size):
         output = transformer.on_prompt(part)
         chunks["query"].append(output.query_states)
-        at = transformer.tokens_per_point * positions
+        at = transformer.tokens_per_point * places
         chunks["context"].append(tuple(states[:, at] for states in output.context_states))
     return {token: [torch.cat(layer) for layer in zip(*parts, strict=True)] for token, parts in chunks.items()}
 
 
-def _spread(n_points: int, at_most: int) -> Int[Tensor, " points"]:
-    """Positions of examples spread evenly from the first to the last."""
-    return torch.linspace(0, n_points - 1, min(n_points, at_most)).round().long()
+def _read(states: Sequence[Tensor], arms: Sequence[Labels], alpha: float | None) -> list[Reading]:
+    """The probes of one layer, whose states on each set are given: a reading for each of several labels."""
+    spectrum = probes.state_spectrum(states[0].flatten(0, 1))
+    others = spectrum.rotated(states[1].flatten(0, 1))
+    found = []
+    for labels in arms:
+        sizes, fitted = list(labels.sizes.values()), spectrum.probes(labels.fit.flatten(0, 1))
+        if alpha is None:
+            alphas = probes.best_strengths(fitted, sizes, others, labels.choose.flatten(0, 1))
+        else:
+            alphas = labels.fit.new_full((len(sizes),), alpha)
+        read = fitted.at(alphas.repeat_interleave(torch.tensor(sizes, device=alphas.device))).predict(states[2])
+        errors = probes.by_target((read - labels.score).square().mean(dim=1), sizes)
+        scored = [
+            Scored(float(strength), probes.mean_estimate(error), probes.explained_share(error, deviation))
+            for strength, error, deviation in zip(alphas, errors.unbind(dim=1), labels.deviations, strict=True)
+        ]
+        if "support" in labels.sizes:
+            place = list(labels.sizes).index("support")
+            of_support, support = (values.split(sizes, dim=-1)[place] for values in (read, labels.score))
+            scored[place] = scored[place]._replace(auc=probes.area_under_roc(of_support, support > 0))
+        found.append(Reading(scored, errors))
+    return found
 
 
-def _check(
-    transformer: Transformer,
-    untrained: Transformer | None,
-    sets: Sequence[Prompt],
-    alpha: float | None,
-    context_points: int,
-    chunk_size: int,
-) -> None:
-    for name, number in (("context_points", context_points), ("chunk_size", chunk_size)):
-        if number < 1:
-            raise InputError(f"{name} is {number}, but it must be at least 1.")
-    if alpha is not None and not 0 < alpha < float("inf"):
-        raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
-    if untrained is not None and len(untrained.heads) != len(transformer.heads):
+def _rows(
+    token: Token, layer: int, labels: Labels, own: Reading, shuffled: Reading, untrained: Reading | None
+) -> Iterator[Probe]:
+    """The probes of one layer beside their controls, one a target."""
+    for i, name in enumerate(labels.sizes):
+
+        def over(control: Reading, i: int = i) -> Estimate:
+            return probes.selectivity(own.errors[:, i], control.errors[:, i], labels.deviations[i])
+
+        row = Probe(name, token, layer, own.scored[i], shuffled.scored[i], over(shuffled))
+        if untrained is not None:
+            row = row._replace(untrained=untrained.scored[i], over_untrained=over(untrained))
+        yield row
+
+
+def _probed(name: str, prompt: Prompt, n_points: int, n_dims: int) -> Prompt:
+    """One of the sets of prompts, with all examples of each."""
+    if prompt.x.shape[1:] != (n_points, n_dims):
         raise InputError(
-            f"the untrained network has {len(untrained.heads)} layers, but the probed one has {len(transformer.heads)}."
+            f"the prompts of {name} have shape {tuple(prompt.x.shape)}, but all must have as many examples and the "
+            f"model's {n_dims} dimensions."
         )
-    for name, prompt in zip(("fit", "choose", "score"), sets, strict=True):
-        if prompt.x.shape[1:] != sets[0].x.shape[1:] or prompt.x.shape[-1] != transformer.n_dims:
-            raise InputError(
-                f"the prompts of {name} have shape {tuple(prompt.x.shape)}, but all must have as many examples and the "
-                f"model's {transformer.n_dims} dimensions."
-            )
-        if len(prompt.x) < 2:
-            raise InputError(f"{name} has {len(prompt.x)} prompts, but it must have at least 2.")
-        if prompt.point_mask is not None and not prompt.point_mask.all():
-            raise InputError(f"the prompts of {name} are padded, but a probe's targets need all examples: cut them.")
+    if len(prompt.x) < 2:
+        raise InputError(f"{name} has {len(prompt.x)} prompts, but it must have at least 2.")
+    return prompt.unpadded()

@@ -1,12 +1,13 @@
 """LinearProbe against scikit-learn on states captured by hooks."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import small_data, small_module, small_trainer
 from sklearn.linear_model import Ridge
 
-from lightning_icl.callbacks import LinearProbe
+from lightning_icl.callbacks import LinearProbe, linear_probe
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import shuffled_prompts
 from lightning_icl.functional.prompts import pair_tokens
@@ -111,6 +112,30 @@ def test_the_rows_are_what_probe_layers_finds(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"{name}.{kind}" for name in ("linear_probe", "probe_map") for kind in ("png", "svg")
     }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_untrained_network_is_made_and_probed_once_a_run(tmp_path, monkeypatch):
+    """And once more on other prompts; what is found is what a fresh LinearProbe finds."""
+    made, real = [], linear_probe.untrained_like
+    monkeypatch.setattr(linear_probe, "untrained_like", lambda model: made.append(model) or real(model))
+    probe, module, data = LinearProbe(n_prompts=20), small_module(), small_data()
+    trainer = small_trainer(tmp_path, [probe], max_steps=6, val_check_interval=2)
+    trainer.fit(module, datamodule=data)
+    assert (len(made), probe.measured_at) == (1, 6)
+    for prompts in (data, small_data(seed=4)):
+        if prompts is not data:
+            validated(tmp_path, probe, module, prompts)
+        validated(tmp_path, fresh := LinearProbe(n_prompts=20), module, prompts)
+        pd.testing.assert_frame_equal(probe.rows, fresh.rows)
+
+
+def test_another_architecture_within_a_run_has_another_untrained_network(tmp_path):
+    module, cut, probe = small_module(), small_module(heads=[4, 1]), LinearProbe(n_prompts=20)
+    _, trainer = validated(tmp_path, probe, module)
+    again = {model: list(probe.analyse(trainer, model)) for model in (cut, module)}
+    for model, rows in again.items():
+        assert rows == list(LinearProbe(n_prompts=20).analyse(trainer, model))
 
 
 @pytest.mark.usefixtures("undrawn")

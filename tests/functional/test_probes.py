@@ -71,7 +71,7 @@ def test_float32_states_are_solved_in_float64():
     torch.testing.assert_close(probe.predict(states), exact.predict(states.double()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan, math.inf])
 def test_a_probe_needs_a_ridge_strength_above_zero(alpha):
     with pytest.raises(InputError, match=f"alpha is {alpha}"):
         ridge_probe(drawn(4, 2), drawn(4, 1, seed=1), alpha)
@@ -80,7 +80,7 @@ def test_a_probe_needs_a_ridge_strength_above_zero(alpha):
 def test_one_factorisation_serves_every_target_and_strength():
     states, targets = drawn(30, 6), drawn(30, 3, seed=1)
     alphas = torch.tensor([1e-3, 1.0, 50.0], dtype=torch.float64)
-    together = state_spectrum(states).probe(targets, alphas)
+    together = state_spectrum(states).probes(targets).at(alphas)
     for k, alpha in enumerate(alphas.tolist()):
         expected = Ridge(alpha).fit(states.numpy(), targets[:, k].numpy())
         np.testing.assert_allclose(together.weight[:, k], expected.coef_, rtol=0, atol=1e-10)
@@ -101,7 +101,8 @@ def test_the_strength_is_that_of_a_loop_over_scikit_learn(samples, others, featu
     truth = drawn(states.shape[1], 4, seed=2) * torch.tensor([1.0, 0.3, 0.1, 0.0])
     targets, true = (s @ truth + drawn(len(s), 4, seed=3) + 2 for s in (states, fresh))
     sizes = [1, 2, 1]
-    chosen = best_strengths(state_spectrum(states), targets, sizes, fresh, true)
+    spectrum = state_spectrum(states)
+    chosen = best_strengths(spectrum.probes(targets), sizes, spectrum.rotated(fresh), true)
     centred = (states - states.mean(0)).numpy()
     unit = (centred**2).sum() / states.shape[1]
     starts = np.cumsum([0, *sizes])
@@ -121,9 +122,10 @@ def test_the_strength_is_that_of_a_loop_over_scikit_learn(samples, others, featu
 def test_states_that_do_not_vary_leave_the_mean_to_predict():
     states, targets = torch.full((6, 3), 2.0), drawn(6, 2)
     spectrum = state_spectrum(states)
-    alphas = best_strengths(spectrum, targets, [2], states, targets)
+    probes = spectrum.probes(targets)
+    alphas = best_strengths(probes, [2], spectrum.rotated(states), targets)
     assert alphas.isfinite().all()
-    predicted = spectrum.probe(targets, float(alphas)).predict(states)
+    predicted = probes.at(float(alphas)).predict(states)
     torch.testing.assert_close(predicted, targets.mean(0).expand(6, -1))
 
 

@@ -215,6 +215,15 @@ def test_an_untrained_network_is_no_better_than_itself():
     assert all(row.trained == row.untrained for row in table.rows)
 
 
+def test_what_was_found_on_an_untrained_network_stands_in_for_it():
+    sets, control = [sampled(seed, 20) for seed in (1, 2, 3)], network(seed=2)
+    found = probe_layers(network(), TASK, *sets, untrained=control).untrained
+    other = network(seed=1)
+    table = probe_layers(other, TASK, *sets, untrained=found)
+    assert table == probe_layers(other, TASK, *sets, untrained=control)._replace(untrained=found)
+    assert table.rows != probe_layers(other, TASK, *sets, untrained=other).rows
+
+
 def test_without_an_untrained_network_there_is_no_such_control():
     rows = probe_layers(network(), TASK, *map(sampled, (1, 2, 3))).rows
     assert {(row.untrained, row.over_untrained) for row in rows} == {(None, None)}
@@ -265,7 +274,7 @@ def test_single_precision_finds_the_same():
         ({"untrained": network(heads=[2])}, "the untrained network has 1 layers, but the probed one has 2"),
         ({"score": sampled(3, n_points=4)}, "the prompts of score have shape"),
         ({"choose": sampled(2, 1)}, "choose has 1 prompts, but it must have at least 2"),
-        ({"fit": sampled(1).padded_after(3)}, "the prompts of fit are padded"),
+        ({"fit": sampled(1).padded_after(3)}, "the prompts are padded, but all 5 examples of each are needed here"),
         ({"transformer": network(n_dims=4)}, "the prompts of fit have shape"),
     ],
 )

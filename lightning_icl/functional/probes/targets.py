@@ -1,0 +1,64 @@
+"""What a token's state may know: the noise-free target, the weights, and what known algorithms make of the examples."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from lightning_icl.functional import estimators
+from lightning_icl.functional.prompts import Prompt
+
+
+def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iterates batch dims"]]:
+    """w_hat of GD ("gd") and P-GD ("preprocess_then_gd") after 0 .. n_steps steps from all examples of each prompt.
+
+    Steps are 1/lambda_max of the examples of that prompt, for P-GD of its preprocessed examples; PAPER.md section 7.
+    """
+    x, y = prompt.x.double(), prompt.y.double()
+    paths = {}
+    for name, power in (("gd", 0.0), ("preprocess_then_gd", 1.0)):
+        step_size = estimators.inverse_curvature(estimators.preprocessed(x, x, y, power))
+        paths[name] = estimators.preprocess_then_gd_path(x, y, n_steps, step_size, power)
+    return paths
+
+
+def algorithm_weights(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "batch dims"]]:
+    """w_hat of least squares and of GD_t and P-GD_t, t = 1 .. n_steps, as in ``descent_paths``."""
+    weights = {"least_squares": estimators.least_squares(prompt.x.double(), prompt.y.double())}
+    for name, path in descent_paths(prompt, n_steps).items():
+        weights |= {f"{name}_{t}": w_hat for t, w_hat in enumerate(path) if t}
+    return weights
+
+
+def probe_targets(
+    prompt: Prompt,
+    x: Float[Tensor, "batch tokens dims"],
+    f: Float[Tensor, "batch tokens"] | None,
+    algorithms: Mapping[str, Float[Tensor, "batch dims"]],
+) -> dict[str, Float[Tensor, "batch tokens outputs"]]:
+    """What the states of tokens at ``x`` may know, by name, in float64.
+
+    "f" is the noise-free target there, if it is told; "preprocessed" R_hat x and "r_hat" X^T y / n, R_hat = diag(r_hat)
+    (PAPER.md section 7, here with its sign); where the task has weights, "w" and "support", 1 where w is not 0; then
+    <w_hat, x> for each of ``algorithms``. n counts padded examples too, so use unpadded prompts.
+    """
+    x = x.double()
+    r_hat = torch.einsum("bpd,bp->bd", prompt.x.double(), prompt.y.double()) / prompt.x.shape[1]
+    targets = {} if f is None else {"f": f.double()[..., None]}
+    of_prompt = {"r_hat": r_hat}
+    if prompt.w is not None:
+        of_prompt = {"w": prompt.w.double(), "support": (prompt.w != 0).double(), **of_prompt}
+    targets |= {name: value[:, None].expand_as(x) for name, value in of_prompt.items()}
+    targets["preprocessed"] = x * r_hat[:, None]
+    return targets | {name: (x * w_hat[:, None]).sum(dim=-1, keepdim=True) for name, w_hat in algorithms.items()}
+
+
+def shuffled_prompts(
+    targets: Float[Tensor, "batch tokens outputs"], generator: Generator
+) -> Float[Tensor, "batch tokens outputs"]:
+    """The shuffled-label control: each prompt's targets given to another, along a random cycle (CPU generator)."""
+    cycle = torch.randperm(targets.shape[0], generator=generator)
+    order = torch.empty_like(cycle)
+    order[cycle] = cycle.roll(1)
+    return targets[order.to(targets.device)]
