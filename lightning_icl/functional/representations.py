@@ -1,15 +1,17 @@
 """What a first layer may have made of the examples: maps from prompts to prompts, the arms of P-probing.
 
 A representation replaces x and x_query by features of each point and keeps the labels, so that whatever learns from a
-prompt can learn from its representation. PAPER.md section 6.
+prompt can learn from its representation; n is each prompt's own, and padding stays zero. PAPER.md section 6.
 """
 
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.estimators import (
+    Moments,
     feature_scale,
     gradient_descent_path,
     inverse_curvature,
@@ -34,14 +36,12 @@ def raw(prompt: Prompt) -> Prompt:
 
 def correlation_features(prompt: Prompt) -> Prompt:
     """R_hat x with R_hat = diag(r_hat), r_hat = X^T y / n: the paper's preprocessing (PAPER.md section 7)."""
-    r_hat = torch.einsum("bpd,bp->bd", prompt.x, prompt.y) / prompt.x.shape[1]
-    return prompt._replace(x=prompt.x * r_hat[:, None], x_query=prompt.x_query * r_hat[:, None])
+    return _rescaled(prompt, _moments(prompt).moment)
 
 
 def correlation_power_features(prompt: Prompt, power: float = 0.5) -> Prompt:
     """|r_hat|^power x, coordinate by coordinate."""
-    scale = feature_scale(prompt.x, prompt.y, power)[:, None]
-    return prompt._replace(x=prompt.x * scale, x_query=prompt.x_query * scale)
+    return _rescaled(prompt, feature_scale(_moments(prompt), power))
 
 
 def gd_plus_plus_features(prompt: Prompt, shrinkage: float) -> Prompt:
@@ -50,9 +50,9 @@ def gd_plus_plus_features(prompt: Prompt, shrinkage: float) -> Prompt:
     What a layer of GD++ (von Oswald et al. 2023) makes of the inputs. It needs no labels and one head, so it is the
     main rival of R_hat x as an account of the first layer.
     """
-    gamma = (shrinkage * inverse_curvature(prompt.x))[:, None, None]
-    gram = prompt.x.mT @ prompt.x / prompt.x.shape[1]
-    x, x_query = (points - gamma * (points @ gram) for points in (prompt.x, prompt.x_query))
+    m = _moments(prompt)
+    taken = (shrinkage * inverse_curvature(m)[:, None, None] * m.gram).to(prompt.x.dtype)  # gamma C
+    x, x_query = (points - points @ taken for points in (prompt.x, prompt.x_query))
     return prompt._replace(x=x, x_query=x_query)
 
 
@@ -66,7 +66,7 @@ def tuned_shrinkage(prompt: Prompt, n_steps: int) -> float:
 
 
 def _descent_risk(prompt: Prompt, n_steps: int) -> float:
-    problems = moments(prompt.x, prompt.y)
+    problems = _moments(prompt)
     unit = inverse_curvature(problems)
     paths = torch.stack([gradient_descent_path(problems, n_steps, step * unit) for step in STEPS])
     errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], prompt.x_query) - prompt.f_query
@@ -85,7 +85,7 @@ def leading_first(representation: Representation, prompts: Prompt) -> Representa
     that are 0, so that the width stays.
     """
     chunks = [representation(chunk).double() for chunk in prompts.chunks(CHUNK_SIZE)]
-    points = torch.cat([torch.cat([chunk.x, chunk.x_query], dim=1).flatten(0, 1) for chunk in chunks])
+    points = torch.cat([_points(chunk) for chunk in chunks])
     mean = points.mean(dim=0)
     variance, directions = torch.linalg.eigh((points - mean).T @ (points - mean) / len(points))
     kept = variance > LEAST_VARIANCE * variance[-1]
@@ -94,16 +94,34 @@ def leading_first(representation: Representation, prompts: Prompt) -> Representa
     agreement = torch.zeros_like(whitening)
     for chunk in chunks:
         white = scaled(_mapped(chunk, mean, whitening))
-        moment = torch.einsum("bp,bpi->bi", white.y, white.x) / white.x.shape[1]
-        agreement += torch.einsum("bq,bqi,bj->ij", white.f_query, white.x_query, moment)
+        agreement += torch.einsum("bq,bqi,bj->ij", white.f_query, white.x_query, _moments(white).moment)
     turned = torch.linalg.eigh(agreement + agreement.T).eigenvectors.flip(-1)
     return lambda prompt: _mapped(representation(prompt), mean, whitening @ turned)
 
 
-def _mapped(prompt: Prompt, mean: Tensor, coordinates: Tensor) -> Prompt:
+def _points(prompt: Prompt) -> Float[Tensor, "points features"]:
+    """Every example and query of all prompts."""
+    points = torch.cat([prompt.x, prompt.x_query], dim=1)
+    if prompt.point_mask is None:
+        return points.flatten(0, 1)
+    return points[torch.nn.functional.pad(prompt.point_mask, (0, prompt.x_query.shape[1]), value=True)]
+
+
+def _mapped(prompt: Prompt, mean: Float[Tensor, " features"], coordinates: Float[Tensor, "features others"]) -> Prompt:
     """Every point's features less ``mean``, times ``coordinates``."""
     mean, coordinates = mean.to(prompt.x.dtype), coordinates.to(prompt.x.dtype)
-    return prompt._replace(x=(prompt.x - mean) @ coordinates, x_query=(prompt.x_query - mean) @ coordinates)
+    x, x_query = ((points - mean) @ coordinates for points in (prompt.x, prompt.x_query))
+    return prompt._replace(x=x if prompt.point_mask is None else x * prompt.point_mask[..., None], x_query=x_query)
+
+
+def _moments(prompt: Prompt) -> Moments:
+    return moments(prompt.x, prompt.y, prompt.point_mask)
+
+
+def _rescaled(prompt: Prompt, scale: Float[Tensor, "batch dims"]) -> Prompt:
+    """Every point's features times the prompt's scale of each."""
+    scale = scale.to(prompt.x.dtype)[:, None]
+    return prompt._replace(x=prompt.x * scale, x_query=prompt.x_query * scale)
 
 
 def scaled(prompt: Prompt) -> Prompt:
@@ -112,6 +130,5 @@ def scaled(prompt: Prompt) -> Prompt:
     So no representation wins by its scale, nor by its scale's variation over prompts, which for R_hat x is large and
     would make one step size wrong for most (PAPER.md section 7).
     """
-    size = prompt.x.square().mean(dim=(1, 2), keepdim=True).sqrt()
-    unit = torch.where(size > 0, 1 / size, 0.0)
-    return prompt._replace(x=prompt.x * unit, x_query=prompt.x_query * unit)
+    size = (prompt.x.square().sum(dim=(1, 2)) / (prompt.n_points() * prompt.x.shape[2])).sqrt()
+    return _rescaled(prompt, torch.where(size > 0, 1 / size, 0.0)[:, None])

@@ -297,5 +297,4 @@ def _check(model: Transformer, other: Transformer, *prompts: Prompt) -> None:
                 f"the prompts have {prompt.x.shape[-1]} dimensions, the model {model.n_dims} and the other "
                 f"{other.n_dims}, but all must have the same."
             )
-        if prompt.point_mask is not None and not prompt.point_mask.all():
-            raise InputError("the prompts are padded, but states are only compared where there are tokens: cut them.")
+        prompt.unpadded()

@@ -267,7 +267,9 @@ def _states(transformer: Transformer, layer: int, prompt: Prompt) -> Prompt:
     states = start.states
     for block in transformer.blocks[:layer]:
         states = block(states, start.view, None)
-    return prompt._replace(x=states[:, : start.n_context], x_query=states[:, start.first_query :])
+    x = states[:, : start.n_context]
+    x = x if prompt.point_mask is None else x * prompt.point_mask[..., None]
+    return prompt._replace(x=x, x_query=states[:, start.first_query :])
 
 
 class _Stream:

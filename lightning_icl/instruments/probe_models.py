@@ -62,9 +62,9 @@ class TunedDescent(nn.Module):
 
     def weights(self, prompt: Prompt) -> Float[Tensor, "batch dims"]:
         """w_k, in the coordinates of x_tilde."""
-        x = self.map(prompt.x)
-        gram = x.mT @ x / x.shape[1]
-        moment = (x * prompt.y[..., None]).mean(dim=1)
+        x, n = self.map(prompt.x), prompt.n_points()
+        gram = x.mT @ x / n[:, None, None]
+        moment = (x * prompt.y[..., None]).sum(dim=1) / n[:, None]
         smallest = torch.finfo(x.dtype).tiny
         unit = gram.square().sum(dim=(-2, -1)).clamp(min=smallest).rsqrt()[:, None]
         w = torch.zeros_like(moment)

@@ -26,6 +26,7 @@ from lightning_icl.functional.probes import (
     state_spectrum,
 )
 from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.tasks import SparseLinearRegression
 
 SHAPES = [(40, 5, 3), (4, 9, 2), (1, 3, 1), (6, 1, 1), (12, 4, 5), (5, 5, 2), (5, 6, 1)]  # samples, features, outputs
 
@@ -351,3 +352,22 @@ def test_algorithm_weights_equal_loops(batch, points, dims):
             for t in (1, 2, 3):
                 u = u - step * features.T @ (features @ u - yb) / points
                 np.testing.assert_allclose(weights[f"{name}_{t}"][b], scale * u, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3), (2, 1, 4), (3, 4, 1)], ids=str)
+def test_padding_changes_no_target(shape):
+    """Each prompt, with padding behind its own number of examples, against the same one alone without."""
+    batch, n_points, n_dims = shape
+    task = SparseLinearRegression(n_dims, 1, 0.3)
+    prompt = task.sample(batch, n_points + 3, 2, torch.Generator().manual_seed(0)).double()
+    counts = [1 + b % n_points for b in range(batch)]
+    mask = torch.arange(n_points + 3) < torch.tensor(counts)[:, None]
+    prompt = prompt._replace(x=prompt.x * mask[..., None], y=prompt.y * mask, f=prompt.f * mask, point_mask=mask)
+
+    def targets(prompt):
+        return probe_targets(prompt, prompt.x_query, prompt.f_query, algorithm_weights(prompt, 2))
+
+    found = targets(prompt)
+    for b, n in enumerate(counts):
+        for name, value in targets(prompt.rows(b, b + 1).first(n).unpadded()).items():
+            torch.testing.assert_close(found[name][b], value[0], rtol=1e-12, atol=1e-12, msg=f"{name} of {n} examples")

@@ -91,3 +91,39 @@ def test_the_tuned_shrinkage_has_the_lowest_risk_of_a_plain_search():
     risks = [risk(shrinkage) for shrinkage in representations.SHRINKAGES]
     assert len(set(np.round(risks, 6))) == len(risks)
     assert representations.tuned_shrinkage(prompt, n_steps) == representations.SHRINKAGES[int(np.argmin(risks))]
+
+
+# padding
+
+
+def leading(prompt):
+    """In coordinates fitted to other prompts with as many dimensions."""
+    fitted_on = sampled(40, 5, prompt.x.shape[2], 2, seed=1)
+    return representations.leading_first(representations.correlation_features, fitted_on)(prompt)
+
+
+@pytest.mark.parametrize("shape", [(7, 8, 3, 4), (1, 4, 3, 2), (3, 5, 1, 1)], ids=str)
+@pytest.mark.parametrize("name", [*CASES, "leading"])
+def test_padding_changes_nothing_and_stays_zero(name, shape):
+    """Prompts of 1 .. points - 3 examples, each against the same one without its padding, alone."""
+    represent = CASES[name][0] if name in CASES else leading
+    prompt, (batch, n_points, _, _) = sampled(*shape, seed=3), shape
+    mask = torch.arange(n_points) < (1 + torch.arange(batch) % (n_points - 3))[:, None]
+    prompt = prompt._replace(x=prompt.x * mask[..., None], y=prompt.y * mask, f=prompt.f * mask, point_mask=mask)
+    found = represent(prompt)
+    assert not found.x[~mask].any()
+    for b, n in enumerate(mask.sum(dim=1).tolist()):
+        alone = represent(prompt.rows(b, b + 1).first(n).unpadded())
+        torch.testing.assert_close(found.x[b, :n], alone.x[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.x_query[b], alone.x_query[0], rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_fitted_on_padded_prompts_is_what_is_fitted_without():
+    long, fresh = sampled(60, 9, 3, 4, seed=3), sampled(4, 5, 3, 2)
+    bare, padded = long.first(5), long.padded_after(5)
+    found, expected = (
+        representations.leading_first(representations.correlation_features, prompt)(fresh) for prompt in (padded, bare)
+    )
+    torch.testing.assert_close(found.x.abs(), expected.x.abs(), rtol=1e-9, atol=1e-10)  # up to eigenvectors' signs
+    assert representations.tuned_shrinkage(padded, 2) == representations.tuned_shrinkage(bare, 2)
+    assert representations._descent_risk(padded, 2) == pytest.approx(representations._descent_risk(bare, 2), rel=1e-12)

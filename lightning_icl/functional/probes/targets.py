@@ -15,11 +15,11 @@ def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iter
 
     Steps are 1/lambda_max of the examples of that prompt, for P-GD of its preprocessed examples; PAPER.md section 7.
     """
-    x, y = prompt.x.double(), prompt.y.double()
+    m = estimators.moments(prompt.x, prompt.y, prompt.point_mask)
     paths = {}
     for name, power in (("gd", 0.0), ("preprocess_then_gd", 1.0)):
-        step_size = estimators.inverse_curvature(estimators.preprocessed(x, x, y, power))
-        paths[name] = estimators.preprocess_then_gd_path(x, y, n_steps, step_size, power)
+        step_size = estimators.inverse_curvature(m.rescaled(estimators.feature_scale(m, power)))
+        paths[name] = estimators.preprocess_then_gd_path(m, n_steps, step_size, power)
     return paths
 
 
@@ -41,10 +41,10 @@ def probe_targets(
 
     "f" is the noise-free target there, if it is told; "preprocessed" R_hat x and "r_hat" X^T y / n, R_hat = diag(r_hat)
     (PAPER.md section 7, here with its sign); where the task has weights, "w" and "support", 1 where w is not 0; then
-    <w_hat, x> for each of ``algorithms``. n counts padded examples too, so use unpadded prompts.
+    <w_hat, x> for each of ``algorithms``.
     """
     x = x.double()
-    r_hat = torch.einsum("bpd,bp->bd", prompt.x.double(), prompt.y.double()) / prompt.x.shape[1]
+    r_hat = estimators.moments(prompt.x, prompt.y, prompt.point_mask).moment
     targets = {} if f is None else {"f": f.double()[..., None]}
     of_prompt = {"r_hat": r_hat}
     if prompt.w is not None:
