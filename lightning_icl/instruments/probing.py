@@ -141,17 +141,16 @@ def probe_layers(
     labels = _labels(task, sets, places, depth)
 
     def readings(
-        model: Transformer, arms: Mapping[Token, Sequence[Labels]]
+        model: Transformer, labels: Mapping[Token, Labels]
     ) -> Iterator[tuple[tuple[Token, int], list[Reading]]]:
         states = [_states(model, prompt, places, chunk_size) for prompt in sets]
         with torch.autocast(fit.x.device.type, enabled=False):
             for token, layer in progress([(token, layer) for token in TOKENS for layer in range(depth + 1)], "probes"):
-                yield (token, layer), _read([of_set[token][layer] for of_set in states], arms[token], alpha)
+                yield (token, layer), _read([of_set[token][layer] for of_set in states], labels[token], alpha)
 
     if isinstance(untrained, Transformer):
-        alone = {token: [own] for token, own in labels.items()}
-        untrained = {place: reading for place, (reading,) in readings(untrained, alone)}
-    both = {token: [own, own.shuffled()] for token, own in labels.items()}
+        untrained = {place: reading for place, (reading,) in readings(untrained, labels)}
+    both = {token: own.beside_shuffled() for token, own in labels.items()}
     rows: list[Probe] = []
     for (token, layer), (own, shuffled) in readings(transformer, both):
         control = None if untrained is None else untrained[token, layer]
@@ -195,18 +194,23 @@ def descent_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
 
 
 class Labels(NamedTuple):
-    """What is probed for at one kind of token: the outputs of all targets side by side, on each set of prompts."""
+    """What is probed for at one kind of token: the outputs of all targets side by side, on each set of prompts.
+
+    Probes are fitted and their strengths chosen on the outputs of several arms, one after the other.
+    """
 
     sizes: dict[str, int]  # how many outputs each target has
-    fit: Float[Tensor, "batch tokens outputs"]
-    choose: Float[Tensor, "batch tokens outputs"]
+    fit: Float[Tensor, "batch tokens arms_outputs"]
+    choose: Float[Tensor, "batch tokens arms_outputs"]
     score: Float[Tensor, "batch tokens outputs"]
     deviations: list[Float[Tensor, " batch"]]  # of each target on the scoring prompts
 
-    def shuffled(self) -> "Labels":
-        """Every prompt's targets given to another while fitting and choosing."""
+    def beside_shuffled(self) -> "Labels":
+        """With a second arm, in which every prompt's targets are given to another."""
         generator = torch.Generator().manual_seed(0)
-        fit, choose = (probes.shuffled_prompts(part, generator) for part in (self.fit, self.choose))
+        fit, choose = (
+            torch.cat([part, probes.shuffled_prompts(part, generator)], dim=-1) for part in (self.fit, self.choose)
+        )
         return self._replace(fit=fit, choose=choose)
 
 
@@ -244,22 +248,20 @@ def _states(
     return {token: [torch.cat(layer) for layer in zip(*parts, strict=True)] for token, parts in chunks.items()}
 
 
-def _read(states: Sequence[Tensor], arms: Sequence[Labels], alpha: float | None) -> list[Reading]:
-    """The probes of one layer, whose states on each set are given: a reading for each of several labels."""
-    spectrum = probes.state_spectrum(states[0].flatten(0, 1))
-    others = spectrum.rotated(states[1].flatten(0, 1))
+def _read(states: Sequence[Tensor], labels: Labels, alpha: float | None) -> list[Reading]:
+    """The probes of one layer, whose states on each set are given: a reading for each arm of the labels."""
+    sizes, arms = list(labels.sizes.values()), labels.fit.shape[-1] // labels.score.shape[-1]
+    (seen, others), (targets, true) = (
+        [part.flatten(0, 1) for part in pair] for pair in (states[:2], (labels.fit, labels.choose))
+    )
+    spectrum, alphas = probes.state_spectrum(seen), None if alpha is None else [alpha]
+    probe, chosen = probes.best_probe(spectrum, targets, arms * sizes, others, true, alphas)
     found = []
-    for labels in arms:
-        sizes, fitted = list(labels.sizes.values()), spectrum.probes(labels.fit.flatten(0, 1))
-        if alpha is None:
-            alphas = probes.best_strengths(fitted, sizes, others, labels.choose.flatten(0, 1))
-        else:
-            alphas = labels.fit.new_full((len(sizes),), alpha)
-        read = fitted.at(alphas.repeat_interleave(torch.tensor(sizes, device=alphas.device))).predict(states[2])
+    for read, strengths in zip(probe.predict(states[2]).chunk(arms, dim=-1), chosen.chunk(arms), strict=True):
         errors = probes.by_target((read - labels.score).square().mean(dim=1), sizes)
         scored = [
             Scored(float(strength), probes.mean_estimate(error), probes.explained_share(error, deviation))
-            for strength, error, deviation in zip(alphas, errors.unbind(dim=1), labels.deviations, strict=True)
+            for strength, error, deviation in zip(strengths, errors.unbind(dim=1), labels.deviations, strict=True)
         ]
         if "support" in labels.sizes:
             place = list(labels.sizes).index("support")

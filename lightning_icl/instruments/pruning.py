@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask, full_mask, single_removals
-from lightning_icl.functional.probes import best_strengths, state_spectrum
+from lightning_icl.functional.probes import best_probe, state_spectrum
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
@@ -86,8 +86,7 @@ def read_out_refitted(
         for prompt in (fit, choice)
     )
     spectrum = state_spectrum(states)
-    probes = spectrum.probes(f)
-    probe = probes.at(best_strengths(probes, [1], spectrum.rotated(others), true, RELATIVE_STRENGTHS))
+    probe, _ = best_probe(spectrum, f, [1], others, true, [c * spectrum.unit for c in RELATIVE_STRENGTHS])
     model = copy.deepcopy(transformer)
     model.read_out.weight.copy_(probe.weight.mT)
     model.read_out.bias.copy_(probe.intercept)

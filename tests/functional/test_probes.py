@@ -14,7 +14,7 @@ from lightning_icl.functional.probes import (
     STRENGTHS,
     algorithm_weights,
     area_under_roc,
-    best_strengths,
+    best_probe,
     by_target,
     deviations,
     explained_share,
@@ -80,9 +80,13 @@ def test_a_probe_needs_a_ridge_strength_above_zero(alpha):
 
 def test_one_factorisation_serves_every_target_and_strength():
     states, targets = drawn(30, 6), drawn(30, 3, seed=1)
-    alphas = torch.tensor([1e-3, 1.0, 50.0], dtype=torch.float64)
-    together = state_spectrum(states).probes(targets).at(alphas)
-    for k, alpha in enumerate(alphas.tolist()):
+    # Other samples on which noise of 0, as much and more than the targets makes another strength best for each.
+    noise = torch.tensor([0.0, 1.0, 30.0]) * drawn(20, 3, seed=3)
+    others, alphas = drawn(20, 6, seed=2), [1e-3, 1.0, 50.0]
+    true = others @ torch.linalg.lstsq(states, targets).solution + noise
+    together, chosen = best_probe(state_spectrum(states), targets, [1, 1, 1], others, true, alphas)
+    assert len(set(chosen.tolist())) > 1
+    for k, alpha in enumerate(chosen.tolist()):
         expected = Ridge(alpha).fit(states.numpy(), targets[:, k].numpy())
         np.testing.assert_allclose(together.weight[:, k], expected.coef_, rtol=0, atol=1e-10)
         assert together.intercept[k].item() == pytest.approx(expected.intercept_, abs=1e-10)
@@ -102,8 +106,7 @@ def test_the_strength_is_that_of_a_loop_over_scikit_learn(samples, others, featu
     truth = drawn(states.shape[1], 4, seed=2) * torch.tensor([1.0, 0.3, 0.1, 0.0])
     targets, true = (s @ truth + drawn(len(s), 4, seed=3) + 2 for s in (states, fresh))
     sizes = [1, 2, 1]
-    spectrum = state_spectrum(states)
-    chosen = best_strengths(spectrum.probes(targets), sizes, spectrum.rotated(fresh), true)
+    probe, chosen = best_probe(state_spectrum(states), targets, sizes, fresh, true)
     centred = (states - states.mean(0)).numpy()
     unit = (centred**2).sum() / states.shape[1]
     starts = np.cumsum([0, *sizes])
@@ -118,16 +121,15 @@ def test_the_strength_is_that_of_a_loop_over_scikit_learn(samples, others, featu
         at_chosen = min(errors, key=lambda tried: abs(tried - alpha))
         assert at_chosen == pytest.approx(alpha, rel=1e-9)
         assert errors[at_chosen] <= min(errors.values()) * (1 + 1e-6)
+        expected = sklearn_predictions(states.numpy(), targets[:, columns].numpy(), fresh.numpy(), alpha)
+        np.testing.assert_allclose(probe.predict(fresh)[:, columns], expected, rtol=0, atol=1e-6)
 
 
 def test_states_that_do_not_vary_leave_the_mean_to_predict():
     states, targets = torch.full((6, 3), 2.0), drawn(6, 2)
-    spectrum = state_spectrum(states)
-    probes = spectrum.probes(targets)
-    alphas = best_strengths(probes, [2], spectrum.rotated(states), targets)
+    probe, alphas = best_probe(state_spectrum(states), targets, [2], states, targets)
     assert alphas.isfinite().all()
-    predicted = probes.at(float(alphas)).predict(states)
-    torch.testing.assert_close(predicted, targets.mean(0).expand(6, -1))
+    torch.testing.assert_close(probe.predict(states), targets.mean(0).expand(6, -1))
 
 
 def test_the_sum_over_each_targets_outputs():

@@ -25,15 +25,11 @@ class RidgeProbe(NamedTuple):
         return states.double() @ self.weight + self.intercept
 
 
-class RotatedStates(NamedTuple):
-    """Other states less the mean of those a spectrum is of, times its vectors: Z, and Z^T Z; float64."""
-
-    states: Float[Tensor, "others features"]
-    gram: Float[Tensor, "features features"]
-
-
 class StateSpectrum(NamedTuple):
-    """The states a probe is fitted on, S after centring, with S^T S = V diag(eigenvalues) V^T; float64."""
+    """The states a probe is fitted on, S after centring, with S^T S = V diag(eigenvalues) V^T; float64.
+
+    One such factorisation serves every target and every ridge strength.
+    """
 
     centred: Float[Tensor, "samples features"]
     mean: Float[Tensor, " features"]
@@ -44,29 +40,6 @@ class StateSpectrum(NamedTuple):
     def unit(self) -> float:
         """The mean eigenvalue, number of samples x mean variance of a feature; 1 where the states do not vary."""
         return float(self.eigenvalues.mean()) or 1.0
-
-    def probes(self, targets: Float[Tensor, "samples outputs"]) -> "RidgeProbes":
-        """The probes for targets of these samples, at any strength."""
-        mean = targets.double().mean(dim=0)
-        return RidgeProbes(self, mean, self.vectors.T @ (self.centred.T @ (targets.double() - mean)))
-
-    def rotated(self, states: Float[Tensor, "others features"]) -> RotatedStates:
-        """The states of other samples, on which to choose a strength."""
-        rotated = (states.double() - self.mean) @ self.vectors
-        return RotatedStates(rotated, rotated.T @ rotated)
-
-
-class RidgeProbes(NamedTuple):
-    """All that the probes for some targets need to know of them: their mean and V^T S^T (targets - their mean)."""
-
-    spectrum: StateSpectrum
-    mean: Float[Tensor, " outputs"]
-    moment: Float[Tensor, "features outputs"]
-
-    def at(self, alpha: float | Float[Tensor, " outputs"]) -> RidgeProbe:
-        """What ``ridge_probe`` finds, with one strength for all outputs or one for each."""
-        weight = self.spectrum.vectors @ (self.moment / (self.spectrum.eigenvalues[:, None] + alpha))
-        return RidgeProbe(weight, self.mean - self.spectrum.mean @ weight)
 
 
 def state_spectrum(states: Float[Tensor, "samples features"]) -> StateSpectrum:
@@ -86,7 +59,10 @@ def ridge_probe(
     S the centred states, W = V (diag(eigenvalues) + alpha)^-1 V^T S^T targets, and c makes the residuals' mean zero.
     """
     check_strength(alpha)
-    return state_spectrum(states).probes(targets).at(alpha)
+    spectrum, targets = state_spectrum(states), targets.double()
+    moment = spectrum.vectors.T @ (spectrum.centred.T @ (targets - targets.mean(dim=0)))
+    weight = spectrum.vectors @ (moment / (spectrum.eigenvalues[:, None] + alpha))
+    return RidgeProbe(weight, targets.mean(dim=0) - spectrum.mean @ weight)
 
 
 def check_strength(alpha: float) -> None:
@@ -95,27 +71,34 @@ def check_strength(alpha: float) -> None:
         raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
 
 
-def best_strengths(
-    probes: RidgeProbes,
+def best_probe(
+    spectrum: StateSpectrum,
+    targets: Float[Tensor, "samples outputs"],
     sizes: Sequence[int],
-    others: RotatedStates,
+    others: Float[Tensor, "others features"],
     true: Float[Tensor, "others outputs"],
-    strengths: Sequence[float] = STRENGTHS,
-) -> Float[Tensor, " targets"]:
-    """Each target's ridge strength: of ``strengths`` x ``spectrum.unit`` that of least squared error on other samples.
+    alphas: Sequence[float] | None = None,
+) -> tuple[RidgeProbe, Float[Tensor, " targets"]]:
+    """The ``ridge_probe`` of several targets, each at the strength of least squared error on other samples; and those.
 
-    The outputs are those of several targets side by side, ``sizes`` of each; ``true`` are those of the ``others``.
-    Their error under W = V B is read off their second moments, ||T||^2 - 2 <B, Z^T T> + <B, Z^T Z B> with Z the others'
-    rotated states and T centred at the fitted mean, so that a strength costs no pass over the samples.
+    The outputs are those of the targets side by side, ``sizes`` of each: ``targets`` of the samples of the spectrum,
+    ``true`` of the ``others``. Strengths are of ``alphas``, STRENGTHS x ``spectrum.unit`` if left out. The error under
+    W = V B is read off second moments, ||T||^2 - 2 <B, Z^T T> + <B, Z^T Z B> with Z = others V and both sides centred
+    at the fitted means, so that a strength costs no pass over the samples.
     """
-    deviation = true.double() - probes.mean
-    power, cross = deviation.square().sum(dim=0), others.states.T @ deviation
-    alphas = probes.spectrum.unit * torch.tensor(strengths, dtype=power.dtype, device=power.device)
+    mean = targets.double().mean(dim=0)
+    moment = spectrum.vectors.T @ (spectrum.centred.T @ (targets.double() - mean))
+    rotated, deviation = (others.double() - spectrum.mean) @ spectrum.vectors, true.double() - mean
+    power, cross, gram = deviation.square().sum(dim=0), rotated.T @ deviation, rotated.T @ rotated
+    tried = power.new_tensor([c * spectrum.unit for c in STRENGTHS] if alphas is None else alphas)
     errors = []
-    for alpha in alphas:
-        weight = probes.moment / (probes.spectrum.eigenvalues[:, None] + alpha)
-        errors.append(power + (weight * (others.gram @ weight - 2 * cross)).sum(dim=0))
-    return alphas[by_target(torch.stack(errors), sizes).argmin(dim=0)]
+    for alpha in tried:
+        weight = moment / (spectrum.eigenvalues[:, None] + alpha)
+        errors.append(by_target(power + (weight * (gram @ weight - 2 * cross)).sum(dim=0), sizes))
+    chosen = tried[torch.stack(errors).argmin(dim=0)]
+    by_output = chosen.repeat_interleave(torch.tensor(sizes, device=chosen.device))
+    weight = spectrum.vectors @ (moment / (spectrum.eigenvalues[:, None] + by_output))
+    return RidgeProbe(weight, mean - spectrum.mean @ weight), chosen
 
 
 def by_target(values: Float[Tensor, "*rest outputs"], sizes: Sequence[int]) -> Float[Tensor, "*rest targets"]:

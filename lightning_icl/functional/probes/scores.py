@@ -41,17 +41,24 @@ def mean_estimate(values: Float[Tensor, " batch"]) -> Estimate:
 def explained_share(errors: Float[Tensor, " batch"], deviation: Float[Tensor, " batch"]) -> Estimate:
     """R^2 = 1 - mean squared error / variance of the targets, both summed over outputs.
 
-    ``errors`` are each prompt's squared errors, ``deviation`` its ``deviations``. The standard error is that of a ratio
-    of two means over the same prompts, by linearisation. Undefined where the targets do not vary.
+    ``errors`` are each prompt's squared errors, ``deviation`` its ``deviations``: those of the mean, over which R^2 is
+    the selectivity. Undefined where the targets do not vary.
     """
-    return _ratio_of_means(deviation - errors, deviation)
+    return selectivity(errors, deviation, deviation)
 
 
 def selectivity(
     errors: Float[Tensor, " batch"], control_errors: Float[Tensor, " batch"], deviation: Float[Tensor, " batch"]
 ) -> Estimate:
-    """R^2 of a probe minus that of its control, paired: both are scored on the same prompts."""
-    return _ratio_of_means(control_errors - errors, deviation)
+    """R^2 of a probe minus that of its control, paired: both are scored on the same prompts.
+
+    The standard error is that of a ratio of two means over the same prompts, by linearisation.
+    """
+    gain, scale = control_errors - errors, deviation.mean()
+    if scale == 0:
+        return UNDEFINED
+    share = gain.mean() / scale
+    return Estimate(float(share), _standard_error((gain - share * deviation) / scale))
 
 
 def area_under_roc(
@@ -84,13 +91,6 @@ def _shares_beaten(scores: Float[Tensor, " samples"], positive: Bool[Tensor, " s
     negatives, positives = ((counts.cumsum(dim=1) - counts / 2) / counts.sum(dim=1, keepdim=True))[:, group]
     shares = torch.where(positive[order], negatives, 1 - positives)
     return torch.empty_like(shares).scatter_(0, order, shares)
-
-
-def _ratio_of_means(numerator: Float[Tensor, " batch"], denominator: Float[Tensor, " batch"]) -> Estimate:
-    if denominator.mean() == 0:
-        return UNDEFINED
-    ratio = numerator.mean() / denominator.mean()
-    return Estimate(float(ratio), _standard_error((numerator - ratio * denominator) / denominator.mean()))
 
 
 def _standard_error(centred: Float[Tensor, " batch"]) -> float:
