@@ -40,6 +40,23 @@ def test_prefixes_of_nearest_neighbours_equal_scikit_learn(case, k):
             assert_close(ours[b, i], by_scikit_learn(a[:i], labels[:i], rows[i : i + 1], k)[0])
 
 
+@distinct_points
+@pytest.mark.parametrize("held", [0.0, float("nan")])
+def test_padding_is_no_neighbour_whatever_it_holds(case, held):
+    """Queries are near 0, where padding lies; each prompt has its own number of examples."""
+    x, y = problem(*case)
+    queries = 0.1 * problem(case[0], 6, case[2], "plain", seed=1)[0]
+    mask = torch.zeros(case[0], case[1] + 5, dtype=torch.bool)
+    wide_x, wide_y = (torch.full((*mask.shape, *t.shape[2:]), held, dtype=t.dtype) for t in (x, y))
+    for b in range(case[0]):
+        n = max(1, case[1] - b)
+        wide_x[b, :n], wide_y[b, :n], mask[b, :n] = x[b, :n], y[b, :n], True
+    ours = nearest_neighbours(wide_x, wide_y, queries, 3, mask)
+    for b, (a, labels, q) in enumerate(each(x, y, queries)):
+        n = max(1, case[1] - b)
+        assert_close(ours[b], by_scikit_learn(a[:n], labels[:n], q, 3))
+
+
 def test_of_equally_near_examples_the_earlier_counts():
     x = torch.tensor([[[1.0], [-1.0], [1.0], [3.0]]])
     y = torch.tensor([[1.0, 2.0, 4.0, 8.0]])

@@ -1,17 +1,19 @@
 """The adaptive lasso: the lasso that spares the weights which a pilot estimate finds large."""
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.lasso import CertifiedFit, PerRow, lasso_fit
+from lightning_icl.functional.estimators.lasso import CertifiedFit, lasso_fit
 from lightning_icl.functional.estimators.least_squares import ridge
-from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Weights, of_examples
+
+__all__ = ["adaptive_lasso", "adaptive_lasso_fit"]
 
 
 @of_examples
 def adaptive_lasso(
     m: Moments,
-    alpha: float | PerRow,
+    alpha: OneOrEach,
     gamma: float = 1.0,
-    pilot_alpha: float | PerRow = 1.0,
+    pilot_alpha: OneOrEach = 1.0,
     relative_gap: float = 1e-8,
 ) -> Weights:
     """Minimises (1/2n) ||y - X w||^2 + alpha sum_j |w_j| / |p_j|^gamma; p is the ridge estimate at ``pilot_alpha``.
@@ -24,9 +26,9 @@ def adaptive_lasso(
 
 def adaptive_lasso_fit(
     m: Moments,
-    alpha: float | PerRow,
+    alpha: OneOrEach,
     gamma: float = 1.0,
-    pilot_alpha: float | PerRow = 1.0,
+    pilot_alpha: OneOrEach = 1.0,
     relative_gap: float = 1e-8,
 ) -> CertifiedFit:
     """The lasso for v_j = w_j / |p_j|^gamma on the features x_j |p_j|^gamma (Zou 2006, section 3.5), and its gap."""

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Weights, of_examples
 from lightning_icl.functional.estimators.subsets import (
     BLOCK,
     Supports,
@@ -26,7 +26,7 @@ from lightning_icl.functional.estimators.subsets import (
     ridge_on_supports,
 )
 
-NoiseStd = float | Float[Tensor, " rows"]
+__all__ = ["Posterior", "gaussian_posterior", "mixed", "pool_posterior", "sign_posterior"]
 
 
 class Posterior(NamedTuple):
@@ -44,7 +44,7 @@ class Posterior(NamedTuple):
 def gaussian_posterior(
     m: Moments,
     supports: Supports,
-    noise_std: NoiseStd,
+    noise_std: OneOrEach,
     slab_std: float = 1.0,
     slab_mean: float = 0.0,
     block: int = BLOCK,
@@ -81,7 +81,7 @@ def gaussian_posterior(
 
 @of_examples
 def sign_posterior(
-    m: Moments, supports: Supports, noise_std: NoiseStd, magnitude: float = 1.0, block: int = BLOCK
+    m: Moments, supports: Supports, noise_std: OneOrEach, magnitude: float = 1.0, block: int = BLOCK
 ) -> Posterior:
     """E[w | X, y] where w is +-``magnitude`` with random signs on one of the ``supports``, uniformly drawn.
 
@@ -119,7 +119,7 @@ def sign_posterior(
 def pool_posterior(
     m: Moments,
     pool: Float[Tensor, "tasks dims"],
-    noise_std: NoiseStd,
+    noise_std: OneOrEach,
     prior: Float[Tensor, " tasks"] | None = None,
     block: int = BLOCK,
 ) -> Posterior:
@@ -202,7 +202,7 @@ def _combined(posteriors: Sequence[Posterior]) -> Posterior:
     return Posterior((log_joint.softmax(0).to(mean.dtype)[..., None] * mean).sum(0), log_joint.logsumexp(0))
 
 
-def _variance(m: Moments, noise_std: NoiseStd, weight_square: float | Tensor) -> Tensor:
+def _variance(m: Moments, noise_std: OneOrEach, weight_square: float | Tensor) -> Tensor:
     """noise_std^2, or the square of what the rounding of y (float32's too) amounts to where that is larger."""
     noise = torch.as_tensor(noise_std, dtype=m.power.dtype, device=m.power.device).expand_as(m.power)
     if not ((noise >= 0) & noise.isfinite()).all():

@@ -5,13 +5,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, X, Y, moments, of_examples
+from lightning_icl.functional.estimators.moments import (
+    Moments,
+    OneOrEach,
+    Path,
+    PerRow,
+    Weights,
+    X,
+    Y,
+    moments,
+    of_examples,
+    per_row,
+)
 
-StepSize = float | Float[Tensor, " rows"]  # one for all problems, or one each
+__all__ = ["feature_scale", "gradient_descent_path", "inverse_curvature", "preprocess_then_gd_path", "preprocessed"]
 
 
 @of_examples
-def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: StepSize, power: float = 1.0) -> Path:
+def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: OneOrEach, power: float = 1.0) -> Path:
     """Gradient descent on features rescaled by |r_hat|^power; PAPER.md section 7.
 
     With r_hat = X^T y / n, D = diag(|r_hat|^power) and x~ = D x, iterates from u_0 = 0
@@ -25,10 +36,10 @@ def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: StepSize, power
 
 
 @of_examples
-def gradient_descent_path(m: Moments, n_steps: int, step_size: StepSize) -> Path:
+def gradient_descent_path(m: Moments, n_steps: int, step_size: OneOrEach) -> Path:
     """Gradient descent on (1/2n) ||y - X w||^2 from 0: preprocess-then-GD with unit feature weights."""
     check_steps(n_steps)
-    step, w = as_column(step_size, m.moment), torch.zeros_like(m.moment)
+    step, w = per_row(step_size, m.moment)[:, None], torch.zeros_like(m.moment)
     path = [w]
     for _ in range(n_steps):
         w = w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment)
@@ -49,7 +60,7 @@ def preprocessed(
     return features * feature_scale(x, y, power)[:, None]
 
 
-def inverse_curvature(x: X | Moments) -> Float[Tensor, " rows"]:
+def inverse_curvature(x: X | Moments) -> PerRow:
     """1 / lambda_max(X^T X / n) of each problem: the largest step size at which no mode of the error changes sign.
 
     Gradient descent converges below twice that. 0 where x is 0 (then the gradient is 0 too). Of preprocessed features:
@@ -59,11 +70,6 @@ def inverse_curvature(x: X | Moments) -> Float[Tensor, " rows"]:
     largest = torch.linalg.eigvalsh(m.gram)[:, -1]
     inverse = torch.where(largest > 0, 1 / largest, 0.0)
     return inverse if isinstance(x, Moments) else inverse.to(x.dtype)
-
-
-def as_column(value: StepSize, like: Float[Tensor, "rows dims"]) -> Float[Tensor, "rows 1"]:
-    """A hyper-parameter, one number or one for each row of ``like``, as a column."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like))[:, None]
 
 
 def check_steps(n_steps: int) -> None:

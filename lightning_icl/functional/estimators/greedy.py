@@ -1,13 +1,13 @@
 """Sparse estimators that decide one step at a time: orthogonal matching pursuit and iterative hard thresholding."""
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, of_examples
+from lightning_icl.functional.estimators.descent import check_steps
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Path, Weights, of_examples, per_row
 from lightning_icl.functional.estimators.subsets import least_squares_on
+
+__all__ = ["iterative_hard_thresholding_path", "orthogonal_matching_pursuit"]
 
 EXPLAINED = 1e-10  # |<x_j, residual>| below this share of ||x_j|| ||y|| is rounding
 
@@ -38,7 +38,7 @@ def orthogonal_matching_pursuit(m: Moments, n_nonzero: int) -> Path:
 
 
 @of_examples
-def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, step_size: StepSize) -> Path:
+def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, step_size: OneOrEach) -> Path:
     """Gradient steps on (1/2n) ||y - X w||^2 from 0, keeping the ``sparsity`` largest weights after each.
 
     w_{t+1} = H_s(w_t - step_size (1/n) X^T (X w_t - y)) for t = 0 .. n_steps (Blumensath & Davies 2009, in whose
@@ -48,7 +48,7 @@ def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, st
     if not 1 <= sparsity <= n_dims:
         raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and {n_dims}, the number of features.")
     check_steps(n_steps)
-    step, w = as_column(step_size, m.moment), torch.zeros_like(m.moment)
+    step, w = per_row(step_size, m.moment)[:, None], torch.zeros_like(m.moment)
     path = [w]
     for _ in range(n_steps):
         w = _largest(w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment), sparsity)
@@ -56,7 +56,7 @@ def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, st
     return torch.stack(path)
 
 
-def _largest(w: Weights, count: int) -> Float[Tensor, "batch dims"]:
+def _largest(w: Weights, count: int) -> Weights:
     """The ``count`` largest weights of each row, the others set to 0."""
     kept = w.abs().topk(count, dim=1).indices
     return torch.zeros_like(w).scatter(1, kept, w.gather(1, kept))

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.homotopy import lasso_homotopy
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, of_examples
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Path, PerRow, Weights, of_examples, per_row
+
+__all__ = ["CertifiedFit", "lasso", "lasso_duality_gap", "lasso_fit", "lasso_path", "lasso_path_fit"]
 
 FISTA_ROUND = 50  # iterations between two looks at the duality gap
 PIVOTS_PER_DIM = 50  # a path has one to three events per dimension; far more are a cycle among ties
-
-PerRow = Float[Tensor, " rows"]
 
 
 class CertifiedFit(NamedTuple):
@@ -29,7 +29,7 @@ class CertifiedFit(NamedTuple):
 @of_examples
 def lasso(
     m: Moments,
-    alpha: float | PerRow,
+    alpha: OneOrEach,
     relative_gap: float = 1e-8,
     max_iterations: int = 20_000,
     start: Weights | None = None,
@@ -54,14 +54,13 @@ def lasso_path(
 
 def lasso_fit(
     m: Moments,
-    alpha: float | PerRow,
+    alpha: OneOrEach,
     relative_gap: float = 1e-8,
     max_iterations: int = 20_000,
     start: Weights | None = None,
 ) -> CertifiedFit:
     """``lasso`` with its certificate."""
-    alphas = torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device).expand(1, len(m.power))
-    fit = lasso_path_fit(m, alphas, relative_gap, max_iterations, start)
+    fit = lasso_path_fit(m, per_row(alpha, m.moment)[None], relative_gap, max_iterations, start)
     return CertifiedFit(fit.w[0], fit.gap[0])
 
 

@@ -1,5 +1,6 @@
 """Least squares, plain, penalised by the squared norm, and told the support; from all examples or every prefix."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -7,16 +8,35 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, X, Y, in_float64, of_examples
-
-STRONG_RIDGE = (
-    1e-6  # alpha / trace(X^T X) from which X^T X + alpha I can be factorised without losing digits that count
+from lightning_icl.functional.estimators.eigenbasis import Eigenbasis, eigenbasis, singular_basis
+from lightning_icl.functional.estimators.moments import (
+    Moments,
+    OneOrEach,
+    PerRow,
+    Weights,
+    X,
+    Y,
+    in_float64,
+    of_examples,
+    per_row,
 )
+
+__all__ = [
+    "averaging",
+    "least_squares",
+    "least_squares_prefixes",
+    "oracle_least_squares",
+    "oracle_least_squares_prefixes",
+    "predictions",
+    "ridge",
+    "ridge_prefixes",
+]
+
+STRONG_RIDGE = 1e-6  # alpha / trace(X^T X) from which X^T X + alpha I is factorised without losing digits that count
 FULL_RANK = 1e-5  # least singular value of X / its norm, from which X^T X can
 ENTRIES_AT_ONCE = 2**22  # of masked prefixes, 32 MiB
 
 PrefixWeights = Float[Tensor, "batch points dims"]
-PerPrompt = Float[Tensor, " batch"]
 
 
 def predictions(
@@ -27,40 +47,30 @@ def predictions(
 
 
 @of_examples
-def averaging(m: Moments) -> Float[Tensor, "rows dims"]:
+def averaging(m: Moments) -> Weights:
     """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022)."""
     return m.moment
 
 
-@partial(of_examples, statistics=in_float64)
-def ridge(m: Moments | tuple[Tensor, Tensor], alpha: float | Float[Tensor, " rows"]) -> Weights:
+@partial(of_examples, statistics=singular_basis)
+def ridge(m: Moments | Eigenbasis, alpha: OneOrEach) -> Weights:
     """Minimises ||y - X w||^2 + alpha ||w||^2 (scikit-learn's scaling, no intercept).
 
     From examples, by the singular values s of X as w = V diag(s / (s^2 + alpha)) U^T y, so alpha = 0 gives the
     minimum-norm least-squares solution also where X is rank-deficient. From moments, by
-    (X^T X / n + alpha / n) w = X^T y / n; where alpha is tiny or 0, eigenvalues of X^T X that are rounding count as 0,
-    and it has the square of X's condition number: start from examples where that matters.
+    (X^T X / n + alpha / n) w = X^T y / n; where alpha is tiny or 0, eigenvalues of X^T X that are rounding count as 0.
+    X^T X has the square of X's condition number: start from examples where that matters.
     """
-    if not isinstance(m, Moments):
-        return _ridge_by_svd(*m, _strength(alpha, m[0]))
     alpha = _strength(alpha, m.moment) / m.n_points
-    if (alpha > STRONG_RIDGE * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
+    if isinstance(m, Moments) and (alpha > STRONG_RIDGE * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
         penalised = m.gram + torch.diag_embed(alpha[:, None].expand_as(m.moment))
         return torch.cholesky_solve(m.moment[..., None], torch.linalg.cholesky(penalised))[..., 0]
-    eigenvalues, vectors = torch.linalg.eigh(m.gram)
-    negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
-    inverse = torch.where(negligible, 0.0, 1 / torch.where(negligible, 1.0, eigenvalues + alpha[:, None]))
-    return torch.einsum("rij,rj,rkj,rk->ri", vectors, inverse, vectors, m.moment)
+    curvature, moment, vectors, _ = eigenbasis(m)
+    inverse = torch.where(curvature > 0, 1 / (curvature + alpha[:, None]), 0.0)
+    return torch.einsum("rij,rj->ri", vectors, inverse * moment)
 
 
-def _ridge_by_svd(x: X, y: Y, alpha: PerPrompt) -> Weights:
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
-    negligible = s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps
-    shrunk = torch.where(negligible, 0.0, s / torch.where(negligible, 1.0, s**2 + alpha[:, None]))
-    return torch.einsum("brd,br,bpr,bp->bd", vh, shrunk, u, y)
-
-
-def ridge_prefixes(x: X, y: Y, alpha: float | PerPrompt) -> PrefixWeights:
+def ridge_prefixes(x: X, y: Y, alpha: OneOrEach) -> PrefixWeights:
     """``ridge`` of the first k examples for k = 1 .. n, all from one factorisation a prompt.
 
     The leading k x k block of the Cholesky factor L of X X^T + alpha I is the factor of the first k examples. So with
@@ -78,11 +88,11 @@ def ridge_prefixes(x: X, y: Y, alpha: float | PerPrompt) -> PrefixWeights:
     return w.to(dtype)
 
 
-def _ridge_prefixes_by_svd(x: X, y: Y, alpha: PerPrompt) -> PrefixWeights:
+def _ridge_prefixes_by_svd(x: X, y: Y, alpha: PerRow) -> PrefixWeights:
     first = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device).tril()
     parts = max(1, ENTRIES_AT_ONCE // max(1, x.shape[1] * x[:1].numel()))
     fits = [
-        _ridge_by_svd(
+        ridge(
             (x_part[:, None] * first[..., None]).flatten(0, 1),
             (y_part[:, None] * first).flatten(0, 1),
             alpha_part.repeat_interleave(x.shape[1]),
@@ -130,20 +140,28 @@ def _tall_least_squares_prefixes(x: X, y: Y) -> Float[Tensor, "batch tall_prefix
 
 def oracle_least_squares(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> Weights:
     """Least squares restricted to the true support. An oracle: it sees what the other estimators must infer."""
-    return least_squares(x * support[:, None], y)
+    return _on_support(least_squares, x, y, support)
 
 
 def oracle_least_squares_prefixes(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> PrefixWeights:
     """``oracle_least_squares`` of the first k examples for k = 1 .. n."""
-    n_kept = max(1, int(support.sum(-1).max()))  # fewer columns are cheaper, and of full rank where all are supported
-    kept = support.to(torch.int8).argsort(dim=-1, descending=True)[:, None, :n_kept].expand(-1, x.shape[1], -1)
-    w_kept = least_squares_prefixes((x * support[:, None]).gather(2, kept), y)
-    return y.new_zeros(x.shape).scatter(2, kept, w_kept)
+    return _on_support(least_squares_prefixes, x, y, support)
 
 
-def _strength(alpha: float | Tensor, like: Tensor) -> PerPrompt:
-    """alpha as one float64 number for each row of ``like``."""
-    strength = torch.as_tensor(alpha, dtype=torch.float64, device=like.device).expand(len(like))
+def _on_support(
+    estimate: Callable[[X, Y], Tensor], x: X, y: Y, support: Bool[Tensor, "batch dims"]
+) -> Float[Tensor, "batch *points dims"]:
+    """The estimate from the supported columns, which are fewer, and of full rank where all are supported."""
+    n_kept = max(1, int(support.sum(-1).max()))
+    kept = support.to(torch.int8).argsort(dim=-1, descending=True)[:, :n_kept]
+    chosen = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)[kept] * support[:, None]
+    w_kept = estimate(torch.einsum("bpd,bkd->bpk", x, chosen), y)
+    return torch.einsum("b...k,bkd->b...d", w_kept, chosen.to(w_kept))
+
+
+def _strength(alpha: OneOrEach, like: Float[Tensor, "rows ..."]) -> PerRow:
+    """alpha for each row of ``like``."""
+    strength = per_row(alpha, like)
     fine = (strength >= 0) & strength.isfinite()
     if not fine.all():
         wrong = float(strength[~fine][0])

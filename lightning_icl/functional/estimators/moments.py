@@ -14,10 +14,14 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 
+__all__ = ["Moments", "moments", "over_prefixes", "prefix_moments"]
+
 X = Float[Tensor, "batch points dims"]
 Y = Float[Tensor, "batch points"]
 Weights = Float[Tensor, "rows dims"]
 Path = Float[Tensor, "iterates rows dims"]
+PerRow = Float[Tensor, " rows"]
+OneOrEach = float | PerRow  # one number for all problems, or one for each
 
 
 class Moments(NamedTuple):
@@ -28,14 +32,14 @@ class Moments(NamedTuple):
 
     gram: Float[Tensor, "rows dims dims"]
     moment: Float[Tensor, "rows dims"]
-    power: Float[Tensor, " rows"]
-    n_points: Float[Tensor, " rows"]
+    power: PerRow
+    n_points: PerRow
 
     def rows(self, chosen: Tensor | slice) -> "Moments":
         """Some of the problems."""
         return Moments._make(field[chosen] for field in self)
 
-    def rescaled(self, scale: Float[Tensor, "rows dims"]) -> "Moments":
+    def rescaled(self, scale: Weights) -> "Moments":
         """The problems on the features scale_j x_j."""
         return self._replace(gram=scale[:, :, None] * self.gram * scale[:, None], moment=scale * self.moment)
 
@@ -51,6 +55,16 @@ def in_float64(*parts: Float[Tensor, "batch ..."]) -> tuple[Tensor, ...]:
     return tuple(part.double() for part in parts)
 
 
+def per_row(value: OneOrEach, like: Float[Tensor, "rows ..."]) -> PerRow:
+    """A number for each row of ``like``, in its dtype and on its device."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like))
+
+
+def without_padding(x: X, y: Y, point_mask: Bool[Tensor, "batch points"]) -> tuple[X, Y]:
+    """x and y, 0 at padding, whatever it held: even what is no number counts for nothing."""
+    return torch.where(point_mask[..., None], x, 0.0), torch.where(point_mask, y, 0.0)
+
+
 def moments(x: X, y: Y, point_mask: Bool[Tensor, "batch points"] | None = None) -> Moments:
     """The statistics of all examples of each prompt: rows = batch.
 
@@ -61,7 +75,7 @@ def moments(x: X, y: Y, point_mask: Bool[Tensor, "batch points"] | None = None) 
         n = point_mask.sum(1).double()
         if not n.all():
             raise InputError(f"prompt {int(n.argmin())} of the batch, counted from 0, holds padding only.")
-        x, y = torch.where(point_mask[..., None], x, 0.0), torch.where(point_mask, y, 0.0)
+        x, y = without_padding(x, y, point_mask)
     x, y = in_float64(x, y)
     return Moments(
         gram=x.mT @ x / n[:, None, None],

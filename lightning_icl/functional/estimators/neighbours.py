@@ -5,20 +5,29 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import X, Y, in_float64
+from lightning_icl.functional.estimators.moments import X, Y, in_float64, without_padding
+
+__all__ = ["nearest_neighbours", "nearest_neighbours_prefixes"]
 
 DISTANCES_AT_ONCE = 2**22  # a prompt's points x queries, 32 MB; sorting them takes some three times that
 
 
 def nearest_neighbours(
-    x: X, y: Y, x_query: Float[Tensor, "batch queries dims"], k: int = 3
+    x: X,
+    y: Y,
+    x_query: Float[Tensor, "batch queries dims"],
+    k: int = 3,
+    point_mask: Bool[Tensor, "batch points"] | None = None,
 ) -> Float[Tensor, "batch queries"]:
     """The mean label of the k examples nearest to each query in Euclidean distance; of all where there are fewer.
 
-    Of examples equally far the earlier is nearer. Garg et al. 2022 compare with k = 3.
+    Of examples equally far the earlier is nearer. Where ``point_mask`` is False is padding. Garg et al. 2022 compare
+    with k = 3.
     """
-    seen = torch.ones(x_query.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
-    return _in_parts(x, y, x_query, seen, k)
+    if point_mask is None:
+        point_mask = torch.ones_like(y, dtype=torch.bool)
+    x, y = without_padding(x, y, point_mask)
+    return _mean_labels(x, y, x_query, point_mask[:, None].expand(-1, x_query.shape[1], -1), k)
 
 
 def nearest_neighbours_prefixes(
@@ -28,28 +37,27 @@ def nearest_neighbours_prefixes(
 
     ``targets`` holds the inputs to predict at, such as the examples followed by a query.
     """
-    seen = torch.ones(targets.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)
-    return _in_parts(x, y, targets, seen, k)
+    earlier = torch.ones(targets.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)
+    return _mean_labels(x, y, targets, earlier.expand(len(x), -1, -1), k)
 
 
-def _in_parts(
-    x: X, y: Y, x_query: Float[Tensor, "batch queries dims"], seen: Bool[Tensor, "queries points"], k: int
+def _mean_labels(
+    x: X,
+    y: Y,
+    x_query: Float[Tensor, "batch queries dims"],
+    seen: Bool[Tensor, "batch queries points"],
+    k: int,
 ) -> Float[Tensor, "batch queries"]:
-    """Some prompts after others, so that their distances fit in memory."""
+    """The mean label of the k nearest of the examples that each query sees; 0 where it sees none."""
     if k < 1:
         raise InputError(f"k is {k}, but there must be at least 1 neighbour.")
-    dtype, (x, y, x_query) = y.dtype, in_float64(x, y, x_query)
-    size = max(1, DISTANCES_AT_ONCE // seen.numel())
-    parts = zip(x.split(size), y.split(size), x_query.split(size), strict=True)
-    return torch.cat([_mean_label(*part, seen, k) for part in parts]).to(dtype)
-
-
-def _mean_label(
-    x: X, y: Y, x_query: Float[Tensor, "batch queries dims"], seen: Bool[Tensor, "queries points"], k: int
-) -> Float[Tensor, "batch queries"]:
-    distance = torch.cdist(x_query, x, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = torch.where(seen, distance, torch.inf)
-    nearest = distance.sort(stable=True).indices[..., :k]
-    labels = y[:, None].expand(-1, x_query.shape[1], -1).gather(2, nearest)
-    counted = seen.expand_as(distance).gather(2, nearest)
-    return (labels * counted).sum(-1) / counted.sum(-1).clamp(min=1)
+    problems = (*in_float64(x, y, x_query), seen)
+    n_prompts = max(1, DISTANCES_AT_ONCE // seen[0].numel())  # whose distances fit in memory together
+    means = []
+    for points, labels, queries, visible in zip(*(part.split(n_prompts) for part in problems), strict=True):
+        distance = torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = torch.where(visible, distance, torch.inf).sort(stable=True).indices[..., :k]
+        counted = visible.gather(2, nearest)
+        total = (labels[:, None].expand_as(distance).gather(2, nearest) * counted).sum(-1)
+        means.append(total / counted.sum(-1).clamp(min=1))
+    return torch.cat(means).to(y.dtype)

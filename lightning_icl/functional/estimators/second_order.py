@@ -6,26 +6,20 @@ without data (n < d) at exactly 0, where the matrix form of Newton's iteration d
 
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.estimators.descent import StepSize, as_column, check_steps
-from lightning_icl.functional.estimators.moments import Moments, Path, of_examples
+from lightning_icl.functional.estimators.descent import check_steps
+from lightning_icl.functional.estimators.eigenbasis import Eigenbasis, eigenbasis
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Path, of_examples, per_row
 
-
-class Eigenbasis(NamedTuple):
-    """Eigenvalues of X^T X / n in increasing order, rounding set to 0; X^T y / n in its eigenbasis; eigenvectors."""
-
-    curvature: Float[Tensor, "rows dims"]
-    moment: Float[Tensor, "rows dims"]
-    vectors: Float[Tensor, "rows dims dims"]
+__all__ = ["gd_plus_plus_factors", "gd_plus_plus_path", "newton_path"]
 
 
 @of_examples
-def gd_plus_plus_path(m: Moments | Eigenbasis, n_steps: int, step_size: StepSize, gamma: StepSize) -> Path:
+def gd_plus_plus_path(m: Moments | Eigenbasis, n_steps: int, step_size: OneOrEach, gamma: OneOrEach) -> Path:
     """GD++ (von Oswald et al. 2023): every step descends, and transforms the inputs for the next one.
 
     As a layer of linear attention does both at once: step t adds a gradient step to every prediction,
@@ -39,8 +33,9 @@ def gd_plus_plus_path(m: Moments | Eigenbasis, n_steps: int, step_size: StepSize
     Needs gamma below 1 / lambda_max(C) to keep every direction; see ``inverse_curvature``.
     """
     check_steps(n_steps)
-    curvature, moment, vectors = eigenbasis(m)
-    factors = gd_plus_plus_factors(curvature, as_column(step_size, moment), as_column(gamma, moment))
+    curvature, moment, vectors, _ = eigenbasis(m)
+    step, shrinkage = per_row(step_size, moment)[:, None], per_row(gamma, moment)[:, None]
+    factors = gd_plus_plus_factors(curvature, step, shrinkage)
     path = [moment * factor for factor in itertools.islice(factors, n_steps + 1)]
     return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
 
@@ -74,7 +69,7 @@ def newton_path(m: Moments | Eigenbasis, n_steps: int) -> Path:
     the other paths this one does not start from 0: w_0 = M_0 X^T y.
     """
     check_steps(n_steps)
-    curvature, moment, vectors = eigenbasis(m)
+    curvature, moment, vectors, _ = eigenbasis(m)
     largest = curvature[:, -1:]
     inverse = torch.where(largest > 0, curvature / largest**2, 0.0)
     path = [inverse * moment]
@@ -82,12 +77,3 @@ def newton_path(m: Moments | Eigenbasis, n_steps: int) -> Path:
         inverse = inverse * (2 - curvature * inverse)
         path.append(inverse * moment)
     return torch.einsum("rij,trj->tri", vectors, torch.stack(path))
-
-
-def eigenbasis(m: Moments | Eigenbasis) -> Eigenbasis:
-    """Each problem in its eigenbasis: to be found once where several paths of the same problems are wanted."""
-    if isinstance(m, Eigenbasis):
-        return m
-    eigenvalues, vectors = torch.linalg.eigh(m.gram)
-    negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
-    return Eigenbasis(torch.where(negligible, 0.0, eigenvalues), torch.einsum("rji,rj->ri", vectors, m.moment), vectors)

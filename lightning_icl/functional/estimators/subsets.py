@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
 
+__all__ = ["all_supports", "best_subset", "group_supports"]
+
 Supports = Int[Tensor, "supports size"]
 
 MAX_TERMS = 2**20  # supports (or supports x sign patterns) a prompt: .1 s each prompt on one CPU core at size 4
