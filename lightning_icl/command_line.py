@@ -27,7 +27,7 @@ from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, set_run_folder
@@ -270,6 +270,6 @@ def n_dims(task: Namespace | None) -> int | None:
         return options.n_dims
     for value in vars(options).values():
         for inner in value if isinstance(value, list) else [value]:
-            if isinstance(inner, Namespace) and issubclass(class_of(inner), Task):
+            if isinstance(inner, Namespace) and issubclass(class_of(inner), Law):
                 return n_dims(inner)
     return class_of(task)(**options).n_dims

@@ -13,7 +13,7 @@ from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import did_you_mean
 from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.functional.references import Reference
-from lightning_icl.functional.tasks import Spectrum, Task
+from lightning_icl.functional.tasks import Law, Spectrum
 from lightning_icl.streams import ValidationStream
 from lightning_icl.studies.plan import PProbingPlan, Resources, Scale
 
@@ -94,8 +94,6 @@ def _required_class_option(message: str, parser: ArgumentParser) -> str | None:
 def _options(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     named = getattr(__import__(module, fromlist=[name]), name)
-    if hasattr(named, "option_names"):
-        return list(named.option_names())
     return [parameter for parameter in inspect.signature(named).parameters if parameter not in ("args", "kwargs")]
 
 
@@ -132,7 +130,7 @@ def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
     )
     if not found:
         return None
-    bases = (Task, Spectrum, Callback, Logger, Reference, Construction, PruningStrategy, *_named_bases(message))
+    bases = (Law, Spectrum, Callback, Logger, Reference, Construction, PruningStrategy, *_named_bases(message))
     wanted = [base for base in bases if f"{base.__name__}'>" in message or f"{base.__name__}]" in message]
     known = [c.__name__ for base in wanted or bases for c in _subclasses(base) if _is_usable(c)]
     return f"{_key(message)}there is no class {found[1]!r}; {did_you_mean(found[1], known)}"
@@ -210,7 +208,7 @@ def _missing(message: str, parser: ArgumentParser) -> str | None:
     """A file, a required option or a subcommand that is not there."""
     if found := re.search(r"File does not exist: '?([^'\n]+)'?", message):
         return f"the config file {found[1]} does not exist."
-    no_task = r'Parser key "data\.task":\s+Not a valid subclass of Task\. Got value: None'
+    no_task = r'Parser key "data\.task":\s+Not a valid subclass of Law\. Got value: None'
     if re.search(no_task, message) or re.search(r"arguments? (?:is|are) required: (?:\w+\.)?(data\.task)", message):
         return "data.task is missing: name a task, or a --config that does, such as configs/quickstart.yaml."
     if found := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):

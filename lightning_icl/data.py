@@ -15,7 +15,7 @@ from lightning_icl.functional.curriculum import Sizes
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import moments
 from lightning_icl.functional.prompts import Prompt, concatenated
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 from lightning_icl.streams import (
     MAX_BLOCKS,
     MAX_STEPS,
@@ -70,7 +70,7 @@ class PromptDataModule(LightningDataModule):
 
     def __init__(
         self,
-        task: Task,
+        task: Law,
         n_points: int | tuple[int, int] = 16,
         n_queries: int = 16,
         batch_size: int = 64,
@@ -250,7 +250,7 @@ class PromptDataModule(LightningDataModule):
         share = batch_size // parts
         return range(part * share, (part + 1) * share)
 
-    def _training_task(self, step: int) -> Task:
+    def _training_task(self, step: int) -> Law:
         """The task, cut to the curriculum's dimensions at ``step``."""
         n_dims = self.curriculum.dims.at(step) if self.curriculum.dims else self.task.n_dims
         if n_dims == self.task.n_dims:
@@ -296,7 +296,7 @@ class PromptDataModule(LightningDataModule):
 
     def _rows(
         self,
-        task: Task,
+        task: Law,
         stream: str,
         step: int,
         batch_size: int,

@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.tasks import Spectrum, Task
+from lightning_icl.functional.tasks import Law, Spectrum
 
 STREAMS = ("train", "validate", "test", "predict", "n_points", "held_out")
 MAX_STEPS = 2**25  # of a stream: a 32-bit seed holds 16 streams x 2^25 steps x 8 blocks
@@ -82,14 +82,14 @@ class ValidationStream(TypedDict, total=False):
 
     shift: dict[str, Spectrum | Any]  # Any alone would not find a spectrum by its short name
     n_points: int | tuple[int, int]
-    task: Task
+    task: Law
 
 
 class EvaluationStream(NamedTuple):
     """What one stream of evaluation prompts draws from; ``name`` is None where there is but one, without a name."""
 
     name: str | None
-    task: Task
+    task: Law
     smallest_n: int
     largest_n: int
 
@@ -99,7 +99,7 @@ class EvaluationStream(NamedTuple):
 
 
 def evaluation_streams(
-    task: Task, n_points: tuple[int, int], validation: Mapping[str, ValidationStream]
+    task: Law, n_points: tuple[int, int], validation: Mapping[str, ValidationStream]
 ) -> list[EvaluationStream]:
     """The streams that ``validation`` names, or the one of fresh prompts without a name."""
     if not validation:
@@ -107,7 +107,7 @@ def evaluation_streams(
     return [_named_stream(name, stream, task, n_points) for name, stream in validation.items()]
 
 
-def _named_stream(name: str, stream: ValidationStream, task: Task, n_points: tuple[int, int]) -> EvaluationStream:
+def _named_stream(name: str, stream: ValidationStream, task: Law, n_points: tuple[int, int]) -> EvaluationStream:
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"validation has a stream {name!r}, but a name is made of letters, digits, _ and -.")
     shift, own_task = stream.get("shift", {}), stream.get("task")
@@ -126,7 +126,7 @@ def _named_stream(name: str, stream: ValidationStream, task: Task, n_points: tup
     return EvaluationStream(name, law, smallest_n, largest_n)
 
 
-def _shifted(task: Task, shift: Mapping[str, Any]) -> Task:
+def _shifted(task: Law, shift: Mapping[str, Any]) -> Law:
     for option, value in shift.items():
         if isinstance(value, Mapping):
             raise InputError(f"shift.{option} is {dict(value)}, but there is no such class or it has no such option.")

@@ -11,21 +11,27 @@ POOL = {"class_path": "TaskPool", "init_args": {"task": SPARSE, "n_tasks": 3}}
 MIXTURE = {"class_path": "Mixture", "init_args": {"tasks": [SPARSE, LINEAR]}}
 
 MY_TASKS = """
-from lightning_icl import Task
+from dataclasses import dataclass, field
+from lightning_icl import Law, Task
 
+@dataclass(frozen=True)
 class ByDefault(Task):
-    def __init__(self, n_dims: int = 5):
-        super().__init__(n_dims)
+    n_dims: int = 5
     def sample_targets(self, x, generator):
         return x.sum(dim=-1), None
 
+@dataclass(frozen=True)
 class Fixed(ByDefault):
-    def __init__(self, scale: float = 1.0):
-        super().__init__(5)
+    n_dims: int = field(init=False, default=5)
+    scale: float = 1.0
 
+@dataclass(frozen=True)
 class Wrapped(Task):
-    def __init__(self, inner: Task):
-        super().__init__(inner.n_dims)
+    n_dims: int = field(init=False)
+    inner: Law
+    def __post_init__(self):
+        object.__setattr__(self, "n_dims", self.inner.n_dims)
+        super().__post_init__()
     def sample_targets(self, x, generator):
         return x.sum(dim=-1), None
 """

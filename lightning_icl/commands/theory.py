@@ -33,7 +33,7 @@ from lightning_icl.functional.references import (
     whole_prompts,
 )
 from lightning_icl.functional.risk import Interval, mean_with_interval
-from lightning_icl.functional.tasks import LinearTask, SparseLinearRegression, Task
+from lightning_icl.functional.tasks import Law, LinearTask, SparseLinearRegression
 from lightning_icl.record.lines import wrapped
 from lightning_icl.record.rows import Measurement, Row, frame
 
@@ -56,7 +56,7 @@ DEFAULT_AXES: dict[str, list[float]] = {
 class Setting(NamedTuple):
     """Where the estimators are scored: a law of prompts, n examples in each, T steps of those that iterate."""
 
-    task: Task
+    task: Law
     n_points: int
     steps: int
 
@@ -83,7 +83,7 @@ class Setting(NamedTuple):
 
 
 def theory(
-    task: Task = DEFAULT_TASK,
+    task: Law = DEFAULT_TASK,
     n_points: int = 32,
     steps: int = 5,
     axes: dict[str, list[float]] = DEFAULT_AXES,
@@ -260,7 +260,7 @@ def leading_orders(setting: Setting) -> dict[str, float]:
     Ours, for n far above s and d: the risks of least squares on the true support and on all features.
     """
     task = setting.task
-    if not isinstance(task, LinearTask) or isinstance(task.noise_std, list):
+    if not isinstance(task, LinearTask) or isinstance(task.noise_std, Sequence):
         return {}
     per_weight = task.noise_std**2 / setting.n_points
     return {"s": task.support_size * per_weight, "d": task.n_dims * per_weight}

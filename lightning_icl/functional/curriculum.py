@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 
 
 class Growth(NamedTuple):
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     points: Growth | None = None
 
 
-def growing_dims(start: int | None, increment: int, every: int, task: Task) -> Growth | None:
+def growing_dims(start: int | None, increment: int, every: int, task: Law) -> Growth | None:
     """The dimensions in use, up to all of the task's, if it can be cut down to each size; None without a start."""
     if start is None:
         return None

@@ -23,3 +23,9 @@ def check_at_least(smallest: int, **counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < smallest:
             raise InputError(f"{name} is {value}, but it must be at least {smallest}.")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is not one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}.")

@@ -74,7 +74,7 @@ from lightning_icl.functional.risk import (
     mean_and_standard_error,
     t_quantile,
 )
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.instruments.families import EQUAL, Chosen, Family, Predictions, fitted, several
@@ -169,7 +169,7 @@ class TunedRidge(Ridge):
         SearchedReference.settle(self, case, tuning)
 
 
-def default_algorithms(task: Task, max_steps: int = 50) -> list[LinearReference]:
+def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:
     """GD, P-GD, GD++ and Newton after t <= max_steps steps, ridge, lasso, least squares, and Bayes where it is known.
 
     GD, P-GD and GD++ are there twice: with one step size (and gamma) for all prompts, which is all that a layer of
@@ -203,7 +203,7 @@ def algorithm_distances(
     fit: Prompt,
     choose: Prompt,
     score: Prompt,
-    task: Task,
+    task: Law,
     algorithms: Sequence[Reference] | None = None,
     n_points: Sequence[int] | None = None,
     alpha: float = 1.0,

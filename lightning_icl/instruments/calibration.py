@@ -40,7 +40,7 @@ from lightning_icl.functional.references import (
 )
 from lightning_icl.functional.references.reference import LinearReference
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
+from lightning_icl.functional.tasks import Law, LinearRegression, SparseLinearRegression
 from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.algorithms import READ_OUT, TunedRidge, closest, distances, own_readers, readings
@@ -70,7 +70,7 @@ class Known(NamedTuple):
     """A construction and the law of the prompts it is looked at on."""
 
     construction: Construction
-    task: Task
+    task: Law
     n_points: int
 
     def network(self) -> WrittenNetwork:
@@ -338,7 +338,7 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
     ]
 
 
-def p_probing_lines(task: Task, n_points: int, depths: int, training: Training, seeds: Sequence[int]) -> list[Line]:
+def p_probing_lines(task: Law, n_points: int, depths: int, training: Training, seeds: Sequence[int]) -> list[Line]:
     """The claim on layer 1 of preprocess-then-GD with d heads and with one, and on such layers that do nothing."""
     wide, narrow = (
         ConstructedPreprocessThenGD(1, STEP_SIZE, coordinates).network(task.n_dims) for coordinates in (None, [1])

@@ -46,7 +46,7 @@ CHUNK_SIZE = 256  # scoring prompts in one pass
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """What prompts are drawn from; a Task is one."""
+    """What prompts are drawn from; a Law is one."""
 
     def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt: ...
 

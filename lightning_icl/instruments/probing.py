@@ -15,7 +15,7 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.seeds import seeded
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.transformer import Transformer
 
@@ -99,7 +99,7 @@ class ProbeTable(NamedTuple):
 @torch.no_grad()
 def probe_layers(
     transformer: Transformer,
-    task: Task,
+    task: Law,
     fit: Prompt,
     choose: Prompt,
     score: Prompt,
@@ -171,7 +171,7 @@ def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
     return fresh.to(transformer.read_out.weight.device)
 
 
-def reference_levels(task: Task, fit: Prompt, score: Prompt) -> dict[str, tuple[Estimate, str]]:
+def reference_levels(task: Law, fit: Prompt, score: Prompt) -> dict[str, tuple[Estimate, str]]:
     """The excess risk of ridge and, where its posterior is quick to compute, of Bayes; each with its label.
 
     Their settings follow from the law or are tuned on ``fit``.
@@ -214,7 +214,7 @@ class Labels(NamedTuple):
         return self._replace(fit=fit, choose=choose)
 
 
-def _labels(task: Task, sets: Sequence[Prompt], places: Int[Tensor, " points"], depth: int) -> dict[Token, Labels]:
+def _labels(task: Law, sets: Sequence[Prompt], places: Int[Tensor, " points"], depth: int) -> dict[Token, Labels]:
     """What is probed for at each kind of token, on the prompts to fit on, to choose on and to score on."""
     ridge = Ridge().settled(Case(task, task, depth), whole_prompts(sets[0]))
     assert isinstance(ridge, Ridge)

@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.context import fingerprint
@@ -66,7 +66,7 @@ class LoadedRun:
         return PromptDataModule(**{"seed": self.config.get("seed_everything", 0), **_made(self.config["data"])})
 
     @property
-    def task(self) -> Task:
+    def task(self) -> Law:
         return self.data.task
 
     @cached_property

@@ -27,7 +27,7 @@ from lightning_icl.functional.references.posterior import Bayes, NearestNeighbou
 from lightning_icl.functional.references.problems import Problems, every_prefix, whole_prompts
 from lightning_icl.functional.references.reference import Case, Reference
 from lightning_icl.functional.references.sparse import BestSubset, IterativeHardThresholding, OrthogonalMatchingPursuit
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 
 __all__ = [
     "FISTA",
@@ -64,7 +64,7 @@ __all__ = [
 MAX_DEFAULT_TERMS = 5000  # hypotheses that Bayes may weigh without being asked: a second for 1,000 prompts
 
 
-def default_references(task: Task) -> list[Reference]:
+def default_references(task: Law) -> list[Reference]:
     """What a model is compared with unless told otherwise; Bayes and the oracle where the task has what they need."""
     return [
         ZeroPredictor(),
@@ -80,7 +80,7 @@ def default_references(task: Task) -> list[Reference]:
     ]
 
 
-def default_bayes(task: Task) -> list[Bayes]:
+def default_bayes(task: Law) -> list[Bayes]:
     """Bayes where the task's posterior is known and quick to compute, else nothing."""
     return [Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []
 

@@ -21,7 +21,7 @@ from lightning_icl.functional.references.reference import (
     span,
     strengths,
 )
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 
 
 class ZeroPredictor(LinearReference):
@@ -78,7 +78,7 @@ class OracleLeastSquares(LinearReference):
         return least_squares_by_size(problems.x * (problems.w != 0)[:, None], problems)
 
 
-def has_weights(task: Task) -> bool:
+def has_weights(task: Law) -> bool:
     """Whether its prompts tell the weights behind them."""
     return task.sample(1, 1, 1, torch.Generator().manual_seed(0)).w is not None
 

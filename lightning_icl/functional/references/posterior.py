@@ -11,14 +11,14 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import Case, Fit, LinearReference, Reference, in_parts
-from lightning_icl.functional.tasks import Task, TaskPool
+from lightning_icl.functional.tasks import Law, TaskPool
 
 
 class Bayes(LinearReference):
     """The exact posterior mean of w under the law of the evaluated prompts: no predictor has a lower expected risk."""
 
     name = "bayes"
-    _task: Task | None = None
+    _task: Law | None = None
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         return "Bayes (exact posterior mean)"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 
 ROWS_AT_ONCE = 2048  # problems whose candidate fits are held in memory together
 
@@ -30,8 +30,8 @@ class Case(NamedTuple):
         depth: number of layers of the model it is compared with.
     """
 
-    task: Task
-    trained_on: Task
+    task: Law
+    trained_on: Law
     depth: int
 
 

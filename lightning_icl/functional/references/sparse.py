@@ -22,16 +22,16 @@ from lightning_icl.functional.references.reference import (
     given,
     span,
 )
-from lightning_icl.functional.tasks import Task
+from lightning_icl.functional.tasks import Law
 
 
-def support_size(task: Task) -> int | None:
+def support_size(task: Law) -> int | None:
     """The number of non-zero weights under the task's law, where it has one."""
     size = getattr(task, "support_size", None)
     return None if size is None else int(size)
 
 
-def law_sparsity(task: Task, asked_for: int | None, name: str) -> int:
+def law_sparsity(task: Law, asked_for: int | None, name: str) -> int:
     """The number of non-zero weights: as given, or that of the task's law."""
     sparsity = support_size(task) if asked_for is None else asked_for
     if sparsity is None:
@@ -103,7 +103,7 @@ class OrthogonalMatchingPursuit(SubsetReference):
             return constant(range(case.task.n_dims + 1), tuning)
         return super().candidates(case, tuning)
 
-    def _is_tuned(self, task: Task) -> bool:
+    def _is_tuned(self, task: Law) -> bool:
         return self.sparsity is None and support_size(task) is None
 
     def fit(self, problems: Problems, setting: Setting) -> Fit:

@@ -2,6 +2,7 @@
 
 from lightning_icl.functional.tasks.classification import LinearClassification
 from lightning_icl.functional.tasks.decision_tree import DecisionTree
+from lightning_icl.functional.tasks.law import Law
 from lightning_icl.functional.tasks.linear import (
     GroupSparseLinearRegression,
     LinearRegression,
@@ -23,6 +24,7 @@ __all__ = [
     "Flat",
     "GroupSparseLinearRegression",
     "HiddenRepresentation",
+    "Law",
     "LinearClassification",
     "LinearRegression",
     "LinearTask",

@@ -1,15 +1,16 @@
 """Random decision trees."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import check_at_least
 from lightning_icl.functional.tasks.task import Task
 
 
+@dataclass(frozen=True)
 class DecisionTree(Task):
     """f is a full binary tree whose inner nodes test the sign of one feature and whose leaves are N(0, 1).
 
@@ -19,11 +20,11 @@ class DecisionTree(Task):
         depth: number of tests from the root to a leaf, at least 1.
     """
 
-    def __init__(self, n_dims: int, depth: int = 4, **options: Any) -> None:
-        super().__init__(n_dims, **options)
-        if depth < 1:
-            raise InputError(f"depth is {depth}, but it must be at least 1.")
-        self.depth = depth
+    depth: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, depth=self.depth)
 
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator

@@ -2,14 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
 from math import comb
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.estimators import (
     Moments,
     Posterior,
@@ -20,13 +22,13 @@ from lightning_icl.functional.estimators import (
     sign_posterior,
 )
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
-from lightning_icl.functional.tasks.configured import check_choice
 from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]
 
 
+@dataclass(frozen=True)
 class LinearTask(Task):
     """Targets <w, x>; a subclass says which weights are non-zero.
 
@@ -35,30 +37,23 @@ class LinearTask(Task):
     them N(weight_mean, 1) or N(weight_mean, 1/s); the other two laws have no room for it.
 
     Args:
-        n_dims: length of x.
-        noise_std: standard deviation of the label noise, or a list of which each prompt draws one.
-        correlation: correlation of neighbouring features before the rotation, in (-1, 1).
         weight_law: law of the non-zero weights.
-        weight_mean: mean of the non-zero weights.
+        weight_mean: mean of the non-zero weights; other than 0 only for gaussian and scaled.
     """
 
-    def __init__(
-        self,
-        n_dims: int,
-        noise_std: float | Sequence[float] = 0.0,
-        correlation: float = 0.0,
-        weight_law: WeightLaw = "gaussian",
-        weight_mean: float = 0.0,
-        **features_and_noise: Any,
-    ) -> None:
-        super().__init__(n_dims, noise_std, correlation, **features_and_noise)
-        check_choice("weight_law", weight_law, get_args(WeightLaw))
-        if not abs(weight_mean) < float("inf"):
-            raise InputError(f"weight_mean is {weight_mean}, but it must be a finite number.")
-        if weight_mean != 0 and weight_law not in ("gaussian", "scaled"):
-            raise InputError(f"weight_mean is {weight_mean}, but it must be 0 where weight_law is {weight_law!r}.")
-        self.weight_law = weight_law
-        self.weight_mean = weight_mean
+    _: KW_ONLY
+    weight_law: WeightLaw = "gaussian"
+    weight_mean: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("weight_law", self.weight_law, get_args(WeightLaw))
+        if not abs(self.weight_mean) < float("inf"):
+            raise InputError(f"weight_mean is {self.weight_mean}, but it must be a finite number.")
+        if self.weight_mean != 0 and self.weight_law not in ("gaussian", "scaled"):
+            raise InputError(
+                f"weight_mean is {self.weight_mean}, but it must be 0 where weight_law is {self.weight_law!r}."
+            )
 
     @property
     @abstractmethod
@@ -95,7 +90,7 @@ class LinearTask(Task):
 
         None where the weights' mean is not 0, since ridge shrinks to 0, or where sigma differs between prompts.
         """
-        if self.weight_mean != 0 or isinstance(self.noise_std, list):
+        if self.weight_mean != 0 or isinstance(self.noise_std, Sequence):
             return None
         return self.noise_std**2 / self.weight_variance
 
@@ -124,11 +119,6 @@ class LinearTask(Task):
     def _signs(self) -> bool:
         return self.weight_law in ("sign", "unit_norm")  # a unit vector of one weight is a sign
 
-    @property
-    def noise_levels(self) -> list[float]:
-        """The standard deviations a prompt's noise may have, equally likely."""
-        return self.noise_std if isinstance(self.noise_std, list) else [self.noise_std]
-
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator
     ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"]]:
@@ -147,32 +137,22 @@ class LinearTask(Task):
         return w / torch.linalg.vector_norm(w, dim=-1, keepdim=True) if self.weight_law == "unit_norm" else w
 
 
+@dataclass(frozen=True)
 class SparseLinearRegression(LinearTask):
     """Targets <w, x> with ``sparsity`` non-zero weights, their support uniform without replacement.
 
     Args:
-        n_dims: length of x.
         sparsity: number of non-zero weights, 1 to n_dims.
-        noise_std: standard deviation of the label noise, or a list of which each prompt draws one.
-        correlation: correlation of neighbouring features before the rotation, in (-1, 1).
-        weight_law: law of the non-zero weights.
-        weight_mean: mean of the non-zero weights; other than 0 only for gaussian and scaled.
     """
 
-    def __init__(
-        self,
-        n_dims: int,
-        sparsity: int,
-        noise_std: float | Sequence[float] = 0.0,
-        correlation: float = 0.0,
-        weight_law: WeightLaw = "gaussian",
-        weight_mean: float = 0.0,
-        **features_and_noise: Any,
-    ) -> None:
-        super().__init__(n_dims, noise_std, correlation, weight_law, weight_mean, **features_and_noise)
-        if not 1 <= sparsity <= n_dims:
-            raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and n_dims, which is {n_dims}.")
-        self.sparsity = sparsity
+    sparsity: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.sparsity <= self.n_dims:
+            raise InputError(
+                f"sparsity is {self.sparsity}, but it must lie between 1 and n_dims, which is {self.n_dims}."
+            )
 
     @property
     def support_size(self) -> int:
@@ -189,79 +169,71 @@ class SparseLinearRegression(LinearTask):
         return _uniform_subsets(batch_size, self.n_dims, self.sparsity, generator)
 
 
+@dataclass(frozen=True)
 class LinearRegression(SparseLinearRegression):
-    """Targets <w, x> with every weight drawn: SparseLinearRegression with sparsity = n_dims.
+    """Targets <w, x> with every weight drawn: SparseLinearRegression with sparsity = n_dims, which is no option here.
 
     Args:
-        n_dims: length of x.
-        noise_std: standard deviation of the label noise, or a list of which each prompt draws one.
-        correlation: correlation of neighbouring features before the rotation, in (-1, 1).
-        weight_law: law of the weights.
-        weight_mean: mean of the weights; other than 0 only for gaussian and scaled.
         whitened: draw the weights of the uncorrelated, unit-variance coordinates z behind x = A z instead: w = A^-T v
             with v of the weight law, so that w ~ N(0, Sigma^-1) where v ~ N(0, I) (Ahn et al. 2023).
     """
 
-    fixed_options = frozenset({"sparsity"})
+    sparsity: int = field(init=False)
+    _: KW_ONLY
+    whitened: bool = False
 
-    def __init__(
-        self,
-        n_dims: int,
-        noise_std: float | Sequence[float] = 0.0,
-        correlation: float = 0.0,
-        weight_law: WeightLaw = "gaussian",
-        weight_mean: float = 0.0,
-        whitened: bool = False,
-        **features_and_noise: Any,
-    ) -> None:
-        super().__init__(n_dims, n_dims, noise_std, correlation, weight_law, weight_mean, **features_and_noise)
-        if whitened and self.rotation == "per_prompt":
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", self.n_dims)
+        super().__post_init__()
+        if self.whitened and self.rotation == "per_prompt":
             raise InputError("whitened is true, but rotation is 'per_prompt': use a fixed rotation, or none.")
-        self.whitened = whitened
-        self._unmixing = None
-        if whitened and self._mixing is not None:
-            self._unmixing = Constant(torch.linalg.inv(self._mixing.value))
+
+    @cached_property
+    def unmixing(self) -> Constant | None:
+        """A^-1, where the weights are whitened and there is something to whiten."""
+        return Constant(torch.linalg.inv(self.mixing.value)) if self.whitened and self.mixing is not None else None
 
     @property
     def ridge_alpha(self) -> float | None:
         """As for every linear law; None where the weights are whitened, as their prior is then not isotropic."""
-        return super().ridge_alpha if self._unmixing is None else None
+        return super().ridge_alpha if self.unmixing is None else None
 
     def posterior(self, m: Moments) -> Posterior:
         """The posterior of v from the examples in its coordinates, taken back to those of x."""
-        if self._unmixing is None:
+        if self.unmixing is None:
             return super().posterior(m)
-        unmixing = self._unmixing.like(m.gram)
+        unmixing = self.unmixing.like(m.gram)
         of_v = super().posterior(m._replace(gram=unmixing @ m.gram @ unmixing.T, moment=m.moment @ unmixing.T))
         return of_v._replace(mean=of_v.mean @ unmixing)
 
     def sample_weights(self, batch_size: int, generator: Generator) -> Float[Tensor, "batch dims"]:
         v = super().sample_weights(batch_size, generator)
-        return v if self._unmixing is None else v @ self._unmixing.like(v)
+        return v if self.unmixing is None else v @ self.unmixing.like(v)
 
 
+@dataclass(frozen=True)
 class GroupSparseLinearRegression(LinearTask):
     """Targets <w, x> whose non-zero weights fill ``n_groups`` of the contiguous groups of ``group_size`` weights.
 
     The set of active groups is uniform without replacement (the law behind the group lasso, Yuan and Lin 2006).
 
     Args:
-        n_dims: length of x, a multiple of group_size.
-        group_size: number of weights in a group.
+        group_size: number of weights in a group; divides n_dims.
         n_groups: number of groups that are not zero, 1 to n_dims / group_size.
     """
 
-    def __init__(self, n_dims: int, group_size: int, n_groups: int, **options: Any) -> None:
-        super().__init__(n_dims, **options)
-        if group_size < 1 or n_dims % group_size:
-            raise InputError(f"group_size is {group_size}, but it must divide n_dims, which is {n_dims}.")
-        if not 1 <= n_groups <= n_dims // group_size:
+    group_size: int
+    n_groups: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_size < 1 or self.n_dims % self.group_size:
+            raise InputError(f"group_size is {self.group_size}, but it must divide n_dims, which is {self.n_dims}.")
+        most = self.n_dims // self.group_size
+        if not 1 <= self.n_groups <= most:
             raise InputError(
-                f"n_groups is {n_groups}, but it must lie between 1 and n_dims / group_size, "
-                f"which is {n_dims // group_size}."
+                f"n_groups is {self.n_groups}, but it must lie between 1 and n_dims / group_size, which is {most}."
             )
-        self.group_size = group_size
-        self.n_groups = n_groups
 
     @property
     def support_size(self) -> int:

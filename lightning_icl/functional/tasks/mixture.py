@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.task import Task
+from lightning_icl.functional.tasks.law import Law, split_changes
 
 
-class Mixture(Task):
+@dataclass(frozen=True)
+class Mixture(Law):
     """Each prompt is drawn from one of several tasks.
 
     Every task draws a whole batch, of which each prompt keeps one: shapes stay static and nothing waits for the device,
@@ -25,20 +27,33 @@ class Mixture(Task):
         weights: how likely each is, up to a common factor; none means equally.
     """
 
-    def __init__(self, tasks: Sequence[Task], weights: Sequence[float] | None = None) -> None:
-        if not tasks:
+    n_dims: int = field(init=False)
+    tasks: Sequence[Law]
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
             raise InputError("tasks is [], but a mixture needs at least one task.")
-        dims = [task.n_dims for task in tasks]
+        dims = [task.n_dims for task in self.tasks]
         if len(set(dims)) > 1:
             raise InputError(f"tasks have n_dims {dims}, but the tasks of a mixture need the same.")
-        weights = [1.0] * len(tasks) if weights is None else list(weights)
-        if len(weights) != len(tasks):
-            raise InputError(f"weights lists {len(weights)} numbers, but there are {len(tasks)} tasks.")
+        weights = [1.0] * len(self.tasks) if self.weights is None else list(self.weights)
+        if len(weights) != len(self.tasks):
+            raise InputError(f"weights lists {len(weights)} numbers, but there are {len(self.tasks)} tasks.")
         if not all(0 <= weight < float("inf") for weight in weights) or sum(weights) == 0:
             raise InputError(f"weights is {weights}, but they must be finite, 0 or larger, and not all 0.")
-        self.n_dims = dims[0]
-        self.tasks = list(tasks)
-        self.weights = [weight / sum(weights) for weight in weights]
+        object.__setattr__(self, "n_dims", dims[0])
+        object.__setattr__(self, "tasks", list(self.tasks))
+
+    def __repr__(self) -> str:
+        """With the weights that sum to 1, however they were given."""
+        return f"{type(self).__name__}(n_dims={self.n_dims}, tasks={self.tasks}, weights={self.shares})"
+
+    @property
+    def shares(self) -> list[float]:
+        """How likely each task is: the weights over their sum."""
+        weights = [1.0] * len(self.tasks) if self.weights is None else self.weights
+        return [weight / sum(weights) for weight in weights]
 
     @property
     def covariance(self) -> Float[Tensor, "dims dims"] | None:
@@ -47,10 +62,10 @@ class Mixture(Task):
         alike = first is not None and all(other is not None and torch.allclose(first, other) for other in others)
         return first if alike else None
 
-    def fresh(self) -> Task:
+    def fresh(self) -> Law:
         """The mixture of the tasks' fresh laws."""
         fresh = [task.fresh() for task in self.tasks]
-        return self if all(map(operator.is_, fresh, self.tasks)) else self.rebuilt(tasks=fresh)
+        return self if all(map(operator.is_, fresh, self.tasks)) else replace(self, tasks=fresh)
 
     def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt:
         choice = self._sample_choice(batch_size, generator)
@@ -67,26 +82,26 @@ class Mixture(Task):
         return f, w
 
     def _sample_choice(self, batch_size: int, generator: Generator) -> Tensor:
-        """The index of each prompt's task, shape (batch,): into which stretch of the weights a uniform falls."""
+        """The index of each prompt's task, shape (batch,): into which stretch of the shares a uniform falls."""
         uniform = torch.rand(batch_size, generator=generator, device=generator.device)
-        ends = accumulate(self.weights[:-1])
+        ends = accumulate(self.shares[:-1])
         return sum((uniform >= end for end in ends), torch.zeros_like(uniform, dtype=torch.long))
 
     def options(self) -> set[str]:
-        return self.option_names().union(*(task.options() for task in self.tasks))
+        return super().options().union(*(task.options() for task in self.tasks))
 
-    def rebuilt(self, **changes: Any) -> "Mixture":
+    def shifted(self, **changes: Any) -> "Mixture":
         """Options that the mixture does not have go to every task that has them."""
-        inner = {name: changes.pop(name) for name in changes.keys() - self.option_names()}
+        own, inner = split_changes(self, changes)
         tasks = [
-            task.rebuilt(**{name: value for name, value in inner.items() if name in task.options()})
-            for task in changes.pop("tasks", self.tasks)
+            task.shifted(**{name: value for name, value in inner.items() if name in task.options()})
+            for task in own.get("tasks", self.tasks)
         ]
-        return super().rebuilt(tasks=tasks, **changes)
+        return replace(self, **own | {"tasks": tasks})
 
-    def truncated(self, n_dims: int) -> Task:
+    def truncated(self, n_dims: int) -> Law:
         """The mixture of the truncated tasks."""
-        return self.rebuilt(tasks=[task.truncated(n_dims) for task in self.tasks])
+        return replace(self, tasks=[task.truncated(n_dims) for task in self.tasks])
 
 
 def _chosen(choice: Tensor, draws: Iterable[Sequence[Tensor | None]]) -> list[Tensor | None]:

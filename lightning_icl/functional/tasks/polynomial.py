@@ -1,15 +1,16 @@
 """Regression on squares and on polynomials of single features."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import check_at_least
 from lightning_icl.functional.tasks.task import Task
 
 
+@dataclass(frozen=True)
 class QuadraticRegression(Task):
     """f(x) = sum_j w_j x_j^2 / sqrt 3 with w ~ N(0, I), as in the code of Garg et al. 2022.
 
@@ -24,6 +25,7 @@ class QuadraticRegression(Task):
         return torch.einsum("bpd,bd->bp", x.square(), w) / 3**0.5, None
 
 
+@dataclass(frozen=True)
 class PolynomialRegression(Task):
     """f(x) = sum_j sum_k w_jk h_k(x_j) / sqrt(degree), k = 1 ... degree, with w ~ N(0, I).
 
@@ -34,11 +36,11 @@ class PolynomialRegression(Task):
         degree: highest power of a feature, at least 1. There are no products of two features.
     """
 
-    def __init__(self, n_dims: int, degree: int = 2, **options: Any) -> None:
-        super().__init__(n_dims, **options)
-        if degree < 1:
-            raise InputError(f"degree is {degree}, but it must be at least 1.")
-        self.degree = degree
+    degree: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, degree=self.degree)
 
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator

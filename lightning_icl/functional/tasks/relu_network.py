@@ -1,15 +1,16 @@
 """Two-layer ReLU networks with random weights."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import check_at_least
 from lightning_icl.functional.tasks.task import Task
 
 
+@dataclass(frozen=True)
 class ReLUNetwork(Task):
     """f(x) = sqrt(2 / width) sum_i a_i relu(<u_i, x>) with a and u standard gaussian (Garg et al. 2022).
 
@@ -19,11 +20,11 @@ class ReLUNetwork(Task):
         width: number of hidden units.
     """
 
-    def __init__(self, n_dims: int, width: int = 100, **options: Any) -> None:
-        super().__init__(n_dims, **options)
-        if width < 1:
-            raise InputError(f"width is {width}, but it must be at least 1.")
-        self.width = width
+    width: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, width=self.width)
 
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator

@@ -1,19 +1,22 @@
 """Regression on a fixed hidden representation."""
 
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn.functional import leaky_relu
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.tasks.constant import Constant
+from lightning_icl.functional.tasks.law import Law
 from lightning_icl.functional.tasks.task import Task
 
 SLOPE = 0.01
 
 
+@dataclass(frozen=True)
 class HiddenRepresentation(Task):
     """f(x) = <w, Phi(x)> with w ~ N(0, I) for each prompt and one Phi for all of them (Guo et al. 2023).
 
@@ -26,33 +29,29 @@ class HiddenRepresentation(Task):
         representation_seed: which Phi.
     """
 
-    def __init__(
-        self,
-        n_dims: int,
-        width: int = 20,
-        n_layers: int = 3,
-        representation_seed: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(n_dims, **options)
-        for name, value in (("width", width), ("n_layers", n_layers)):
-            if value < 1:
-                raise InputError(f"{name} is {value}, but it must be at least 1.")
-        self.width = width
-        self.n_layers = n_layers
-        self.representation_seed = representation_seed
-        generator = torch.Generator().manual_seed(representation_seed)
-        self._layers = [
+    width: int = 20
+    n_layers: int = 3
+    representation_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, width=self.width, n_layers=self.n_layers)
+
+    @cached_property
+    def layers(self) -> list[Constant]:
+        """The matrices B_1 ... B_L."""
+        generator = torch.Generator().manual_seed(self.representation_seed)
+        return [
             Constant(
                 (2 / (1 + SLOPE**2) / n_inputs) ** 0.5
-                * torch.randn(width, n_inputs, generator=generator, dtype=torch.float64)
+                * torch.randn(self.width, n_inputs, generator=generator, dtype=torch.float64)
             )
-            for n_inputs in [n_dims] + [width] * (n_layers - 1)
+            for n_inputs in [self.n_dims] + [self.width] * (self.n_layers - 1)
         ]
 
     def representation(self, x: Float[Tensor, "*batch dims"]) -> Float[Tensor, "*batch width"]:
         """Phi(x), in which the targets are linear."""
-        for layer in self._layers:
+        for layer in self.layers:
             x = leaky_relu(x @ layer.like(x).T, SLOPE)
         return x
 
@@ -63,6 +62,6 @@ class HiddenRepresentation(Task):
         w = torch.randn(x.shape[0], self.width, generator=generator, device=generator.device)
         return torch.einsum("bpw,bw->bp", self.representation(x), w), None
 
-    def truncated(self, n_dims: int) -> Task:
+    def truncated(self, n_dims: int) -> Law:
         """Refused."""
         raise InputError(f"the representation takes all {self.n_dims} dimensions; they cannot be cut to {n_dims}.")

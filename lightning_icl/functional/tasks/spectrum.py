@@ -1,18 +1,18 @@
 """Variances of the features along their principal axes."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.tasks.configured import Configured
+from lightning_icl.functional.errors import InputError, check_at_least
 
 
-class Spectrum(Configured):
+class Spectrum(ABC):
     """The variance of each feature before rotation."""
 
     @abstractmethod
@@ -20,6 +20,7 @@ class Spectrum(Configured):
         """The ``n_dims`` variances, in float64."""
 
 
+@dataclass(frozen=True)
 class Flat(Spectrum):
     """The same variance everywhere: features on another scale (von Oswald et al. 2023 use 1/12).
 
@@ -27,14 +28,16 @@ class Flat(Spectrum):
         variance: of each feature, above 0.
     """
 
-    def __init__(self, variance: float = 1.0) -> None:
-        _check_positive("variance", variance)
-        self.variance = variance
+    variance: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("variance", self.variance)
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         return torch.full((n_dims,), self.variance, dtype=torch.float64)
 
 
+@dataclass(frozen=True)
 class Spiked(Spectrum):
     """A few large variances before unit ones (the spiked model of Johnstone 2001).
 
@@ -43,12 +46,12 @@ class Spiked(Spectrum):
         spike: the large variance, above 0.
     """
 
-    def __init__(self, n_spikes: int = 1, spike: float = 10.0) -> None:
-        if n_spikes < 1:
-            raise InputError(f"n_spikes is {n_spikes}, but it must be at least 1.")
-        _check_positive("spike", spike)
-        self.n_spikes = n_spikes
-        self.spike = spike
+    n_spikes: int = 1
+    spike: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, n_spikes=self.n_spikes)
+        _check_positive("spike", self.spike)
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         if self.n_spikes > n_dims:
@@ -58,6 +61,7 @@ class Spiked(Spectrum):
         return variances
 
 
+@dataclass(frozen=True)
 class PowerLaw(Spectrum):
     """Variances j^-exponent, j = 1 ... n_dims: the capacity condition of kernel and scaling-law studies.
 
@@ -65,15 +69,17 @@ class PowerLaw(Spectrum):
         exponent: 0 is flat; the larger, the faster the decay.
     """
 
-    def __init__(self, exponent: float = 1.0) -> None:
-        if not math.isfinite(exponent):
-            raise InputError(f"exponent is {exponent}, but it must be a finite number.")
-        self.exponent = exponent
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.exponent):
+            raise InputError(f"exponent is {self.exponent}, but it must be a finite number.")
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         return torch.arange(1, n_dims + 1, dtype=torch.float64) ** -self.exponent
 
 
+@dataclass(frozen=True)
 class Eigenvalues(Spectrum):
     """Variances as listed (Ahn et al. 2023 use 1, 1, 0.5, 0.25, 1 with a rotation).
 
@@ -81,10 +87,12 @@ class Eigenvalues(Spectrum):
         values: one variance for each dimension, above 0.
     """
 
-    def __init__(self, values: Sequence[float]) -> None:
-        for value in values:
+    values: Sequence[float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", list(self.values))  # a tuple is the same configuration
+        for value in self.values:
             _check_positive("a value of values", value)
-        self.values = list(values)
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         if len(self.values) != n_dims:

@@ -1,30 +1,30 @@
-"""What every task shares: features, a target function per prompt, labels."""
+"""What every single task shares: the law of its features, a target function per prompt, the law of its noise."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, get_args
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, did_you_mean
-from lightning_icl.functional.estimators import Moments, Posterior
+from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.configured import Configured, check_choice
 from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.features import Rotation, haar_rotations, mixing_matrix
-from lightning_icl.functional.tasks.laws import FeatureLaw, NoiseLaw, unit_variance
+from lightning_icl.functional.tasks.law import Law
 from lightning_icl.functional.tasks.spectrum import Spectrum
+from lightning_icl.functional.tasks.unit_variance import FeatureLaw, NoiseLaw, unit_variance
 
 
-class Task(Configured):
-    """A law of regression problems.
+@dataclass(frozen=True)
+class Task(Law):
+    """A law of regression problems whose targets a subclass says (``sample_targets``).
 
-    A subclass says what the targets are (``sample_targets``); features and noise come from here:
-    x = R diag(sqrt(variances)) L z with z of independent coordinates of zero mean and unit variance, and
-    y = f(x) + noise_std * noise of unit variance. Var(x_j) = variances_j and corr(x_i, x_j) = correlation^|i - j|
-    (AR(1)) before the rotation R. The constructor's signature is the configuration.
+    Features and noise come from here: x = R diag(sqrt(variances)) L z with z of independent coordinates of zero mean
+    and unit variance, and y = f(x) + noise_std * noise of unit variance. Var(x_j) = variances_j and
+    corr(x_i, x_j) = correlation^|i - j| (AR(1)) before the rotation R.
 
     Args:
         n_dims: length of x.
@@ -39,87 +39,60 @@ class Task(Configured):
         rotation: none, one fixed rotation for all prompts, or a fresh one for each prompt; uniform (Haar).
     """
 
-    n_dims: int
+    _: KW_ONLY
+    noise_std: float | Sequence[float] = 0.0
+    correlation: float = 0.0
+    noise: NoiseLaw = "gaussian"
+    noise_df: float = 5.0
+    features: FeatureLaw = "gaussian"
+    feature_df: float = 5.0
+    spectrum: Spectrum | None = None
+    rotation: Rotation = "none"
 
-    def __init__(
-        self,
-        n_dims: int,
-        noise_std: float | Sequence[float] = 0.0,
-        correlation: float = 0.0,
-        noise: NoiseLaw = "gaussian",
-        noise_df: float = 5.0,
-        features: FeatureLaw = "gaussian",
-        feature_df: float = 5.0,
-        spectrum: Spectrum | None = None,
-        rotation: Rotation = "none",
-    ) -> None:
-        if n_dims < 1:
-            raise InputError(f"n_dims is {n_dims}, but a task needs at least 1 dimension.")
-        if not -1 < correlation < 1:
-            raise InputError(f"correlation is {correlation}, but it must lie strictly between -1 and 1.")
-        _check_noise_std(noise_std)
-        check_choice("noise", noise, get_args(NoiseLaw))
-        check_choice("features", features, get_args(FeatureLaw))
-        check_choice("rotation", rotation, get_args(Rotation))
-        for name, df in (("noise_df", noise_df), ("feature_df", feature_df)):
+    def __post_init__(self) -> None:
+        if self.n_dims < 1:
+            raise InputError(f"n_dims is {self.n_dims}, but a task needs at least 1 dimension.")
+        if not -1 < self.correlation < 1:
+            raise InputError(f"correlation is {self.correlation}, but it must lie strictly between -1 and 1.")
+        if isinstance(self.noise_std, Sequence):
+            object.__setattr__(self, "noise_std", list(self.noise_std))  # a tuple is the same configuration
+        if not self.noise_levels:
+            raise InputError("noise_std is [], but it must be a number or list at least one.")
+        for level in self.noise_levels:
+            if not 0 <= level < float("inf"):
+                raise InputError(f"noise_std is {level}, but it must be a finite number that is 0 or larger.")
+        check_choice("noise", self.noise, get_args(NoiseLaw))
+        check_choice("features", self.features, get_args(FeatureLaw))
+        check_choice("rotation", self.rotation, get_args(Rotation))
+        for name, df in (("noise_df", self.noise_df), ("feature_df", self.feature_df)):
             if not 2 < df < float("inf"):
                 raise InputError(f"{name} is {df}, but it must be a finite number above 2, else there is no variance.")
-        self.n_dims = n_dims
-        self.noise_std = list(noise_std) if isinstance(noise_std, Sequence) else noise_std
-        self.correlation = correlation
-        self.noise, self.noise_df = noise, noise_df
-        self.features, self.feature_df = features, feature_df
-        self.spectrum = spectrum
-        self.rotation = rotation
-        mixing = mixing_matrix(n_dims, correlation, spectrum, rotation)
-        self._mixing = None if mixing is None else Constant(mixing)
-
-    @abstractmethod
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"] | None]:
-        """Draw one target function per prompt; return its noise-free values at x, and its weights if it is linear."""
+        if self.spectrum is not None:
+            self.spectrum.variances(self.n_dims)  # refuses what does not fit
 
     @property
-    def ridge_alpha(self) -> float | None:
-        """The ridge strength this law implies, or None where the law implies none and it must be tuned."""
-        return None
+    def noise_levels(self) -> list[float]:
+        """The standard deviations a prompt's noise may have, equally likely."""
+        return list(self.noise_std) if isinstance(self.noise_std, Sequence) else [self.noise_std]
 
-    @property
-    def posterior_terms(self) -> int | None:
-        """How many hypotheses the exact posterior of w averages over, or None where it has no closed form."""
-        return None
-
-    def posterior(self, m: Moments) -> Posterior:
-        """The exact posterior mean of w given the examples behind each row of ``m``, with the log evidence."""
-        raise InputError(f"{self!r} has no exact posterior in closed form: use the lasso or ridge instead.")
+    @cached_property
+    def mixing(self) -> Constant | None:
+        """The matrix A in x = A z before a rotation for each prompt, or None for the identity."""
+        matrix = mixing_matrix(self.n_dims, self.correlation, self.spectrum, self.rotation)
+        return None if matrix is None else Constant(matrix)
 
     @property
     def covariance(self) -> Float[Tensor, "dims dims"] | None:
         """That of x, in float64, or None where prompts differ in it."""
-        if self._mixing is None:
+        if self.mixing is None:
             return torch.eye(self.n_dims, dtype=torch.float64)
-        covariance = self._mixing.value @ self._mixing.value.T
+        covariance = self.mixing.value @ self.mixing.value.T
         return None if self.rotation == "per_prompt" and not is_isotropic(covariance) else covariance
 
-    def fresh(self) -> "Task":
-        """The law that validation draws from: this one, but for a finite pool of tasks the law behind the pool."""
-        return self
-
     def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt:
-        """Draw ``batch_size`` fresh prompts on the generator's device, in torch's default dtype."""
         x = self.sample_inputs(batch_size, n_points, n_queries, generator)
         f, w = self.sample_targets(x, generator)
-        y = self.sample_labels(f, generator)
-        return Prompt(
-            x=x[:, :n_points],
-            y=y[:, :n_points],
-            x_query=x[:, n_points:],
-            y_query=y[:, n_points:],
-            f_query=f[:, n_points:],
-            w=w,
-            f=f[:, :n_points],
-        )
+        return split_prompt(x, self.sample_labels(f, generator), f, w, n_points)
 
     def sample_inputs(
         self, batch_size: int, n_points: int, n_queries: int, generator: Generator
@@ -132,8 +105,8 @@ class Task(Configured):
     ) -> Float[Tensor, "batch points dims"]:
         """Draw independent x for each point; a fresh rotation is shared by the points of a prompt."""
         x = unit_variance(self.features, (batch_size, n_points, self.n_dims), generator, self.feature_df)
-        if self._mixing is not None:
-            x = x @ self._mixing.like(x).T
+        if self.mixing is not None:
+            x = x @ self.mixing.like(x).T
         if self.rotation == "per_prompt":
             x = x @ haar_rotations(batch_size, self.n_dims, generator).mT
         return x
@@ -141,24 +114,12 @@ class Task(Configured):
     def sample_labels(self, f: Float[Tensor, "batch points"], generator: Generator) -> Float[Tensor, "batch points"]:
         """Draw y given its mean f."""
         noise = unit_variance(self.noise, f.shape, generator, self.noise_df)
-        if not isinstance(self.noise_std, list):
+        if not isinstance(self.noise_std, Sequence):
             return f + self.noise_std * noise
         level = torch.randint(len(self.noise_std), (len(f), 1), generator=generator, device=f.device)
         return f + sum(std * (level == k) for k, std in enumerate(self.noise_std)) * noise
 
-    def options(self) -> set[str]:
-        """The options that ``shifted`` can change; those of its inner tasks too where it is made of tasks."""
-        return self.option_names()
-
-    def shifted(self, **changes: Any) -> "Task":
-        """A new task that differs in these options of the constructor."""
-        for name in changes:
-            if name not in self.options():
-                raise InputError(f"{type(self).__name__} has no option {name!r}; {did_you_mean(name, self.options())}")
-        return self.rebuilt(**changes)
-
-    def truncated(self, n_dims: int) -> "Task":
-        """The same law in fewer dimensions, for curricula."""
+    def truncated(self, n_dims: int) -> Law:
         if n_dims > self.n_dims:
             raise InputError(f"n_dims is {n_dims}, but this task can be truncated to at most {self.n_dims} dimensions.")
         if self.rotation == "fixed":
@@ -166,15 +127,25 @@ class Task(Configured):
         return self.shifted(n_dims=n_dims)
 
 
+def split_prompt(
+    x: Float[Tensor, "batch points dims"],
+    y: Float[Tensor, "batch points"],
+    f: Float[Tensor, "batch points"],
+    w: Float[Tensor, "batch dims"] | None,
+    n_points: int,
+) -> Prompt:
+    """The prompts whose first ``n_points`` points are examples and whose others are queries."""
+    return Prompt(
+        x=x[:, :n_points],
+        y=y[:, :n_points],
+        x_query=x[:, n_points:],
+        y_query=y[:, n_points:],
+        f_query=f[:, n_points:],
+        w=w,
+        f=f[:, :n_points],
+    )
+
+
 def is_isotropic(covariance: Float[Tensor, "dims dims"]) -> bool:
     """Whether it is a multiple of the identity."""
     return torch.allclose(covariance, covariance[0, 0] * torch.eye(len(covariance), dtype=covariance.dtype))
-
-
-def _check_noise_std(noise_std: float | Sequence[float]) -> None:
-    levels = noise_std if isinstance(noise_std, Sequence) else [noise_std]
-    if not levels:
-        raise InputError("noise_std is [], but it must be a number or list at least one.")
-    for level in levels:
-        if not 0 <= level < float("inf"):
-            raise InputError(f"noise_std is {level}, but it must be a finite number that is 0 or larger.")

@@ -2,8 +2,13 @@
 
 import copy
 import inspect
+import io
 import math
 import pickle
+import re
+from contextlib import redirect_stdout
+from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from lightning_icl import (
     GroupSparseLinearRegression,
     HiddenRepresentation,
     InputError,
+    Law,
     LinearClassification,
     LinearRegression,
     Mixture,
@@ -96,7 +102,7 @@ def phi(x):
             lambda a, b: a @ b / 4 + a**2 @ b**2 / 4,
         ),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Task) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, Law) else "",
 )
 def test_targets_at_given_points_have_the_second_moments_of_their_law(task, between):
     x = torch.tensor(POINTS, dtype=torch.float32).expand(40_000, 2, 3)
@@ -211,7 +217,7 @@ def test_cost_is_linear_in_the_batch(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_sample_alike_and_can_be_shifted(name):
     task = EVERY_TASK[name]
-    for twin in (copy.copy(task), copy.deepcopy(task), pickle.loads(pickle.dumps(task)), task.rebuilt()):
+    for twin in (copy.copy(task), copy.deepcopy(task), pickle.loads(pickle.dumps(task)), replace(task)):
         assert repr(twin) == repr(task)
         assert torch.equal(twin.sample(3, 4, 2, generator()).y, task.sample(3, 4, 2, generator()).y)
         assert repr(twin.shifted(correlation=0.7)) == repr(task.shifted(correlation=0.7))
@@ -257,15 +263,18 @@ def test_positional_and_forwarded_options_survive_a_shift():
     assert repr(task) == repr(expected)
 
 
+@dataclass(frozen=True)
 class Offset(Task):
-    """A user's task with an option of its own, kept under another name."""
+    """A user's task with an option of its own.
 
-    def __init__(self, n_dims: int, offset: float, **options):
-        super().__init__(n_dims, **options)
-        self._offset = offset
+    Args:
+        offset: added to every target.
+    """
+
+    offset: float
 
     def sample_targets(self, x, generator):
-        return x.sum(-1) + self._offset, None
+        return x.sum(-1) + self.offset, None
 
 
 class Plain(Task):
@@ -277,11 +286,78 @@ class Plain(Task):
 
 def test_users_tasks_shift_and_truncate_too():
     task = Offset(4, 2.0, noise_std=0.5).shifted(offset=7.0, n_dims=3)
-    assert (task._offset, task.n_dims, task.noise_std) == (7.0, 3, 0.5)
+    assert (task.offset, task.n_dims, task.noise_std) == (7.0, 3, 0.5)
+    assert task.sample(1, 1, 1, generator()).f.item() == pytest.approx(
+        Plain(3).sample(1, 1, 1, generator()).f.item() + 7
+    )
+    assert re.fullmatch(r"Offset\(n_dims=3, noise_std=0\.5, .*, offset=7\.0\)", repr(task))
     assert Plain(4, noise_std=0.5).truncated(2).n_dims == 2
     assert Plain(4, noise_std=0.5).shifted(noise_std=1.0).noise_std == 1.0
     with pytest.raises(InputError, match="Plain has no option 'ofset'"):
         Plain(4).shifted(ofset=1.0)
+
+
+def test_a_users_task_with_an_init_of_its_own_is_refused_when_it_is_defined():
+    """As tasks were written before 0.3: its options would be lost by every shift and in every checkpoint."""
+    with pytest.raises(InputError, match=r"Old has an __init__ of its own, but .* write them as annotations, such as"):
+
+        class Old(Task):
+            def __init__(self, n_dims, degree=2, **options):
+                super().__init__(n_dims, **options)
+                self.degree = degree
+
+
+def test_a_law_does_not_change_and_equals_those_of_the_same_options():
+    task = SparseLinearRegression(4, 2, noise_std=(0.1, 0.5), spectrum=Spiked(1, 4.0))
+    with pytest.raises(FrozenInstanceError, match="cannot assign to field 'noise_std'"):
+        task.noise_std = 0.3
+    assert task == SparseLinearRegression(4, 2, noise_std=[0.1, 0.5], spectrum=Spiked(1, 4.0))
+    assert task != task.shifted(noise_std=0.1)
+    assert Mixture([task]) == Mixture([task]) != Mixture([task, task])
+    task.sample(1, 1, 1, generator())  # what it keeps besides its options does not count
+    assert task == copy.deepcopy(task) == SparseLinearRegression(4, 2, noise_std=[0.1, 0.5], spectrum=Spiked(1, 4.0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_is_a_task_has_all_that_tasks_have_and_laws_of_laws_are_none(name):
+    """A pool or a mixture has no noise or features of its own, so that it promises less than a task does."""
+    task = EVERY_TASK[name]
+    promised = {name for name in [*vars(Task), *vars(Law)] if not name.startswith("_")}
+    assert {"sample_features", "sample_labels", "noise_std", "rotation", "noise_levels", "covariance"} < promised
+    assert isinstance(task, Law)
+    assert isinstance(task, Task) == (name not in ("pool", "mixture"))
+    lacks = {name for name in promised if not hasattr(task, name)}
+    assert not lacks or not isinstance(task, Task)
+    assert not lacks & {name for name in vars(Law) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_signature_is_the_configuration_with_types_and_defaults(name):
+    task = EVERY_TASK[name]
+    parameters = inspect.signature(type(task)).parameters
+    assert [*parameters] == [*inspect.signature(type(task).__init__).parameters][1:]
+    assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values())  # no **options
+    assert all(p.annotation not in (p.empty, "Any") for p in parameters.values())
+    assert {*parameters} == {option.name for option in fields(task) if option.init}
+    assert {*parameters} <= task.options()
+    assert type(task)(**{name: getattr(task, name) for name in parameters}) == task
+    assert all(p.default == getattr(type(task), p.name) for p in parameters.values() if p.default is not p.empty)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_on_the_command_line_explains_every_option(name):
+    parser, task = ArgumentParser(), type(EVERY_TASK[name])
+    parser.add_argument("--task", type=Law)
+    with redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
+        parser.parse_args([f"--task.help={task.__name__}"])
+    entries = dict(re.findall(r"\n  --task\.(\w+) (.*?)(?=\n  --task|$)", text.getvalue(), flags=re.DOTALL))
+    for option, parameter in inspect.signature(task).parameters.items():
+        said = " ".join(entries[option].split())
+        explanation, _, of_type = said.rpartition("(")
+        assert len(explanation) > 8, option
+        required = parameter.default is inspect.Parameter.empty
+        assert ("required, type: " in of_type) == required, option
+        assert required or f"default: {'null' if parameter.default is None else parameter.default}" in of_type, option
 
 
 def test_the_representation_names_public_options_alone():
@@ -293,9 +369,15 @@ def test_the_representation_names_public_options_alone():
     )
 
 
+# As version 0.2 wrote them into checkpoints: a resume compares these texts.
+WRITTEN = Path(__file__).with_name("representations.txt").read_text().splitlines()
+REPRESENTATIONS = dict(line.split(": ", 1) for line in WRITTEN)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_representation_is_deterministic_and_plain(name):
     text = repr(EVERY_TASK[name])
+    assert text == REPRESENTATIONS[name]
     assert text == repr(every_task(4)[name])
     assert "tensor" not in text
     assert " at 0x" not in text
@@ -345,20 +427,20 @@ def test_ridge_strength_is_implied_by_linear_laws_alone():
 
 def as_yaml(task):
     """The configuration of a task, from its attributes, as a user would write it."""
-    options = {n: v for n, v in vars(task).items() if n in type(task).option_names()}
+    options = {option.name: getattr(task, option.name) for option in fields(task) if option.init}
     return {"class_path": type(task).__name__, "init_args": {n: value_as_yaml(v) for n, v in options.items()}}
 
 
 def value_as_yaml(value):
     if isinstance(value, list):
         return [value_as_yaml(entry) for entry in value]
-    return as_yaml(value) if hasattr(value, "option_names") else value
+    return as_yaml(value) if is_dataclass(value) else value
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_every_task_can_be_written_in_yaml(name):
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--task", type=Task)
+    parser.add_argument("--task", type=Law)
     written = yaml.safe_dump({"task": as_yaml(EVERY_TASK[name])})
     built = parser.instantiate_classes(parser.parse_string(written)).task
     assert repr(built) == repr(EVERY_TASK[name])
@@ -377,6 +459,6 @@ def test_every_task_is_exported_and_covered_here():
     families = {
         value
         for value in vars(lightning_icl).values()
-        if inspect.isclass(value) and issubclass(value, Task) and not inspect.isabstract(value)
+        if inspect.isclass(value) and issubclass(value, Law) and not inspect.isabstract(value)
     }
     assert families == {type(task) for task in EVERY_TASK.values()}

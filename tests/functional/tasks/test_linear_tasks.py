@@ -85,8 +85,7 @@ def test_signs_and_unit_norms_are_exact():
 def test_targets_are_the_weights_times_the_features(float64, batch, points, queries, dims, correlation, law):
     task = SparseLinearRegression(dims, (dims + 1) // 2, noise_std=0.3, correlation=correlation, weight_law=law)
     prompt = task.sample(batch, points, queries, generator())
-    task.noise_std = 0.0
-    noiseless = task.sample(batch, points, queries, generator())
+    noiseless = task.shifted(noise_std=0.0).sample(batch, points, queries, generator())
     assert prompt.x.shape == (batch, points, dims)
     assert prompt.x_query.shape == (batch, queries, dims)
     for b in range(batch):

@@ -84,7 +84,7 @@ def test_representation_by_a_loop_and_targets_are_linear_in_it(float64, dims, n_
     task = HiddenRepresentation(dims, 4, n_layers)
     x = drawn(6, 7, dims)
     expected = x.numpy()
-    for layer in task._layers:
+    for layer in task.layers:
         expected = expected @ layer.value.numpy().T
         expected = np.where(expected > 0, expected, 0.01 * expected)
     phi = task.representation(x)

@@ -1,4 +1,4 @@
-"""Laws of zero mean and unit variance, for features and for label noise."""
+"""Draws of mean 0 and variance 1, for features and for label noise."""
 
 import math
 from collections.abc import Sequence

@@ -1,0 +1,91 @@
+"""What every law of regression problems promises."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from lightning_icl.functional.errors import InputError, did_you_mean
+from lightning_icl.functional.estimators import Moments, Posterior
+from lightning_icl.functional.prompts import Prompt
+
+Self = TypeVar("Self", bound="Law")  # beartype takes typing.Self only where it decorates whole classes
+
+
+@dataclass(frozen=True)
+class Law(ABC):
+    """A law of regression problems, which prompts are drawn from.
+
+    Every law is a frozen dataclass: its signature is its configuration, and it prints the same text for the same
+    options. What it needs besides, such as a pool of weights, follows from these.
+
+    Args:
+        n_dims: length of x.
+    """
+
+    n_dims: int
+
+    def __init_subclass__(cls) -> None:
+        if "__init__" in vars(cls):
+            raise InputError(
+                f"{cls.__name__} has an __init__ of its own, but the options of a task are the fields of a "
+                "@dataclass(frozen=True): write them as annotations, such as degree: int = 2, and checks of them in "
+                "__post_init__."
+            )
+
+    @abstractmethod
+    def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt:
+        """Draw ``batch_size`` fresh prompts on the generator's device, in torch's default dtype."""
+
+    @abstractmethod
+    def sample_targets(
+        self, x: Float[Tensor, "batch points dims"], generator: Generator
+    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"] | None]:
+        """Draw one target function per prompt; return its noise-free values at x, and its weights if it is linear."""
+
+    @property
+    def ridge_alpha(self) -> float | None:
+        """The ridge strength this law implies, or None where the law implies none and it must be tuned."""
+        return None
+
+    @property
+    def posterior_terms(self) -> int | None:
+        """How many hypotheses the exact posterior of w averages over, or None where it has no closed form."""
+        return None
+
+    def posterior(self, m: Moments) -> Posterior:
+        """The exact posterior mean of w given the examples behind each row of ``m``, with the log evidence."""
+        raise InputError(f"{self!r} has no exact posterior in closed form: use the lasso or ridge instead.")
+
+    @property
+    def covariance(self) -> Float[Tensor, "dims dims"] | None:
+        """That of x, in float64, or None where prompts differ in it."""
+        return None
+
+    def fresh(self) -> "Law":
+        """The law that validation draws from: this one, but for a finite pool of tasks the law behind the pool."""
+        return self
+
+    def options(self) -> set[str]:
+        """The options that ``shifted`` can change; those of its inner laws too where it is made of laws."""
+        return {option.name for option in fields(self) if option.init}
+
+    def shifted(self: Self, **changes: Any) -> Self:
+        """A new law that differs in these options."""
+        own, _ = split_changes(self, changes)
+        return replace(self, **own)
+
+    @abstractmethod
+    def truncated(self, n_dims: int) -> "Law":
+        """The same law in fewer dimensions, for curricula."""
+
+
+def split_changes(law: Law, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Changes of the law's own options, and of those that only its inner laws have; refused where it has neither."""
+    valid, own = law.options(), Law.options(law)
+    for name in changes:
+        if name not in valid:
+            raise InputError(f"{type(law).__name__} has no option {name!r}; {did_you_mean(name, valid)}")
+    return {n: v for n, v in changes.items() if n in own}, {n: v for n, v in changes.items() if n not in own}
