@@ -1,6 +1,8 @@
 """Posterior means against dense Gaussian densities, quadrature and brute force over supports, signs and pools."""
 
+from fractions import Fraction
 from itertools import combinations, product
+from math import log
 
 import numpy as np
 import pytest
@@ -147,6 +149,97 @@ def test_noiseless_labels_that_many_supports_explain_are_averaged_over_those_of_
             log_joint.append(-(w @ w) / 2 - np.log(2 * np.pi) - np.linalg.slogdet(a[:, chosen])[1])
         hand.append(averaged(means, log_joint))
     assert_posterior(gaussian_posterior(x, y, all_supports(4, 2), 0.0), hand, atol=2e-3)
+
+
+# Where rounding sets the noise
+
+
+def eliminated(matrix, right):
+    """The pivots of a positive definite matrix, and the solution of matrix u = right, in rational numbers."""
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for i, row in enumerate(rows):
+        for other in rows[i + 1 :]:
+            ratio = other[i] / row[i]
+            other[i:] = [a - ratio * b for a, b in zip(other[i:], row[i:], strict=True)]
+    solution = [Fraction(0)] * len(rows)
+    for i in reversed(range(len(rows))):
+        solution[i] = (rows[i][-1] - sum(a * b for a, b in zip(rows[i][:-1], solution, strict=True))) / rows[i][i]
+    return [row[i] for i, row in enumerate(rows)], solution
+
+
+def exact_gaussian(x, y, supports, variance, slab_std, slab_mean):
+    """``gaussian_by_hand`` of one prompt without any rounding, so that no covariance is too close to singular."""
+    x, y = [[*map(Fraction, row)] for row in x], [*map(Fraction, y)]
+    variance, slab_std, slab_mean = Fraction(variance), Fraction(slab_std), Fraction(slab_mean)
+    means, squares, log_dets = [], [], []
+    for chosen in supports:
+        a = [[row[j] for j in chosen] for row in x]
+        products = [[slab_std**2 * sum(s * t for s, t in zip(p, q, strict=True)) for q in a] for p in a]
+        covariance = [[c + (i == j) * variance for j, c in enumerate(row)] for i, row in enumerate(products)]
+        residual = [label - slab_mean * sum(row) for label, row in zip(y, a, strict=True)]
+        pivots, u = eliminated(covariance, residual)
+        means.append(np.zeros(len(x[0])))
+        means[-1][chosen] = [
+            float(slab_mean + slab_std**2 * sum(row[k] * v for row, v in zip(a, u, strict=True)))
+            for k in range(len(chosen))
+        ]
+        squares.append(sum(r * v for r, v in zip(residual, u, strict=True)))
+        log_dets.append(sum(log(p.numerator) - log(p.denominator) for p in pivots))
+    least = min(squares)  # of the order of 1e12: only their differences fit into a float
+    log_joint = [-(float(q - least) + det) / 2 for q, det in zip(squares, log_dets, strict=True)]
+    mean, log_evidence = averaged(means, log_joint)
+    return mean, log_evidence - float(least) / 2 - len(y) * np.log(2 * np.pi) / 2
+
+
+def stated_floor(x, y, weight_square):
+    """The smallest variance of the noise, from the docstring of ``gaussian_posterior``."""
+    columns = np.square(x).sum(0).max()
+    return max(1e-12 * (y @ y), 128 * np.finfo(float).eps * columns * weight_square, 1e-200)
+
+
+NEARLY_SINGULAR = [
+    *[(1, 1, 5, "plain"), (1, 2, 5, "plain"), (1, 3, 5, "plain"), (1, 6, 5, "plain"), (1, 2, 5, "zero labels")],
+    *[(1, 6, 5, "duplicated feature"), (1, 2, 5, "duplicated feature"), (1, 4, 5, "duplicated point")],
+    *[(1, 6, 5, "zero feature"), (1, 3, 5, "zero x"), (1, 6, 5, "scaled features"), (1, 6, 5, "noiseless")],
+]
+
+
+@pytest.mark.parametrize("case", NEARLY_SINGULAR, ids=str)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("slab_mean", [0.0, 1.0])
+def test_without_noise_the_gaussian_law_is_exact_at_the_stated_floor(case, scale, slab_mean):
+    """Whatever the size of x beside y's; the mean to 1e-3 of its largest weight, and the evidence as near."""
+    x, y = problem(*case)
+    x, supports = scale * x, all_supports(5, 3)
+    variance = stated_floor(x[0].numpy(), y[0].numpy(), 3 * (0.5**2 + slab_mean**2))
+    mean, log_evidence = exact_gaussian(x[0].tolist(), y[0].tolist(), supports.tolist(), variance, 0.5, slab_mean)
+    ours = gaussian_posterior(x, y, supports, 0.0, 0.5, slab_mean)
+    assert_close(ours.mean[0], mean, atol=2e-3 * np.abs(mean).max() + 1e-12)
+    assert_close(ours.log_evidence, [log_evidence], atol=5e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("case", [case for case in NEARLY_SINGULAR if case[3] != "scaled features"], ids=str)
+def test_large_features_leave_the_stated_noise_alone(case):
+    """x of size 1e4 and y of size 1: a noise of .1 is above the floor, so it is the noise."""
+    x, y = problem(*case)
+    x, supports = 1e4 * x, all_supports(5, 3)
+    assert stated_floor(x[0].numpy(), y[0].numpy(), 3.0) < 0.1**2
+    mean, log_evidence = exact_gaussian(x[0].tolist(), y[0].tolist(), supports.tolist(), 0.1**2, 1.0, 0.0)
+    ours = gaussian_posterior(x, y, supports, 0.1)
+    assert_close(ours.mean[0], mean, atol=2e-3 * np.abs(mean).max())
+    assert_close(ours.log_evidence, [log_evidence], atol=5e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("n", [1, 6, 40])
+def test_features_that_are_alike_share_what_they_explain_without_noise(n, scale):
+    """y = x_1 = x_5: rounding must not decide between the two."""
+    x, _ = problem(20, n, 5, "duplicated feature")
+    x, pool = scale * x, torch.eye(5, dtype=torch.float64)
+    laws = [gaussian_posterior(x, x[..., 0], all_supports(5, 1), 0.0)] if n > 1 else []
+    laws += [sign_posterior(x, x[..., 0], all_supports(5, 1), 0.0), pool_posterior(x, x[..., 0], pool, 0.0)]
+    for posterior in laws:
+        assert_close(posterior.mean, [[0.5, 0, 0, 0, 0.5]] * 20, atol=3e-3)
 
 
 # The sign law

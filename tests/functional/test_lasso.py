@@ -135,6 +135,18 @@ def test_the_duality_gap_bounds_the_suboptimality(case, alpha):
             assert distance > 0 or gap <= 1e-8  # the bound closes at the optimum
 
 
+def test_the_duality_gap_of_float32_examples_is_that_of_their_values_in_float64():
+    """1e-8 is below float32's rounding, which is no reason for a gap: that of the rounded weights is one."""
+    x, y = (t.float() for t in problem(3, 40, 8, "plain"))
+    w = estimators.lasso(estimators.moments(x, y), 0.1)
+    limits = 1e-8 * y.double().square().mean(1) / 2
+    for weights, certified in ((w, True), (w.float(), False)):
+        gaps = estimators.lasso_duality_gap(x, y, weights, 0.1)
+        hand = [gap_by_hand(*of_one, 0.1) for of_one in each(x.double(), y.double(), weights.double())]
+        assert_close(gaps, hand, atol=1e-13, rtol=1e-5)
+        assert (gaps <= limits).all() == certified
+
+
 def test_an_unconverged_lasso_warns():
     x, y = problem(2, 9, 4, "scaled features")
     above = r"2 of 2 lasso problems are above the relative duality gap 1e-12 after 3 iterations; the largest is \d"

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Weights, of_examples
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, PerRow, Weights, of_examples, per_row
 from lightning_icl.functional.estimators.subsets import (
     BLOCK,
     Supports,
@@ -27,6 +27,9 @@ from lightning_icl.functional.estimators.subsets import (
 )
 
 __all__ = ["Posterior", "gaussian_posterior", "mixed", "pool_posterior", "sign_posterior"]
+
+ROUNDING_OF_Y = 1e-12  # of ||y||^2: residuals' squares are differences of such, and float32's labels no finer
+ROUNDING_OF_X = 128 * torch.finfo(torch.float64).eps  # of ||x_j||^2: pivots are right to 1 / 128 of the least, or so
 
 
 class Posterior(NamedTuple):
@@ -53,9 +56,13 @@ def gaussian_posterior(
 
     The average over supports S of ridge fits with alpha = noise_std^2 / slab_std^2 (shrunk towards slab_mean),
     weighted by p(y | X, S). ``all_supports`` and ``group_supports`` list supports; one support of all features is
-    ridge. ``noise_std`` is one number or one per prompt. Below about 1e-6 ||y|| (0 included) it is taken as that:
-    finer differences between the supports drown in the rounding of y. More than 2^20 supports are refused. At most
-    ``block`` pairs of a support and a row are in memory at once.
+    ridge. More than 2^20 supports are refused. At most ``block`` pairs of a support and a row are in memory at once.
+
+    ``noise_std`` is one number or one per prompt. Where it is below the larger of 1e-6 ||y|| and
+    1.7e-7 max_j ||x_j|| sqrt(E ||w||^2), 0 included, it is taken as that, x_j being a column of X. Below the first,
+    differences between the supports drown in the rounding of y; below the second, X_S^T X_S + alpha I has pivots that
+    are rounding wherever a support has more features than there are points, or features alike. At the second the mean
+    is right to about 1e-3 of its largest weight. With labels as large as the law expects, the first is the larger.
     """
     if not 0 < slab_std < math.inf:
         raise InputError(f"slab_std is {slab_std}, but the spread of the weights must be a finite number above 0.")
@@ -75,7 +82,7 @@ def gaussian_posterior(
         mean = torch.zeros_like(sums.moment).index_add_(0, columns, (share * fits.weights).flatten(0, 1))
         return Posterior(mean.T, log_evidence)
 
-    variance = _variance(m, noise_std, slab_std**2 + slab_mean**2)
+    variance = _variance(m, noise_std, size * (slab_std**2 + slab_mean**2))
     return _in_blocks(m, variance, len(supports), pairs_at_once(block, size), of_block)
 
 
@@ -111,7 +118,7 @@ def sign_posterior(
         mean = torch.zeros_like(sums.moment).index_add_(0, columns.flatten(), weights)
         return Posterior(mean.T, log_evidence)
 
-    variance = _variance(m, noise_std, magnitude**2)
+    variance = _variance(m, noise_std, size * magnitude**2)
     return _in_blocks(m, variance, len(supports), max(1, block // 2**size), of_block)
 
 
@@ -139,7 +146,7 @@ def pool_posterior(
         share, log_evidence = _normalised(log_joint)
         return Posterior(share.T @ w, log_evidence)
 
-    variance = _variance(m, noise_std, tasks.square().mean())
+    variance = _variance(m, noise_std, log_prior.exp() @ tasks.square().sum(1))
     return _in_blocks(m, variance, len(tasks), block, of_block)
 
 
@@ -159,9 +166,9 @@ class _Sums(NamedTuple):
 
     gram: Float[Tensor, "dims dims rows"]
     moment: Float[Tensor, "dims rows"]
-    power: Float[Tensor, " rows"]
-    n_points: Float[Tensor, " rows"]
-    variance: Float[Tensor, " rows"]
+    power: PerRow
+    n_points: PerRow
+    variance: PerRow
 
     def log_density(self, squares: Float[Tensor, "*terms rows"]) -> Float[Tensor, "*terms rows"]:
         """log N(residual; 0, variance I) from the residual's sum of squares."""
@@ -202,14 +209,14 @@ def _combined(posteriors: Sequence[Posterior]) -> Posterior:
     return Posterior((log_joint.softmax(0).to(mean.dtype)[..., None] * mean).sum(0), log_joint.logsumexp(0))
 
 
-def _variance(m: Moments, noise_std: OneOrEach, weight_square: float | Tensor) -> Tensor:
-    """noise_std^2, or the square of what the rounding of y (float32's too) amounts to where that is larger."""
-    noise = torch.as_tensor(noise_std, dtype=m.power.dtype, device=m.power.device).expand_as(m.power)
+def _variance(m: Moments, noise_std: OneOrEach, weight_square: float | Tensor) -> PerRow:
+    """noise_std^2, or the floor that ``gaussian_posterior`` states, where ``weight_square`` is E ||w||^2."""
+    noise = per_row(noise_std, m.power)
     if not ((noise >= 0) & noise.isfinite()).all():
         raise InputError(f"noise_std is {noise_std}, but it must be a finite number that is 0 or larger.")
-    expected_power = m.gram.diagonal(dim1=1, dim2=2).sum(-1) * weight_square
-    floor = 1e-12 * m.n_points * torch.maximum(m.power, expected_power)
-    return torch.maximum(noise.square(), floor).clamp(min=1e-200)
+    largest_column = m.gram.diagonal(dim1=1, dim2=2).amax(-1)
+    floor = m.n_points * torch.maximum(ROUNDING_OF_Y * m.power, ROUNDING_OF_X * largest_column * weight_square)
+    return torch.maximum(noise.square(), floor).clamp(min=1e-200)  # where x and y are 0
 
 
 def _log_prior(prior: Float[Tensor, " laws"]) -> Float[Tensor, " laws"]:
