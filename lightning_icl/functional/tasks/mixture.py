@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -11,6 +12,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import Moments, Posterior, mixed
+from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.law import Law, split_changes
 
@@ -21,6 +24,9 @@ class Mixture(Law):
 
     Every task draws a whole batch, of which each prompt keeps one: shapes stay static and nothing waits for the device,
     at the price of sampling as many times as there are tasks. Prompts carry w only if each task's do.
+
+    Its posterior is exact where each part has one and the x of all parts are of one law, so that p(X) cancels.
+    ``ridge_alpha`` is left to be tuned.
 
     Args:
         tasks: the tasks, of equal n_dims.
@@ -61,6 +67,39 @@ class Mixture(Law):
         first, *others = (task.covariance for task in self.tasks)
         alike = first is not None and all(other is not None and torch.allclose(first, other) for other in others)
         return first if alike else None
+
+    @cached_property
+    def parts(self) -> list[tuple[Law, float]]:
+        """The laws that a prompt can be of and how likely each is; of a mixture inside, its own parts."""
+        drawn = [(task, share) for task, share in zip(self.tasks, self.shares, strict=True) if share > 0]
+        inner = [(task.parts if isinstance(task, Mixture) else [(task, 1.0)], share) for task, share in drawn]
+        return [(part, share * of_inner) for parts, share in inner for part, of_inner in parts]
+
+    @cached_property
+    def one_law_of_x(self) -> bool:
+        """Whether x does not tell its parts apart, told by drawing: one seed gives all of them the same x."""
+        prompts = [part.sample(2, 4, 2, torch.Generator().manual_seed(0)) for part, _ in self.parts]
+        x = [torch.cat([prompt.x, prompt.x_query], dim=1) for prompt in prompts]
+        return all(torch.equal(x[0], other) for other in x)
+
+    @property
+    def posterior_terms(self) -> int | None:
+        """The sum of its parts'; None where one has none, or where x tells them apart."""
+        terms = [part.posterior_terms for part, _ in self.parts]
+        known = [n for n in terms if n is not None]
+        return sum(known) if len(known) == len(terms) and self.one_law_of_x else None
+
+    def posterior(self, m: Moments) -> Posterior:
+        """E[w | X, y]: the parts' posterior means, weighted by how likely each part is times its evidence p(y | X)."""
+        if not self.one_law_of_x:
+            raise InputError(
+                f"{self!r} has no exact posterior in closed form, as x alone may tell its tasks apart: use the lasso or "
+                "ridge instead."
+            )
+        if self.posterior_terms is None:
+            return super().posterior(m)
+        refuse_above_limit(self.posterior_terms, "hypotheses behind the posterior of this law")
+        return mixed([part.posterior(m) for part, _ in self.parts], [share for _, share in self.parts])
 
     def fresh(self) -> Law:
         """The mixture of the tasks' fresh laws."""

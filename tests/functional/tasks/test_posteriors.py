@@ -279,7 +279,8 @@ WITHOUT = {
     "unit vectors": SparseLinearRegression(D, 2, noise_std=0.5, weight_law="unit_norm"),
     "whitened, Laplace noise": LinearRegression(D, noise_std=0.5, correlation=0.6, whitened=True, noise="laplace"),
     "a pool with Laplace noise": TaskPool(LinearRegression(D, noise_std=0.5, noise="laplace"), 3),
-    "a mixture": Mixture([LinearRegression(D, noise_std=0.5), LinearRegression(D, noise_std=1.0)]),
+    "a mixture with a network": Mixture([LinearRegression(D, noise_std=0.5), ReLUNetwork(D, 5)]),
+    "a mixture with Laplace noise": Mixture([LinearRegression(D, noise_std=n, noise="laplace") for n in (0.5, 1.0)]),
     "classes": LinearClassification(D),
     "a network": ReLUNetwork(D, 5, noise_std=0.1),
 }
