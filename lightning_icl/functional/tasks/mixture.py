@@ -93,8 +93,8 @@ class Mixture(Law):
         """E[w | X, y]: the parts' posterior means, weighted by how likely each part is times its evidence p(y | X)."""
         if not self.one_law_of_x:
             raise InputError(
-                f"{self!r} has no exact posterior in closed form, as x alone may tell its tasks apart: use the lasso or "
-                "ridge instead."
+                f"{self!r} has no exact posterior in closed form, as x alone may tell its tasks apart: use the lasso "
+                "or ridge instead."
             )
         if self.posterior_terms is None:
             return super().posterior(m)
