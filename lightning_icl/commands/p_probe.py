@@ -1,6 +1,7 @@
 """lightning-icl p_probe: is the first layer's output easier to optimise on than the examples?"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +93,7 @@ def p_probe(
         "law": [{"stream": None, "task": repr(data.task), "n_points": [data.largest_n, data.largest_n]}],
         "checkpoints": dict(zip(runs, map(str, ckpt_paths), strict=True)),
         "models": shared_values([read_config(run.config.parent) for run in runs.values()]),
-        "options": {"depths": depths, "power": power, "accelerator": device, "training": training._asdict()},
+        "options": {"depths": depths, "power": power, "accelerator": device, "training": asdict(training)},
     }
     _write(folder, found, labels, context)
     print("\n".join(["", *report(found, labels, data.largest_n), "", f"figure and numbers: {folder}"]))

@@ -96,13 +96,14 @@ class WrittenNetwork(NamedTuple):
         log10(1 / c) digits, so that float32 is best near c = 1e-3.
         """
 
-        def pair(head: Head) -> list[Head]:
-            return [
+        layers = [
+            [
                 head._replace(query=sign * scale * head.query, output=sign / (2 * scale) * head.output)
+                for head in heads
                 for sign in (1, -1)
             ]
-
-        layers = [[half for head in heads for half in pair(head)] for heads in self.layers]
+            for heads in self.layers
+        ]
         return self._replace(layers=layers, attention="softmax")
 
 
@@ -110,6 +111,8 @@ class Construction(ABC):
     """A network that runs a known algorithm, for any number of dimensions; a configuration of it is its arguments.
 
     Args:
+        steps: number of steps of the algorithm.
+        step_size: eta, one for all prompts.
         softmax_scale: write it in softmax attention, two heads for each, with scores this small, which runs the
             algorithm on the examples less their mean up to an error of order softmax_scale^2; None is linear attention,
             which runs it exactly.
@@ -119,13 +122,23 @@ class Construction(ABC):
         seed: of that noise.
     """
 
-    steps: int
-
-    def __init__(self, softmax_scale: float | None = None, weight_noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        steps: int,
+        step_size: float,
+        softmax_scale: float | None = None,
+        weight_noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if steps < 1:
+            raise InputError(f"steps is {steps}, but a network needs at least 1.")
+        if not 0 < step_size < math.inf:
+            raise InputError(f"step_size is {step_size}, but it must be a finite number above 0.")
         if softmax_scale is not None and not 0 < softmax_scale < math.inf:
             raise InputError(f"softmax_scale is {softmax_scale}, but it must be a finite number above 0, or null.")
         if not 0 <= weight_noise < math.inf:
             raise InputError(f"weight_noise is {weight_noise}, but it must be a finite number that is 0 or larger.")
+        self.steps, self.step_size = steps, step_size
         self.softmax_scale, self.weight_noise, self.seed = softmax_scale, weight_noise, seed
 
     @abstractmethod
@@ -149,10 +162,8 @@ class Construction(ABC):
 
     def network(self, n_dims: int) -> WrittenNetwork:
         """The network without noise."""
-        return self._in_attention(self.linear_network(n_dims))
-
-    def _in_attention(self, network: WrittenNetwork) -> WrittenNetwork:
-        return network if self.softmax_scale is None else network.in_softmax(self.softmax_scale)
+        linear = self.linear_network(n_dims)
+        return linear if self.softmax_scale is None else linear.in_softmax(self.softmax_scale)
 
     def options(self, n_dims: int) -> dict[str, Any]:
         """The options of its Transformer, besides n_dims."""
@@ -160,14 +171,14 @@ class Construction(ABC):
 
     def state(self, n_dims: int) -> dict[str, Tensor]:
         """The state dict of its Transformer, in float64."""
-        generator = Generator().manual_seed(self.seed)
+        generator, exact = Generator().manual_seed(self.seed), self.linear_network(n_dims)
 
         def noisy(weight: Tensor) -> Tensor:
             return weight + self.weight_noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
 
-        exact = self.linear_network(n_dims)
         layers = [[Head(*map(noisy, head)) for head in heads] for heads in exact.layers]
-        return self._in_attention(WrittenNetwork(noisy(exact.read_in), layers, noisy(exact.read_out))).state()
+        written = WrittenNetwork(noisy(exact.read_in), layers, noisy(exact.read_out))
+        return (written if self.softmax_scale is None else written.in_softmax(self.softmax_scale)).state()
 
     def path(
         self, x: Float[Tensor, "batch points dims"], y: Float[Tensor, "batch points"]
@@ -197,15 +208,13 @@ class ConstructedGD(Construction):
         matrix: Sequence[Sequence[float]] | None = None,
         **written: Any,
     ) -> None:
-        super().__init__(**written)
-        _check(steps, step_size)
+        super().__init__(steps, step_size, **written)
         if matrix is not None and (not matrix or not all(len(row) == len(matrix) for row in matrix)):
             raise InputError(
                 f"matrix has rows of {[len(row) for row in matrix]}, but it must be as wide as it is long."
             )
         if matrix is not None and not all(math.isfinite(entry) for row in matrix for entry in row):
             raise InputError(f"matrix is {matrix}, but its entries must be finite numbers.")
-        self.steps, self.step_size = steps, step_size
         self.matrix = None if matrix is None else torch.as_tensor(matrix, dtype=torch.float64)
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
@@ -255,11 +264,10 @@ class ConstructedPreprocessThenGD(Construction):
         coordinates: Sequence[int] | None = None,
         **written: Any,
     ) -> None:
-        super().__init__(**written)
-        _check(steps, step_size)
+        super().__init__(steps, step_size, **written)
         if coordinates is not None and (len(set(coordinates)) < len(coordinates) or min(coordinates, default=0) < 1):
             raise InputError(f"coordinates is {list(coordinates)}, but it must name each once, counted from 1.")
-        self.steps, self.step_size, self.coordinates = steps, step_size, coordinates
+        self.coordinates = coordinates
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
         kept = [j - 1 for j in self.coordinates or range(1, n_dims + 1)]
@@ -303,11 +311,10 @@ class ConstructedGDPlusPlus(Construction):
         gamma: float,
         **written: Any,
     ) -> None:
-        super().__init__(**written)
-        _check(steps, step_size)
+        super().__init__(steps, step_size, **written)
         if not 0 <= gamma < math.inf:
             raise InputError(f"gamma is {gamma}, but it must be a finite number that is 0 or larger.")
-        self.steps, self.step_size, self.gamma = steps, step_size, gamma
+        self.gamma = gamma
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
         x, y = _eye(n_dims + 1).split([n_dims, 1])
@@ -357,13 +364,6 @@ def with_flipped_sign(network: WrittenNetwork, layer: int, head: int) -> Written
     heads = list(network.layers[layer - 1])
     heads[head - 1] = heads[head - 1]._replace(output=-heads[head - 1].output)
     return network.changed(layer, heads)
-
-
-def _check(steps: int, step_size: float) -> None:
-    if steps < 1:
-        raise InputError(f"steps is {steps}, but a network needs at least 1.")
-    if not 0 < step_size < math.inf:
-        raise InputError(f"step_size is {step_size}, but it must be a finite number above 0.")
 
 
 def _eye(size: int) -> Tensor:

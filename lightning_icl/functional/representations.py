@@ -62,15 +62,16 @@ def tuned_shrinkage(prompt: Prompt, n_steps: int) -> float:
     The risk is summed over 1 .. n_steps steps, each number of steps with its own best step size of STEPS / lambda_max.
     """
     double = prompt.double()
-    return min(SHRINKAGES, key=lambda shrinkage: _descent_risk(gd_plus_plus_features(double, shrinkage), n_steps))
 
+    def risk(shrinkage: float) -> float:
+        shrunk = gd_plus_plus_features(double, shrinkage)
+        m = _moments(shrunk)
+        unit = inverse_curvature(m)
+        paths = torch.stack([gradient_descent_path(m, n_steps, step * unit) for step in STEPS])
+        errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], shrunk.x_query) - shrunk.f_query
+        return float(errors.square().mean(dim=(-2, -1)).amin(dim=0).sum())
 
-def _descent_risk(prompt: Prompt, n_steps: int) -> float:
-    problems = _moments(prompt)
-    unit = inverse_curvature(problems)
-    paths = torch.stack([gradient_descent_path(problems, n_steps, step * unit) for step in STEPS])
-    errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], prompt.x_query) - prompt.f_query
-    return float(errors.square().mean(dim=(-2, -1)).amin(dim=0).sum())
+    return min(SHRINKAGES, key=risk)
 
 
 def leading_first(representation: Representation, prompts: Prompt) -> Representation:

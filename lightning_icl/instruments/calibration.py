@@ -7,6 +7,7 @@ is not what it is said to be makes lines fail: ``WRONG`` has some, with the inst
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -348,7 +349,7 @@ def p_probing_lines(task: Law, n_points: int, depths: int, training: Training, s
     for name, pair in networks.items():
         models = {str(len(network.layers[0])): written(network, task.n_dims).float() for network in pair}
         verdicts = [
-            claim(p_probing(models, task, n_points, depths, training=training._replace(seed=seed)).comparisons())
+            claim(p_probing(models, task, n_points, depths, training=replace(training, seed=seed)).comparisons())
             for seed in seeds
         ]
         holds, wanted = verdicts.count("HOLDS"), len(seeds) if pair[0] is wide else 0

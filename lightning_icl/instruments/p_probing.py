@@ -6,6 +6,7 @@ first of all on what layer 1 was given.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.representations import (
     Representation,
@@ -51,7 +52,8 @@ class PromptSource(Protocol):
     def sample(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Prompt: ...
 
 
-class Training(NamedTuple):
+@dataclass(frozen=True)
+class Training:
     """How the optimisers are trained and scored, the same in every arm.
 
     Attributes:
@@ -71,6 +73,16 @@ class Training(NamedTuple):
     n_choose: int = 2048
     n_score: int = 2048
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, n_steps=self.n_steps, batch_size=self.batch_size, n_queries=self.n_queries)
+        check_at_least(1, n_seeds=self.n_seeds)
+        check_at_least(2, n_choose=self.n_choose, n_score=self.n_score)
+        check_at_least(0, seed=self.seed)
+
+    def generators(self, device: torch.device | str) -> list[Generator]:
+        """Of the prompts to choose on, to train on and to score on."""
+        return [Generator(device).manual_seed(3 * self.seed + i) for i in range(3)]
 
 
 class Comparison(NamedTuple):
@@ -184,7 +196,7 @@ def p_probing(
     n_points: int,
     depths: int = 4,
     power: float = 0.5,
-    training: Training = Training(),  # noqa: B008  (it is immutable)
+    training: Training = Training(),
     progress: Progress = silent,
 ) -> PProbing:
     """Train both optimisers, at depths 1 .. ``depths``, on layer 1 of every model and on the other arms.
@@ -200,11 +212,15 @@ def p_probing(
     The read-in is the rival of the claim: like the states after layer 1 it holds x and the labels of the examples, so a
     layer that does nothing does no better. On x alone it may, by the scale of each prompt, in which labels have a part.
     """
-    _check(models, power)
-    _check_training(depths, training)
+    check_at_least(1, depths=depths)
+    if not 0 <= power < float("inf"):
+        raise InputError(f"power is {power}, but it must be a finite number that is 0 or larger.")
+    if not models:
+        raise InputError("there is no model, but P-probing needs at least one.")
     device = next(iter(models.values())).read_out.weight.device
-    choose = _Stream(task, n_points, training, 0, device).draw(training.n_choose)
-    _check_width(models, choose.x.shape[-1])
+    choose = task.sample(training.n_choose, n_points, training.n_queries, training.generators(device)[0])
+    for name, model in models.items():
+        _check(name, model, choose.x.shape[-1])
     shrinkage = tuned_shrinkage(choose, depths)
     layers = {f"layer_1/{name}": model for name, model in models.items()}
     most = max(model.heads[0] for model in models.values())
@@ -232,21 +248,22 @@ def errors_of_arms(
     task: PromptSource,
     n_points: int,
     depths: int = 4,
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     progress: Progress = silent,
     device: torch.device | str = "cpu",
 ) -> dict[Optimiser, dict[str, Tensor]]:
     """``PProbing.errors`` of any representations: what ``p_probing`` does with its arms."""
-    _check_training(depths, training)
-    choose, train, score = (_Stream(task, n_points, training, i, device) for i in range(3))
-    chosen_on, scored_on = choose.draw(training.n_choose), score.draw(training.n_score)
-    arms = {arm: leading_first(representation, chosen_on) for arm, representation in arms.items()}
-    groups = _groups(arms, scored_on.rows(0, 1), depths, training)
+    check_at_least(1, depths=depths)
+    size = n_points, training.n_queries
+    choosing, fresh, scoring = training.generators(device)
+    choose, score = task.sample(training.n_choose, *size, choosing), task.sample(training.n_score, *size, scoring)
+    arms = {arm: leading_first(representation, choose) for arm, representation in arms.items()}
+    groups = _groups(arms, score.rows(0, 1), depths, training)
     for _ in progress(range(training.n_steps), "P-probing"):
-        prompt = train.draw(training.n_seeds * training.batch_size)
+        prompt = task.sample(training.n_seeds * training.batch_size, *size, fresh)
         for group in groups:
             group.train_step(prompt)
-    return _scored(groups, list(arms), scored_on)
+    return _scored(groups, list(arms), score)
 
 
 def first_layer(transformer: Transformer) -> Representation:
@@ -270,19 +287,6 @@ def _states(transformer: Transformer, layer: int, prompt: Prompt) -> Prompt:
     x = states[:, : start.n_context]
     x = x if prompt.point_mask is None else x * prompt.point_mask[..., None]
     return prompt._replace(x=x, x_query=states[:, start.first_query :])
-
-
-class _Stream:
-    """Prompts from a generator of their own."""
-
-    def __init__(
-        self, task: PromptSource, n_points: int, training: Training, i: int, device: torch.device | str
-    ) -> None:
-        self.task, self.n_points, self.n_queries = task, n_points, training.n_queries
-        self.generator = Generator(device).manual_seed(3 * training.seed + i)
-
-    def draw(self, n_prompts: int) -> Prompt:
-        return self.task.sample(n_prompts, self.n_points, self.n_queries, self.generator)
 
 
 class _Group:
@@ -344,24 +348,9 @@ def _scored(groups: list[_Group], order: list[str], prompt: Prompt) -> dict[Opti
     return errors
 
 
-def _check(models: Mapping[str, Transformer], power: float) -> None:
-    if not 0 <= power < float("inf"):
-        raise InputError(f"power is {power}, but it must be a finite number that is 0 or larger.")
-    if not models:
-        raise InputError("there is no model, but P-probing needs at least one.")
-    for name, model in models.items():
-        if model.heads[0] == 0:
-            raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
-
-
-def _check_training(depths: int, training: Training) -> None:
-    smallest = {"n_steps": 1, "batch_size": 1, "n_queries": 1, "n_seeds": 1, "n_choose": 2, "n_score": 2, "seed": 0}
-    for name, value in {"depths": depths, **training._asdict()}.items():
-        if value < (least := smallest.get(name, 1)):
-            raise InputError(f"{name} is {value}, but it must be at least {least}.")
-
-
-def _check_width(models: Mapping[str, Transformer], n_dims: int) -> None:
-    for name, model in models.items():
-        if model.n_dims != n_dims:
-            raise InputError(f"the model {name} takes x of length {model.n_dims}, but the prompts have {n_dims}.")
+def _check(name: str, model: Transformer, n_dims: int) -> None:
+    """Refuse a model whose first layer does nothing with these prompts."""
+    if model.heads[0] == 0:
+        raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
+    if model.n_dims != n_dims:
+        raise InputError(f"the model {name} takes x of length {model.n_dims}, but the prompts have {n_dims}.")

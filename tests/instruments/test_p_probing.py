@@ -1,6 +1,7 @@
 """P-probing: its optimisers and fleets against plain ones, its arms, and planted cases where the answer is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_global_generator_is_left_a
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(4)
     again = p_probing(models, TASK, 4, 1, training=SHORT)
-    other = p_probing(models, TASK, 4, 1, training=SHORT._replace(seed=1))
+    other = p_probing(models, TASK, 4, 1, training=replace(SHORT, seed=1))
     torch.random.set_rng_state(state)
     for optimiser, errors in first.errors.items():
         assert list(errors) == [*("layer_1/a", "read_in/a", "untrained", "raw", "r_hat", "r_hat_power", "gd_plus_plus")]
@@ -356,7 +357,7 @@ def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
     )
     assert (better < 0.8 * worse).all()
     for seed in seeds:
-        found = probed(preprocessing, **case, training=training._replace(seed=seed))
+        found = probed(preprocessing, **case, training=replace(training, seed=seed))
         assert claim(found.comparisons()) == "HOLDS"
         # Descent makes as much of R_hat x within the states as of R_hat x alone. Attention need not: it knows a scale,
         # and that of R_hat x alone is made equal over prompts.
@@ -368,7 +369,7 @@ def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
 @pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
 def test_on_a_network_that_does_not_preprocess_the_claim_never_holds(networks, case, training, seeds):
     for seed in seeds:
-        comparisons = probed(networks, **case, training=training._replace(seed=seed)).comparisons()
+        comparisons = probed(networks, **case, training=replace(training, seed=seed)).comparisons()
         assert claim(comparisons) != "HOLDS"
         if networks is idle:
             nothing = [c.difference.value for c in comparisons if c.claimed and c.rival == "read_in"]
@@ -472,11 +473,24 @@ def test_without_a_model_of_fewer_heads_only_the_read_in_is_claimed():
         ({"models": {"a": Transformer(2, 8, [2])}}, "the model a takes x of length 2, but the prompts have 3"),
         ({"models": {"a": model(mask="causal", layout="alternating")}}, "layout is 'alternating', but P-probing needs"),
         ({"depths": 0}, "depths is 0, but it must be at least 1"),
-        ({"training": SHORT._replace(n_steps=0)}, "n_steps is 0, but it must be at least 1"),
-        ({"training": SHORT._replace(n_score=1)}, "n_score is 1, but it must be at least 2"),
     ],
 )
 def test_bad_input_is_named(change, sentence):
     options = {"models": {"a": model()}, "task": TASK, "n_points": 4, "depths": 1, "training": SHORT} | change
     with pytest.raises(InputError, match=sentence):
         p_probing(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"n_steps": 0}, "n_steps is 0, but it must be at least 1"),
+        ({"n_score": 1}, "n_score is 1, but it must be at least 2"),
+        ({"n_choose": 1}, "n_choose is 1, but it must be at least 2"),
+        ({"n_seeds": 0}, "n_seeds is 0, but it must be at least 1"),
+        ({"seed": -1}, "seed is -1, but it must be at least 0"),
+    ],
+)
+def test_training_that_cannot_be_done_is_named_where_it_is_built(change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        replace(SHORT, **change)
