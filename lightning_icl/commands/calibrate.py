@@ -9,15 +9,9 @@ import torch
 
 from lightning_icl.functional.errors import check_at_least
 from lightning_icl.functional.tasks import SparseLinearRegression
-from lightning_icl.instruments.calibration import (
-    Line,
-    known_networks,
-    lines_of,
-    p_probing_lines,
-    planted_lines,
-    wrong_lines,
-)
+from lightning_icl.instruments.calibration import Line, known_networks, lines_of
 from lightning_icl.instruments.p_probing import Training
+from lightning_icl.instruments.planted import p_probing_lines, planted_lines, wrong_lines
 from lightning_icl.record.lines import WIDTH
 
 

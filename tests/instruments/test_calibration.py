@@ -5,16 +5,8 @@ import torch
 
 from lightning_icl.functional.constructions import ConstructedGDPlusPlus, ConstructedPreprocessThenGD
 from lightning_icl.instruments import calibration
-from lightning_icl.instruments.calibration import (
-    CHECKS,
-    WRONG,
-    Known,
-    known_networks,
-    lines_of,
-    match_lines,
-    planted_lines,
-    wrong_lines,
-)
+from lightning_icl.instruments.calibration import CHECKS, Known, known_networks, lines_of, match_lines
+from lightning_icl.instruments.planted import WRONG, planted_lines, wrong_lines
 
 KNOWN = known_networks(n_dims=4, n_points=40)
 
