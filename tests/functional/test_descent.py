@@ -18,6 +18,7 @@ from lightning_icl.functional.estimators import (
     predictions,
     preprocess_then_gd_path,
     preprocessed,
+    ridge,
 )
 from lightning_icl.functional.estimators.proximal import (
     fista_path,
@@ -35,26 +36,32 @@ all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 @pytest.mark.parametrize(
-    ("of_moments", "of_examples"),
+    "path",
     [
-        (lambda m: gradient_descent_path(m, 4, 0.1), lambda x, y: gradient_descent_path(x, y, 4, 0.1)),
-        (
-            lambda m: preprocess_then_gd_path(m, 4, 0.1, 0.5),
-            lambda x, y: preprocess_then_gd_path(x, y, 4, 0.1, 0.5),
-        ),
-        (lambda m: ista_path(m, 0.1, 4, 0.1), lambda x, y: ista_path(x, y, 0.1, 4, 0.1)),
-        (lambda m: fista_path(m, 0.1, 4, 0.1), lambda x, y: fista_path(x, y, 0.1, 4, 0.1)),
-        (lambda m: gd_plus_plus_path(m, 4, 0.1, 0.05), lambda x, y: gd_plus_plus_path(x, y, 4, 0.1, 0.05)),
-        (lambda m: newton_path(m, 4), lambda x, y: newton_path(x, y, 4)),
-        (lambda m: newton_path(eigenbasis(m), 4), lambda x, y: newton_path(x, y, 4)),
+        lambda *problems: gradient_descent_path(*problems, 4, 0.1),
+        lambda *problems: preprocess_then_gd_path(*problems, 4, 0.1, 0.5),
+        lambda *problems: ista_path(*problems, 0.1, 4, 0.1),
+        lambda *problems: fista_path(*problems, 0.1, 4, 0.1),
+        lambda *problems: gd_plus_plus_path(*problems, 4, 0.1, 0.05),
+        lambda *problems: newton_path(*problems, 4),
     ],
-    ids=["gd", "preprocess", "ista", "fista", "gd++", "newton", "newton in the eigenbasis"],
+    ids=["gd", "preprocess", "ista", "fista", "gd++", "newton"],
 )
-def test_every_prefix_descends_as_if_it_were_the_prompt(of_moments, of_examples):
+def test_every_prefix_descends_as_if_it_were_the_prompt(path):
     x, y = problem(3, 7, 5, "plain")
-    together = over_prefixes(of_moments, x, y)
+    together = over_prefixes(path, x, y)
     for k in range(1, 8):
-        assert_close(together[..., k - 1, :], of_examples(x[:, :k], y[:, :k]).numpy())
+        assert_close(together[..., k - 1, :], path(x[:, :k], y[:, :k]).numpy())
+
+
+def test_paths_and_fits_in_the_eigenbasis_are_those_of_its_moments():
+    m = moments(*problem(3, 7, 5, "plain"))
+    for estimate in (
+        lambda problems: gd_plus_plus_path(problems, 4, 0.1, 0.05),
+        lambda problems: newton_path(problems, 4),
+        lambda problems: ridge(problems, 0.3),
+    ):
+        assert_close(estimate(eigenbasis(m)), estimate(m).numpy())
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ def test_help_shows_the_signature_of_examples(estimate, settings):
     names = [*inspect.signature(estimate).parameters]
     assert names[:2] == ["x", "y"]
     assert set(settings) <= set(names[2:])
-    assert f"{estimate.__name__}(x: " in pydoc.plain(pydoc.render_doc(estimate))
+    shown = pydoc.plain(pydoc.render_doc(estimate))
+    assert f"{estimate.__name__}(x: " in shown
+    assert "In place of x and y it takes the problems' ``Moments`` as well." in shown
 
 
 def test_a_forgotten_argument_is_named():

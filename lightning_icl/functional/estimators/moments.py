@@ -133,7 +133,7 @@ def of_examples(
 ) -> Estimator[Problems, Settings, Answer]:
     """Lets an ``estimate(m, ...)`` be called with tensors (x, y) in place of m: the examples of unpadded prompts.
 
-    These are turned into ``statistics(x, y)`` and the answer into y's dtype. Its signature is that of the second form.
+    These are turned into ``statistics(x, y)`` and the answer into y's dtype. ``help`` shows the form with x and y.
     """
     parameters = [*inspect.signature(estimate).parameters.values()]
     x, y = (inspect.Parameter(name, parameters[0].kind, annotation=kind) for name, kind in (("x", X), ("y", Y)))
@@ -143,9 +143,10 @@ def of_examples(
     def either(*args: Any, **named: Any) -> Any:
         if args and not isinstance(args[0], Tensor):
             return estimate(*args, **named)
-        given = signature.bind(*args, **named).arguments
-        features, labels = given.pop("x"), given.pop("y")
-        return estimate(statistics(features, labels), **given).to(labels.dtype)  # type: ignore[call-arg]
+        settings = signature.bind(*args, **named).arguments
+        features, labels = settings.pop("x"), settings.pop("y")
+        return estimate(statistics(features, labels), **settings).to(labels.dtype)  # type: ignore[call-arg]
 
     either.__signature__ = signature  # type: ignore[attr-defined]
+    either.__doc__ = f"{inspect.getdoc(estimate)}\n\nIn place of x and y it takes the problems' ``Moments`` as well."
     return either
