@@ -4,7 +4,7 @@ import torch
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.descent import check_steps
-from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Path, Weights, of_examples, per_row
+from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Path, of_examples, per_row
 from lightning_icl.functional.estimators.subsets import least_squares_on
 
 __all__ = ["iterative_hard_thresholding_path", "orthogonal_matching_pursuit"]
@@ -51,12 +51,8 @@ def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, st
     step, w = per_row(step_size, m.moment)[:, None], torch.zeros_like(m.moment)
     path = [w]
     for _ in range(n_steps):
-        w = _largest(w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment), sparsity)
+        w = w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment)
+        kept = w.abs().topk(sparsity, dim=1).indices
+        w = torch.zeros_like(w).scatter(1, kept, w.gather(1, kept))
         path.append(w)
     return torch.stack(path)
-
-
-def _largest(w: Weights, count: int) -> Weights:
-    """The ``count`` largest weights of each row, the others set to 0."""
-    kept = w.abs().topk(count, dim=1).indices
-    return torch.zeros_like(w).scatter(1, kept, w.gather(1, kept))

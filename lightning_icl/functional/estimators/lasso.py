@@ -140,43 +140,25 @@ def solved_on_support(m: Moments, w: Weights, alpha: PerRow) -> Weights:
 
 def fista(m: Moments, w: Weights, alpha: PerRow, relative_gap: float, max_iterations: int) -> Weights:
     """FISTA (Beck & Teboulle 2009) with the gradient restart of O'Donoghue & Candes 2015, until the gap is reached."""
-    tolerance = relative_gap * m.power / 2
     curvature = torch.linalg.eigvalsh(m.gram)[:, -1:]
     step = torch.where(curvature > 0, 1 / curvature, 1.0)  # without curvature any step leads to 0
-    # Conditioning varies over orders of magnitude between problems: go on with the unfinished ones alone.
-    unfinished = torch.arange(len(w), device=w.device)
-    state = FistaState(w, w, torch.ones_like(alpha)[:, None])
-    w = w.clone()
+    ahead, momentum, row, answer = w, torch.ones_like(step), torch.arange(len(w), device=w.device), w.clone()
     for done in range(0, max_iterations, FISTA_ROUND):
         for _ in range(min(FISTA_ROUND, max_iterations - done)):
-            state = _fista_step(m, step, alpha[:, None], state)
-        w[unfinished] = state.w
-        above = lasso_duality_gap(m, state.w, alpha) > tolerance
-        unfinished, m, step = unfinished[above], m.rows(above), step[above]
-        alpha, tolerance = alpha[above], tolerance[above]
-        state = FistaState._make(part[above] for part in state)
-        if len(unfinished) == 0:
+            target = ahead - step * (torch.einsum("rij,rj->ri", m.gram, ahead) - m.moment)
+            following = target.sign() * (target.abs() - alpha[:, None] * step).clamp(min=0)
+            uphill = ((ahead - following) * (following - w)).sum(-1, keepdim=True) > 0
+            grown = torch.where(uphill, 1.0, (1 + (1 + 4 * momentum**2).sqrt()) / 2)
+            ahead = following + torch.where(uphill, 0.0, (momentum - 1) / grown) * (following - w)
+            w, momentum = following, grown
+        answer[row] = w
+        above = lasso_duality_gap(m, w, alpha) > relative_gap * m.power / 2
+        if not above.any():
             break
-    return w
-
-
-class FistaState(NamedTuple):
-    """The iterate, the extrapolated point ahead of it, and the momentum t_k."""
-
-    w: Tensor
-    ahead: Tensor
-    momentum: Tensor
-
-
-def _fista_step(m: Moments, step: Tensor, alpha: Tensor, state: FistaState) -> FistaState:
-    w, ahead, momentum = state
-    target = ahead - step * (torch.einsum("rij,rj->ri", m.gram, ahead) - m.moment)
-    w_next = target.sign() * (target.abs() - alpha * step).clamp(min=0)
-    next_momentum = (1 + (1 + 4 * momentum**2).sqrt()) / 2
-    uphill = ((ahead - w_next) * (w_next - w)).sum(-1, keepdim=True) > 0
-    next_momentum = torch.where(uphill, 1.0, next_momentum)
-    ahead = w_next + torch.where(uphill, 0.0, (momentum - 1) / next_momentum) * (w_next - w)
-    return FistaState(w_next, ahead, next_momentum)
+        # Conditioning varies over orders of magnitude between problems: go on with the unfinished ones alone.
+        m, alpha, step = m.rows(above), alpha[above], step[above]
+        w, ahead, momentum, row = w[above], ahead[above], momentum[above], row[above]
+    return answer
 
 
 @of_examples
