@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_icl.callbacks.analysis import check_at_least, datamodule, icl_module, record_rows
 from lightning_icl.callbacks.head_pruning import head_rows
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.pruning import PruningStrategy, check_targets
+from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
 from lightning_icl.loggers import log_scalars, logs_this_step
 
@@ -59,7 +59,14 @@ class PruningSchedule(Callback):
         if stage != "fit":
             return
         datamodule(trainer)
-        check_targets(self.strategies, sum(icl_module(pl_module).transformer.heads))
+        left = sum(icl_module(pl_module).transformer.heads)
+        for n_heads in [s.n_heads for s in self.strategies if s.n_heads is not None]:
+            if n_heads >= left:
+                raise InputError(
+                    f"PruningSchedule is to keep {n_heads} heads where {left} are left: make n_heads fall from cut to "
+                    "cut."
+                )
+            left = n_heads
         every = self._steps_between(trainer)
         # In steps, since a run that is killed between a step and its validation resumes without this validation.
         self.steps = [time * every for time in self.times]

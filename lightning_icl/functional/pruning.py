@@ -24,23 +24,9 @@ ENUMERATED = 128  # random choices of heads up to which all are scored: their ma
 
 
 def keep_top(raw: Float[Tensor, "layers heads"], n: int = 1) -> Bool[Tensor, "layers heads"]:
-    """The ``n`` most important heads of each layer (all of a layer that has fewer)."""
-    return _keep_extreme(raw.nan_to_num(nan=-torch.inf), n, largest=True) & ~raw.isnan()
-
-
-def keep_least(raw: Float[Tensor, "layers heads"]) -> Bool[Tensor, "layers heads"]:
-    """The least important head of each layer."""
-    return _keep_extreme(raw.nan_to_num(nan=torch.inf), 1, largest=False) & ~raw.isnan()
-
-
-def _keep_extreme(scores: Tensor, n: int, largest: bool) -> Tensor:
-    best = scores.topk(min(n, scores.shape[1]), dim=1, largest=largest).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
-
-
-def later_layers_keep(living: Bool[Tensor, "layers heads"], kept: Bool[Tensor, "layers heads"]) -> HeadMask:
-    """All of layer 1, and what is kept of each later layer."""
-    return torch.cat([living[:1], kept[1:]]).float()
+    """The ``n`` most important heads of each layer (all of a layer that has fewer); of -raw, the least important."""
+    best = raw.nan_to_num(nan=-torch.inf).topk(min(n, raw.shape[1]), dim=1).indices
+    return torch.zeros_like(raw, dtype=torch.bool).scatter(1, best, True) & ~raw.isnan()
 
 
 def n_choices(living: Bool[Tensor, "layers heads"]) -> int:
@@ -89,7 +75,7 @@ def pruning_controls(
     return {
         "prune_layer1_instead": torch.cat([keep_top(raw)[:1], living[1:]]).float()[None],
         "random_head": random_choices(living, n, generator),
-        "least_important": later_layers_keep(living, keep_least(raw))[None],
+        "least_important": torch.cat([living[:1], keep_top(-raw)[1:]]).float()[None],
     }
 
 
@@ -240,18 +226,15 @@ class PruningCase:
         """How many heads the paper's strategy keeps."""
         return int(self.living[0].sum() + self.living[1:].amax(dim=1).sum())
 
-    def full_risk(self) -> float:
-        """Excess risk with every head."""
-        return float(self.errors(self.living[None]).mean())
-
     def path(self, n_heads: int) -> GreedyPath:
         """The greedy path down to ``n_heads`` at least; it is walked once, however many ask."""
-        if self._path is None:
-            self._path = greedy_path(self.living, self.errors, n_heads, self.rounds)
-        elif n_heads < self._path.heads_left[-1]:
-            further = greedy_path(self._path.masks[-1], self.errors, n_heads, self.rounds)
-            self._path = GreedyPath([*self._path.masks, *further.masks[1:]], [*self._path.errors, *further.errors[1:]])
-        return self._path
+        walked = self._path
+        if walked is None or n_heads < walked.heads_left[-1]:
+            start = self.living if walked is None else walked.masks[-1]
+            further = greedy_path(start, self.errors, n_heads, self.rounds)
+            so_far = ([], []) if walked is None else (walked.masks[:-1], walked.errors[:-1])
+            self._path = walked = GreedyPath(so_far[0] + further.masks, so_far[1] + further.errors)
+        return walked
 
 
 class PruningStrategy(ABC):
@@ -292,7 +275,7 @@ class PaperPruning(PruningStrategy):
     label = "paper: layer 1, top head of each later layer"
 
     def keep(self, case: PruningCase) -> HeadMask:
-        return later_layers_keep(case.living.bool(), keep_top(case.importance))
+        return torch.cat([case.living[:1], keep_top(case.importance)[1:].float()])
 
 
 class TopHeads(PruningStrategy):
@@ -337,7 +320,8 @@ class ImportanceThreshold(PruningStrategy):
         return f"heads that matter by {self.threshold:g} of the risk"
 
     def keep(self, case: PruningCase) -> HeadMask:
-        return (case.importance >= self.threshold * case.full_risk()).float()  # NaN is not
+        full_risk = float(case.errors(case.living[None]).mean())
+        return (case.importance >= self.threshold * full_risk).float()  # NaN is not
 
 
 class GreedyRemoval(PruningStrategy):
@@ -356,19 +340,6 @@ class GreedyRemoval(PruningStrategy):
     def keep(self, case: PruningCase) -> HeadMask:
         n = self.n_heads or case.paper_total
         return case.path(n).at(n)
-
-
-def check_targets(strategies: list[PruningStrategy], total: int) -> None:
-    """Refuse a target that leaves nothing to cut, where the strategies cut ``total`` heads one after another."""
-    for strategy in strategies:
-        if strategy.n_heads is None:
-            continue
-        if strategy.n_heads >= total:
-            raise InputError(
-                f"PruningSchedule is to keep {strategy.n_heads} heads where {total} are left: make n_heads fall "
-                "from cut to cut."
-            )
-        total = strategy.n_heads
 
 
 def check_strategies(strategies: list[PruningStrategy]) -> None:

@@ -18,7 +18,6 @@ from lightning_icl.functional.pruning import (
     TopHeads,
     check_strategies,
     greedy_path,
-    keep_least,
     keep_lists,
     keep_top,
     mean_half_width,
@@ -63,19 +62,19 @@ def test_keep_top_by_hand(n, expected):
     assert keep_top(RAGGED, n).int().tolist() == expected
 
 
-def test_keep_least_by_hand():
-    assert keep_least(RAGGED).int().tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0]]
+def test_the_least_important_by_hand():
+    assert keep_top(-RAGGED).int().tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0]]
 
 
 def test_a_layer_without_heads_keeps_none():
     assert keep_top(EMPTY_LAYER).int().tolist() == [[0, 1], [0, 0], [1, 0]]
-    assert keep_least(EMPTY_LAYER).int().tolist() == [[1, 0], [0, 0], [1, 0]]
+    assert keep_top(-EMPTY_LAYER).int().tolist() == [[1, 0], [0, 0], [1, 0]]
     assert random_choices(~EMPTY_LAYER.isnan(), 3, generator()).tolist() == [[[1, 1], [0, 0], [1, 0]]]
 
 
 def test_ties_keep_one_head():
     tied = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, NAN]])
-    for kept in (keep_top(tied), keep_least(tied)):
+    for kept in (keep_top(tied), keep_top(-tied)):
         assert kept.sum(dim=1).tolist() == [1, 1]
         assert not kept[1, 2]
 
