@@ -21,6 +21,7 @@ each prompt's own, such as 1 / lambda_max, cannot be written so: all have one fo
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -107,6 +108,7 @@ class WrittenNetwork(NamedTuple):
         return self._replace(layers=layers, attention="softmax")
 
 
+@dataclass(frozen=True)
 class Construction(ABC):
     """A network that runs a known algorithm, for any number of dimensions; a configuration of it is its arguments.
 
@@ -122,24 +124,24 @@ class Construction(ABC):
         seed: of that noise.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        step_size: float,
-        softmax_scale: float | None = None,
-        weight_noise: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        if steps < 1:
-            raise InputError(f"steps is {steps}, but a network needs at least 1.")
-        if not 0 < step_size < math.inf:
-            raise InputError(f"step_size is {step_size}, but it must be a finite number above 0.")
-        if softmax_scale is not None and not 0 < softmax_scale < math.inf:
-            raise InputError(f"softmax_scale is {softmax_scale}, but it must be a finite number above 0, or null.")
-        if not 0 <= weight_noise < math.inf:
-            raise InputError(f"weight_noise is {weight_noise}, but it must be a finite number that is 0 or larger.")
-        self.steps, self.step_size = steps, step_size
-        self.softmax_scale, self.weight_noise, self.seed = softmax_scale, weight_noise, seed
+    steps: int
+    step_size: float
+    _: KW_ONLY
+    softmax_scale: float | None = None
+    weight_noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"steps is {self.steps}, but a network needs at least 1.")
+        if not 0 < self.step_size < math.inf:
+            raise InputError(f"step_size is {self.step_size}, but it must be a finite number above 0.")
+        if self.softmax_scale is not None and not 0 < self.softmax_scale < math.inf:
+            raise InputError(f"softmax_scale is {self.softmax_scale}, but it must be a finite number above 0, or null.")
+        if not 0 <= self.weight_noise < math.inf:
+            raise InputError(
+                f"weight_noise is {self.weight_noise}, but it must be a finite number that is 0 or larger."
+            )
 
     @abstractmethod
     def linear_network(self, n_dims: int) -> WrittenNetwork:
@@ -152,9 +154,8 @@ class Construction(ABC):
         """``path`` in linear attention."""
 
     def arguments(self) -> dict[str, Any]:
-        """Its class and arguments, as plain numbers, lists and texts: equal where two are the same network."""
-        plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return {"class": type(self).__name__, **plain}
+        """Its class and arguments: equal where two are the same network."""
+        return {"class": type(self).__name__, **asdict(self)}
 
     @abstractmethod
     def __str__(self) -> str:
@@ -189,6 +190,7 @@ class Construction(ABC):
         return self.linear_path(x, y)
 
 
+@dataclass(frozen=True)
 class ConstructedGD(Construction):
     """Gradient descent on (1/2n) ||y - X w||^2 from 0, a step and a head a layer; hidden = [x | y].
 
@@ -196,31 +198,25 @@ class ConstructedGD(Construction):
 
     Args:
         steps: number of steps, and of layers.
-        step_size: eta, one for all prompts.
         matrix: A, (dims, dims), row by row; the identity if left out.
-        **written: softmax_scale, weight_noise and seed, as in Construction.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        step_size: float,
-        matrix: Sequence[Sequence[float]] | None = None,
-        **written: Any,
-    ) -> None:
-        super().__init__(steps, step_size, **written)
-        if matrix is not None and (not matrix or not all(len(row) == len(matrix) for row in matrix)):
-            raise InputError(
-                f"matrix has rows of {[len(row) for row in matrix]}, but it must be as wide as it is long."
-            )
-        if matrix is not None and not all(math.isfinite(entry) for row in matrix for entry in row):
-            raise InputError(f"matrix is {matrix}, but its entries must be finite numbers.")
-        self.matrix = None if matrix is None else torch.as_tensor(matrix, dtype=torch.float64)
+    matrix: Sequence[Sequence[float]] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.matrix is None:
+            return
+        widths = [len(row) for row in self.matrix]
+        if set(widths) != {len(widths)}:
+            raise InputError(f"matrix has rows of {widths}, but it must be as wide as it is long.")
+        if not all(math.isfinite(entry) for row in self.matrix for entry in row):
+            raise InputError(f"matrix is {self.matrix}, but its entries must be finite numbers.")
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
         if self.matrix is not None and len(self.matrix) != n_dims:
             raise InputError(f"matrix has {len(self.matrix)} rows, but the prompts have n_dims {n_dims}.")
-        matrix = _eye(n_dims) if self.matrix is None else self.matrix
+        matrix = _eye(n_dims) if self.matrix is None else torch.tensor(self.matrix, dtype=torch.float64)
         x, y = _eye(n_dims + 1).split([n_dims, 1])
         # <x_i, A^T x_k> = <A x_i, x_k>: the step's direction A x_i.
         step = Head(query=matrix.T @ x, key=x, value=y, output=-self.step_size * y.T)
@@ -229,11 +225,11 @@ class ConstructedGD(Construction):
     def linear_path(self, x: Tensor, y: Tensor) -> Tensor:
         if self.matrix is None:
             return preprocess_then_gd_path(x, y, self.steps, self.step_size, power=0.0)
-        path = [x.new_zeros(len(x), x.shape[2])]
+        matrix, path = x.new_tensor(self.matrix), [x.new_zeros(len(x), x.shape[2])]
         for _ in range(self.steps):
             residual = y - torch.einsum("bpd,bd->bp", x, path[-1])
             descent = torch.einsum("bpd,bp->bd", x, residual) / x.shape[1]
-            path.append(path[-1] + self.step_size * descent @ self.matrix.to(x).T)
+            path.append(path[-1] + self.step_size * descent @ matrix.T)
         return torch.stack(path)
 
     def __str__(self) -> str:
@@ -241,6 +237,7 @@ class ConstructedGD(Construction):
         return f"{name}, {self.steps} step{'s' * (self.steps > 1)} of {self.step_size:g}"
 
 
+@dataclass(frozen=True)
 class ConstructedPreprocessThenGD(Construction):
     """Layer 1 makes R_hat x, by a head of size 1 for each coordinate; later layers, of one head each, descend on that.
 
@@ -254,20 +251,15 @@ class ConstructedPreprocessThenGD(Construction):
         step_size: eta, one for all prompts. On n = 40 examples with two weights of +-1, .2 is stable; at n = 16 and .3
             the iteration diverges on rare prompts.
         coordinates: which coordinates layer 1 has a head for, counted from 1; all if left out.
-        **written: softmax_scale, weight_noise and seed, as in Construction.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        step_size: float,
-        coordinates: Sequence[int] | None = None,
-        **written: Any,
-    ) -> None:
-        super().__init__(steps, step_size, **written)
-        if coordinates is not None and (len(set(coordinates)) < len(coordinates) or min(coordinates, default=0) < 1):
-            raise InputError(f"coordinates is {list(coordinates)}, but it must name each once, counted from 1.")
-        self.coordinates = coordinates
+    coordinates: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = self.coordinates
+        if named is not None and (len(set(named)) < len(named) or min(named, default=0) < 1):
+            raise InputError(f"coordinates is {list(named)}, but it must name each once, counted from 1.")
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
         kept = [j - 1 for j in self.coordinates or range(1, n_dims + 1)]
@@ -292,6 +284,7 @@ class ConstructedPreprocessThenGD(Construction):
         return f"preprocess + GD{what}, {self.steps} step{'s' * (self.steps > 1)} of {self.step_size:g}"
 
 
+@dataclass(frozen=True)
 class ConstructedGDPlusPlus(Construction):
     """GD++ (von Oswald et al. 2023): each layer's head takes a step and maps x to (I - gamma C) x, C = X^T X / n.
 
@@ -299,22 +292,15 @@ class ConstructedGDPlusPlus(Construction):
 
     Args:
         steps: number of steps, and of layers.
-        step_size: eta, one for all prompts.
         gamma: one for all prompts, below 1 / lambda_max(C) to keep every direction; 0 is gradient descent.
-        **written: softmax_scale, weight_noise and seed, as in Construction.
     """
 
-    def __init__(
-        self,
-        steps: int,
-        step_size: float,
-        gamma: float,
-        **written: Any,
-    ) -> None:
-        super().__init__(steps, step_size, **written)
-        if not 0 <= gamma < math.inf:
-            raise InputError(f"gamma is {gamma}, but it must be a finite number that is 0 or larger.")
-        self.gamma = gamma
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.gamma < math.inf:
+            raise InputError(f"gamma is {self.gamma}, but it must be a finite number that is 0 or larger.")
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
         x, y = _eye(n_dims + 1).split([n_dims, 1])

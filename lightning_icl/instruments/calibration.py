@@ -5,8 +5,8 @@ found. ``lines_of`` takes the construction that a network is said to be and the 
 is not what it is said to be makes lines fail (instruments/planted.py).
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -135,14 +135,11 @@ def importance_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> I
 
 def without_head(construction: Construction, layer: int, head: int, n_dims: int) -> Construction | None:
     """The algorithm that is left without one head: a coordinate or a step less. None predicts 0."""
-    less = copy.copy(construction)
-    if isinstance(less, ConstructedPreprocessThenGD) and layer == 1:
-        kept = list(less.coordinates or range(1, n_dims + 1))
+    if isinstance(construction, ConstructedPreprocessThenGD) and layer == 1:
+        kept = list(construction.coordinates or range(1, n_dims + 1))
         del kept[head - 1]
-        less.coordinates = kept
-        return less if kept else None
-    less.steps -= 1
-    return less if less.steps else None
+        return replace(construction, coordinates=kept) if kept else None
+    return replace(construction, steps=construction.steps - 1) if construction.steps > 1 else None
 
 
 def _risk(construction: Construction | None, prompt: Prompt) -> Tensor:
@@ -200,7 +197,7 @@ def circuit_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iter
         return
     step = float(circuits.step[0])
     if isinstance(construction, ConstructedGD) and construction.matrix is not None:
-        scores, matrix = circuits.query_key[0, :n_dims, :n_dims], construction.matrix.T
+        scores, matrix = circuits.query_key[0, :n_dims, :n_dims], circuits.query_key.new_tensor(construction.matrix).T
         off = float((scores - matrix).norm() / matrix.norm())
         yield "its scores are those of the matrix", f"off by {off:.1g}", off < EXACT
         step = float(circuits.prediction[0, n_dims])

@@ -3,7 +3,6 @@
 A wrong network is not the construction that it is said to be, so that the lines of some instruments must fail on it.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -160,9 +159,7 @@ WRONG: dict[str, Wrong] = {
 
 def _with(known: Known, **changed: Any) -> WrittenNetwork:
     """The network of a construction of the same class with other arguments."""
-    other = copy.copy(known.construction)
-    vars(other).update(changed)
-    return other.network(known.task.n_dims)
+    return replace(known.construction, **changed).network(known.task.n_dims)
 
 
 def wrong_lines(known: Mapping[str, Known], n_prompts: int, names: Iterable[str] = WRONG) -> list[Line]:

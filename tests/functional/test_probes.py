@@ -360,7 +360,7 @@ def test_algorithm_weights_equal_loops(batch, points, dims):
 def test_padding_changes_no_target(shape):
     """Each prompt, with padding behind its own number of examples, against the same one alone without."""
     batch, n_points, n_dims = shape
-    task = SparseLinearRegression(n_dims, 1, 0.3)
+    task = SparseLinearRegression(n_dims, 1, noise_std=0.3)
     prompt = task.sample(batch, n_points + 3, 2, torch.Generator().manual_seed(0)).double()
     counts = [1 + b % n_points for b in range(batch)]
     mask = torch.arange(n_points + 3) < torch.tensor(counts)[:, None]

@@ -9,6 +9,17 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 
+__all__ = [
+    "STRENGTHS",
+    "RidgeProbe",
+    "StateSpectrum",
+    "best_probe",
+    "by_target",
+    "check_strength",
+    "ridge_probe",
+    "state_spectrum",
+]
+
 # In units of the states' mean eigenvalue, two a decade: from what is no penalty in float64 to what leaves nothing of a
 # probe of a thousand features.
 STRENGTHS = tuple(10 ** (k / 2) for k in range(-16, 9))

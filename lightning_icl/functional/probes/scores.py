@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+__all__ = ["UNDEFINED", "Estimate", "area_under_roc", "deviations", "explained_share", "mean_estimate", "selectivity"]
+
 
 class Estimate(NamedTuple):
     """A number found on a sample of prompts, with its standard error; NaN where it is not defined."""

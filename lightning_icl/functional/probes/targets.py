@@ -9,6 +9,8 @@ from torch import Generator, Tensor
 from lightning_icl.functional import estimators
 from lightning_icl.functional.prompts import Prompt
 
+__all__ = ["algorithm_weights", "descent_paths", "probe_targets", "shuffled_prompts"]
+
 
 def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iterates batch dims"]]:
     """w_hat of GD ("gd") and P-GD ("preprocess_then_gd") after 0 .. n_steps steps from all examples of each prompt.
