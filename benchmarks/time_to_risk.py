@@ -35,7 +35,7 @@ from step import quiet_trainer
 from torch import Tensor
 
 from lightning_icl import ICLModule, Prompt, PromptDataModule, SparseLinearRegression
-from lightning_icl.functional.references import Case, Ridge, whole_prompts
+from lightning_icl.functional.references import Case, Ridge, errors, tuned, whole_prompts
 from lightning_icl.functional.risk import excess_risk
 
 PROMPTS, QUERIES = 1024, 16  # held out
@@ -162,7 +162,8 @@ def theirs(peer: garg.Garg, size: str, learning_rate: float, seed: int, watch: W
 
 def ridge_risk(setting: Setting, held_out: Prompt) -> float:
     problems = whole_prompts(held_out)
-    return float(Ridge().settled(Case(setting.task, setting.task, 1), problems).errors(problems).mean())
+    ridge = tuned([Ridge().bound(Case(setting.task, setting.task, 1))], problems)
+    return float(errors(ridge, problems)["ridge"].mean())
 
 
 def seconds(name: str, seed: int, watch: Watch) -> float:

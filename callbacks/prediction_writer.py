@@ -37,10 +37,10 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Prompt, batch_idx: int, *_: Any
     ) -> None:
-        settled = self._references.settled(trainer, icl_module(pl_module), batch.x.shape[1])
+        references = self._references.tuned(trainer, icl_module(pl_module), batch.x.shape[1])
         with torch.autocast(pl_module.device.type, enabled=False):
             problems = whole_prompts(batch)
-            predictions = {"transformer": outputs} | {r.key: r.predictions(problems)[:, 0] for r in settled}
+            predictions = {"transformer": outputs} | {r.key: r.predictions(problems)[:, 0] for r in references}
         n_points = torch.full((batch.x.shape[0],), batch.x.shape[1], device=pl_module.device)
         prompt = {name: field for name, field in batch._asdict().items() if field is not None}
         mine = {**prompt, "n_points": n_points, **predictions}

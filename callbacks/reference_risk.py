@@ -19,7 +19,9 @@ from lightning_icl.functional.references import (
     Reference,
     check_references,
     default_references,
+    errors,
     every_prefix,
+    tuned,
     whole_prompts,
 )
 from lightning_icl.functional.risk import mean_with_interval, paired_ratio, squared_errors
@@ -74,7 +76,7 @@ class ReferenceRisk(Analysis):
         self._reset()
 
     def _reset(self) -> None:
-        self._settled: dict[tuple[int, int, bool], list[Reference]] = {}
+        self._tuned: dict[tuple[int, int, bool], list[Reference]] = {}
         # Validation replays its prompts, so each batch's targets and the references' errors there are computed once.
         self._scores: dict[tuple[bool, int, int, bool], tuple[Tensor, Errors]] = {}
         # Of the batches so far, by stream, whether of all prefixes, and number of examples.
@@ -114,28 +116,28 @@ class ReferenceRisk(Analysis):
                 if key not in self._scores:
                     problems = every_prefix(batch) if prefixes else whole_prompts(batch)
                     largest = data.streams[dataloader_idx].largest_n if prefixes else n_points
-                    settled = self.settled(trainer, module, largest, dataloader_idx, prefixes)
-                    self._scores[key] = problems.f, {r.key: r.errors(problems) for r in settled}
+                    references = self.tuned(trainer, module, largest, dataloader_idx, prefixes)
+                    self._scores[key] = problems.f, errors(references, problems)
                 f, known = self._scores[key]
-                errors = {MODEL: squared_errors(prediction, f)} | known
+                found = {MODEL: squared_errors(prediction, f)} | known
             for i, n in enumerate(range(1, n_points + 1) if prefixes else [n_points]):
-                self._errors[dataloader_idx, prefixes, n].append({name: of[:, i] for name, of in errors.items()})
+                self._errors[dataloader_idx, prefixes, n].append({name: of[:, i] for name, of in found.items()})
 
     on_test_batch_end = on_validation_batch_end
 
-    def settled(
+    def tuned(
         self, trainer: Trainer, module: ICLModule, n_points: int, stream: int = 0, prefixes: bool = False
     ) -> list[Reference]:
         """The references with their settings for a stream's prompts of ``n_points`` examples, or all its prefixes."""
         key = (stream, n_points, prefixes)
-        if key not in self._settled:
+        if key not in self._tuned:
             case, data = self._case(trainer, module, stream), datamodule(trainer)
             of_stream = n_points, data.streams[stream]
             prompt = data.held_out("reference_tuning", self.tuning_prompts, module.device, *of_stream)
             tuning = every_prefix(prompt, at_queries=True) if prefixes else whole_prompts(prompt)
             references = default_references(case.task) if self.references is None else self.references
-            self._settled[key] = [reference.settled(case, tuning) for reference in references]
-        return self._settled[key]
+            self._tuned[key] = tuned([reference.bound(case) for reference in references], tuning)
+        return self._tuned[key]
 
     def _case(self, trainer: Trainer, module: ICLModule, stream: int) -> Case:
         data = datamodule(trainer)
@@ -167,12 +169,12 @@ class ReferenceRisk(Analysis):
                 *((n, at_n, labels) for n, at_n in (curve or whole).items()),
             ]
             for n, at_n, labels in places:
-                for key, errors in at_n.items():
-                    risk = mean_with_interval(errors)
+                for key, of_each in at_n.items():
+                    risk = mean_with_interval(of_each)
                     yield Row(f"{stage}/excess_risk/{key}", *risk, n_points=n, stream=name, note=labels[key])
                     if n is None and key != MODEL:
-                        yield Row(f"against/{key}/ratio", *paired_ratio(at_n[MODEL], errors), stream=name)
-                        yield Row(f"against/{key}/difference", *mean_with_interval(errors - at_n[MODEL]), stream=name)
+                        yield Row(f"against/{key}/ratio", *paired_ratio(at_n[MODEL], of_each), stream=name)
+                        yield Row(f"against/{key}/difference", *mean_with_interval(of_each - at_n[MODEL]), stream=name)
 
     def _is_shown(self, trainer: Trainer, name: str) -> bool:
         return not name.endswith(f"/{MODEL}") and super()._is_shown(trainer, name)  # the module logs its own
@@ -195,7 +197,7 @@ class ReferenceRisk(Analysis):
 
     def labels(self, stream: int, prefixes: bool = False) -> dict[str, str]:
         """What each estimator is called in figures and tables, with its settings for whole prompts or ``prefixes``."""
-        alike = [found for (of, _, each), found in self._settled.items() if (of, each) == (stream, prefixes)]
+        alike = [found for (of, _, each), found in self._tuned.items() if (of, each) == (stream, prefixes)]
         return {MODEL: MODEL} | {same[0].key: same[0].label(same) for same in zip(*alike, strict=True)}
 
     def summary(self, rows: pd.DataFrame) -> list[str]:

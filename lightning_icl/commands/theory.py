@@ -30,6 +30,8 @@ from lightning_icl.functional.references import (
     Reference,
     Ridge,
     ZeroPredictor,
+    errors,
+    tuned,
     whole_prompts,
 )
 from lightning_icl.functional.risk import Interval, mean_with_interval
@@ -195,16 +197,14 @@ class Scores:
 
     def __call__(self, setting: Setting, references: Mapping[str, Reference]) -> dict[str, Score]:
         """The scores by the references' names."""
-        found = {}
         tuning, scoring = self.problems(setting)
-        for name, reference in references.items():
-            key = (repr(setting.task), setting.n_points, reference.key)
-            if key not in self._known:
-                settled = reference.settled(Case(setting.task, setting.task, setting.steps), tuning)
-                errors = settled.errors(scoring)[:, 0]
-                self._known[key] = Score(errors, settled.label(), above_stable_steps(settled, scoring))
-            found[name] = self._known[key]
-        return found
+        place, case = (repr(setting.task), setting.n_points), Case(setting.task, setting.task, setting.steps)
+        new = {r.key: r.bound(case) for r in references.values() if (*place, r.key) not in self._known}
+        known = tuned(list(new.values()), tuning)
+        for reference, of_each in zip(known, errors(known, scoring).values(), strict=True):
+            score = Score(of_each[:, 0], reference.label(), above_stable_steps(reference, scoring))
+            self._known[*place, reference.key] = score
+        return {name: self._known[*place, reference.key] for name, reference in references.items()}
 
     def problems(self, setting: Setting) -> tuple[Problems, Problems]:
         """What settings are chosen on, and what risks are measured on."""
@@ -217,10 +217,9 @@ class Scores:
 
 def above_stable_steps(reference: Reference, problems: Problems) -> Bool[Tensor, " prompts"] | None:
     """Whether the one step size of GD or preprocess-then-GD is above 2 / lambda_max of each prompt, else None."""
-    if not isinstance(reference, PreprocessThenGD) or reference.step_size != "shared":
+    if not isinstance(reference, GD | PreprocessThenGD) or reference.step_size != "shared":
         return None
-    assert reference.setting is not None
-    return reference.setting[0] > 2 * reference.descent(problems.moments).unit_step
+    return float(reference.setting[0, 0]) > 2 * reference.stable_steps(problems)
 
 
 def theory_rows(axis: str, value: float | int, setting: Setting, scores: Scores) -> Iterator[Row]:

@@ -51,6 +51,7 @@ from lightning_icl.functional.references import (
     GDPlusPlus,
     Lasso,
     LeastSquares,
+    LinearReference,
     Newton,
     PreconditionedGD,
     PreprocessThenGD,
@@ -61,12 +62,7 @@ from lightning_icl.functional.references import (
     default_bayes,
     whole_prompts,
 )
-from lightning_icl.functional.references.reference import (
-    Candidates,
-    LinearReference,
-    SearchedReference,
-    strengths,
-)
+from lightning_icl.functional.references.reference import Candidates, strengths
 from lightning_icl.functional.risk import (
     Interval,
     jackknife_errors,
@@ -77,7 +73,7 @@ from lightning_icl.functional.risk import (
 from lightning_icl.functional.tasks import Law
 from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import Progress, silent
-from lightning_icl.instruments.families import EQUAL, Chosen, Family, Predictions, fitted, several
+from lightning_icl.instruments.families import EQUAL, Chosen, Family, Predictions, fitted, members_of
 from lightning_icl.transformer import Transformer
 
 READ_OUT, PROBE = "read_out", "probe"
@@ -159,14 +155,13 @@ class Distance(NamedTuple):
 class TunedRidge(Ridge):
     """Minimises ||y - X w||^2 + alpha ||w||^2, alpha tuned even where the task's law implies one."""
 
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        if self.alpha is not None:
-            return super().candidates(case, tuning)
-        # Up to where all but nothing is left, which is the closest to a layer that knows nothing.
-        return strengths(tuning, 6) * 100 * tuning.sizes
+    @property
+    def origin(self) -> str:
+        return "tuned" if self.alpha is None else "given"
 
-    def settle(self, case: Case, tuning: Problems) -> None:
-        SearchedReference.settle(self, case, tuning)
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        # Up to where all but nothing is left, which is the closest to a layer that knows nothing.
+        return [strengths(tuning, 6) * 100 * tuning.sizes if self.alpha is None else [self.alpha]]
 
 
 def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:
@@ -215,6 +210,7 @@ def algorithm_distances(
     Probes with ridge strength ``alpha`` are fitted on the prompts ``fit`` (anew for each n), the algorithms' settings
     on ``choose``, and the distances are taken on ``score``: three sets apart, all of the law of ``task``.
     """
+    fit, choose, score = fit.unpadded(), choose.unpadded(), score.unpadded()
     compared = comparable(default_algorithms(task) if algorithms is None else algorithms)
     sizes = default_sizes(score.x.shape[1]) if n_points is None else n_points
     case = Case(task, task, len(transformer.heads))
@@ -292,13 +288,13 @@ def distances(
     """The distance of each reading to each algorithm; settings from ``choose``, distances on ``score``."""
     scaled = [reader.reading == PROBE for reader in readers]
     families = [fitted(algorithm, case, choose[0], choose[1].prediction, scaled) for algorithm in algorithms]
-    fits = [several(family.algorithm, score[0]) for family in families]
+    members = [members_of(family.algorithm, score[0]) for family in families]
     found: list[Distance] = []
     for i, (reader, prediction, weights) in enumerate(zip(readers, *score[1], strict=True)):
         of_one, errors, others = [], [], []
-        for family, fit in zip(families, fits, strict=True):
+        for family, weights_at in zip(families, members, strict=True):
             chosen = family.chosen[i]
-            w_hat = chosen.scales[:, None, None] * fit(chosen.settings)
+            w_hat = chosen.scales[:, None, None] * weights_at(chosen.settings)
             other = torch.einsum("kbd,bqd->kbq", w_hat, score[0].targets[:, 0])
             per_prompt = squared_differences(prediction, weights, other[chosen.best], w_hat[chosen.best])
             difference = (prediction - other).square().mean(dim=-1)
@@ -372,13 +368,12 @@ def _distance(
     (spd, _, ilwd, _, cosine), errors = (values.tolist() for values in mean_and_standard_error(per_prompt))
     relative_spd, relative_ilwd = (float(ratio) for ratio in _ratios(per_prompt.mean(dim=0, keepdim=True)))
     relative_spd_error, relative_ilwd_error = (float(error) for error in jackknife_errors(per_prompt, _ratios))
-    member = family.member(chosen.settings[chosen.best])
-    names = member.setting_names if isinstance(member, SearchedReference) else ()
-    setting = dict(zip(names, chosen.settings[chosen.best].tolist(), strict=True))
+    member = family.algorithm.at(chosen.settings[chosen.best, :, None])
+    setting = dict(zip(member.setting_names, member.setting[:, 0].tolist(), strict=True))
     steps_range = (math.nan, math.nan)
-    if "steps" in names:
+    if "steps" in setting:
         low = excess_over(chosen.best, by_steps, per_prompt[:, 1], len(by_steps) - 1)[1]
-        alike = chosen.settings[(low <= 0).nonzero()[:, 0], -1].tolist()
+        alike = chosen.settings[(low <= 0).nonzero()[:, 0].cpu(), -1].tolist()
         steps_range = min([setting["steps"], *alike]), max([setting["steps"], *alike])
     return Distance(
         algorithm=member.key,
@@ -438,7 +433,5 @@ def _check(sizes: Sequence[int], prompts: Sequence[Prompt]) -> None:
         if not 1 <= n <= smallest:
             raise InputError(f"n_points has {n}, but it must lie between 1 and the prompts' {smallest} examples.")
     for prompt in prompts:
-        if prompt.point_mask is not None:
-            raise InputError("the prompts have a point_mask, but algorithms are compared on prompts without padding.")
         if len(prompt.x) < 2:
             raise InputError(f"there are {len(prompt.x)} prompts in a set, but standard errors need at least 2.")

@@ -30,11 +30,11 @@ from lightning_icl.functional.references import (
     GDPlusPlus,
     Lasso,
     LeastSquares,
+    LinearReference,
     PreconditionedGD,
     PreprocessThenGD,
     whole_prompts,
 )
-from lightning_icl.functional.references.reference import LinearReference
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Law, LinearRegression, SparseLinearRegression
 from lightning_icl.functional.tasks.task import is_isotropic

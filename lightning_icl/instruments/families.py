@@ -1,6 +1,8 @@
-"""The member of an algorithm's family that is closest to a reading: settings from a grid, then refined, for every t."""
+"""The member of an algorithm's family that is closest to a reading: settings from a grid, then refined, for every t.
 
-import copy
+Settings are on the CPU, as a reference's grid is: what is compared with what is decided there.
+"""
+
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -8,18 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.references import Case, Problems
-from lightning_icl.functional.references.reference import (
-    LinearReference,
-    SearchedReference,
-    Settings,
-    in_parts,
-    predicted,
-)
+from lightning_icl.functional.references import Case, LinearReference, Problems
+from lightning_icl.functional.references.reference import paths
 
 EQUAL = 1e-12  # relative SPD below which predictions are the same but for rounding
 WHOLE = ("steps", "features")  # settings that are counted, all others are refined
 Predictions = Float[Tensor, "batch queries"]
+Settings = Float[Tensor, "settings parameters"]  # of problems of one size
+Members = Callable[[Settings], Float[Tensor, "settings batch dims"]]
 
 
 class Chosen(NamedTuple):
@@ -37,13 +35,6 @@ class Family(NamedTuple):
     n_free: int
     chosen: list[Chosen]
 
-    def member(self, settings: Float[Tensor, " parameters"]) -> LinearReference:
-        """The one with these settings."""
-        member = copy.copy(self.algorithm)
-        if isinstance(member, SearchedReference):
-            member.setting = settings[:, None]
-        return member
-
 
 def fitted(
     algorithm: LinearReference,
@@ -53,69 +44,63 @@ def fitted(
     scaled: Sequence[bool],
 ) -> Family:
     """The members of the least SPD from each reading; where a reading is ``scaled``, that of k times its prediction."""
-    # All that does not depend on the prompts is settled by one of them; the setting is chosen here.
-    settled = algorithm.settled(case, next(problems.chunks(1)))
-    assert isinstance(settled, LinearReference)
-    fits = several(settled, problems)
-    if not isinstance(settled, SearchedReference):
-        nothing = prediction.new_zeros(1, 0)
-        alone = [_Residuals(fits, problems, *of) for of in zip(prediction, scaled, strict=True)]
-        return Family(settled, 0, [Chosen(nothing, of(nothing)[1], 0) for of in alone])
-    candidates, names = settled.candidates(case, problems)[..., 0], settled.setting_names
-    free = [p for p in range(len(names)) if len(candidates[:, p].unique()) > 1]
+    bound = algorithm.bound(case)
+    grid, names, members = bound.grid(problems)[..., 0], bound.setting_names, members_of(bound, problems)
+    free = [p for p in range(len(names)) if len(grid[:, p].unique()) > 1]
     refinable = [p for p in free if names[p] not in WHOLE]
-    within = candidates.amin(dim=0) / 2, 2 * candidates.amax(dim=0)
-    groups = candidates[:, -1] if "steps" in names else torch.zeros_like(candidates[:, 0])
-    if len(refinable) > 1:  # gamma too, with which there are several minima: one start in each third of its grid
-        grid = candidates[:, refinable[1]].contiguous()
-        thirds = torch.bucketize(
-            grid, grid.unique()[[len(grid.unique()) // 3, 2 * len(grid.unique()) // 3]], right=True
-        )
-        groups = 3 * groups + thirds
-    products, squares = _sums(settled, candidates, problems, prediction)
+    products, squares = _sums(bound, grid, problems, prediction)
     chosen = []
-    for target, is_scaled, by_candidate in zip(prediction, scaled, products.T, strict=True):
-        scales = best_scale(by_candidate, squares) if is_scaled else torch.ones_like(squares)
-        spd = scales**2 * squares - 2 * scales * by_candidate  # but for what all have in common
-        settings = best_of_groups(candidates, groups, spd)
-        residuals = _Residuals(fits, problems, target, is_scaled)
+    for target, is_scaled, product in zip(prediction, scaled, products.T, strict=True):
+        scales = best_scale(product, squares) if is_scaled else torch.ones_like(squares)
+        spd = scales**2 * squares - 2 * scales * product  # but for what all have in common
+        reading = _Reading(target, is_scaled, members, problems)
+        settings = best_of_groups(grid, _starts(grid, names, refinable), spd.cpu())
         if refinable:
-            settings = refined(residuals.of, settings, refinable, within, 1e-24 * float(target.square().sum()))
-            by_steps = settings[:, -1] if "steps" in names else torch.zeros_like(settings[:, -1])
-            settings = best_of_groups(settings, by_steps, residuals.of(settings).square().sum(dim=1))
-        left, scales = residuals(settings)
-        spd = left.square().mean(dim=1).clamp_min(EQUAL * float(target.square().mean())).nan_to_num(torch.inf)
+            ends, enough = (grid.amin(dim=0) / 2, 2 * grid.amax(dim=0)), 1e-24 * float(target.square().sum())
+            settings = refined(reading.left, settings, refinable, ends, enough)
+            spd = reading.left(settings).square().sum(dim=1)
+            settings = best_of_groups(settings, _starts(settings, names, []), spd.cpu())
+        left, scales = reading.compared(settings)
+        spd = left.square().mean(dim=1).clamp_min(EQUAL * target.square().mean()).nan_to_num(torch.inf)
         chosen.append(Chosen(settings, scales, int((spd == spd.min()).nonzero()[0])))  # the fewest steps of equals
-    return Family(settled, len(free), chosen)
+    return Family(bound, len(free), chosen)
 
 
-def several(
-    algorithm: LinearReference, problems: Problems
-) -> Callable[[Settings], Float[Tensor, "settings batch dims"]]:
-    """The weights, as a function of any settings; as they are where there is nothing to set."""
-    if isinstance(algorithm, SearchedReference):
-        return algorithm.several(problems)
-    w_hat = algorithm.weights(problems)[None, :, 0]
-    return lambda settings: w_hat
+def members_of(algorithm: LinearReference, problems: Problems) -> Members:
+    """The weights of an algorithm's family, as a function of any settings, for problems of one size."""
+    solve = algorithm.solver(problems)
+    return lambda settings: solve(settings[..., None])[:, :, 0]
 
 
-class _Residuals(NamedTuple):
-    """What some settings leave of a reading, (settings, batch * queries), and the scales of their predictions."""
+def _starts(grid: Settings, names: Sequence[str], refinable: Sequence[int]) -> Float[Tensor, " settings"]:
+    """By which group each setting is in: the best of each is refined. One for each number of steps at least."""
+    steps = grid[:, -1] if "steps" in names else grid.new_zeros(len(grid))
+    if len(refinable) < 2:
+        return steps
+    # gamma too, with which there are several minima: one start in each third of its grid
+    gamma = grid[:, refinable[1]].contiguous()
+    values = gamma.unique()
+    return 3 * steps + torch.bucketize(gamma, values[[len(values) // 3, 2 * len(values) // 3]], right=True)
 
-    fits: Callable[[Settings], Tensor]
-    problems: Problems
+
+class _Reading(NamedTuple):
+    """What is read, whether it may be scaled, and what it is compared with."""
+
     target: Predictions
     is_scaled: bool
+    members: Members
+    problems: Problems
 
-    def __call__(self, settings: Settings) -> tuple[Tensor, Float[Tensor, " settings"]]:
-        other = torch.einsum("kbd,bqd->kbq", self.fits(settings), self.problems.targets[:, 0])
-        squares = other.square().sum(dim=(1, 2))
-        products = (other * self.target).sum(dim=(1, 2))
+    def compared(self, settings: Settings) -> tuple[Float[Tensor, "settings residuals"], Float[Tensor, " settings"]]:
+        """What some settings leave of it, and the scales of their predictions."""
+        other = torch.einsum("kbd,bqd->kbq", self.members(settings), self.problems.targets[:, 0])
+        squares, products = other.square().sum(dim=(1, 2)), (other * self.target).sum(dim=(1, 2))
         scales = best_scale(products, squares) if self.is_scaled else torch.ones_like(squares)
         return (self.target - scales[:, None, None] * other).flatten(1), scales
 
-    def of(self, settings: Settings) -> Float[Tensor, "settings residuals"]:
-        return self(settings)[0]
+    def left(self, settings: Settings) -> Float[Tensor, "settings residuals"]:
+        """The first of these."""
+        return self.compared(settings)[0]
 
 
 def best_scale(products: Tensor, squares: Tensor) -> Tensor:
@@ -124,33 +109,32 @@ def best_scale(products: Tensor, squares: Tensor) -> Tensor:
 
 
 def _sums(
-    algorithm: SearchedReference,
-    candidates: Float[Tensor, "candidates parameters"],
+    algorithm: LinearReference,
+    grid: Settings,
     problems: Problems,
     prediction: Float[Tensor, "readings batch queries"],
-) -> tuple[Float[Tensor, "candidates readings"], Float[Tensor, " candidates"]]:
-    """Over prompts and queries those of yhat yhat_a and of yhat_a^2; a candidate's weights serve all readings."""
-    products = prediction.new_zeros(len(candidates), len(prediction))
-    squares, start = prediction.new_zeros(len(candidates)), 0
-    for part in in_parts(problems):
+) -> tuple[Float[Tensor, "settings readings"], Float[Tensor, " settings"]]:
+    """Over prompts and queries those of yhat yhat_a and of yhat_a^2; a setting's weights serve all readings."""
+    products = prediction.new_zeros(len(grid), len(prediction))
+    squares, start = prediction.new_zeros(len(grid)), 0
+    for part in problems.parts():
         read = prediction[:, start : start + len(part.x)].flatten(1)
-        for i, w_hat in enumerate(algorithm.fits(part, candidates[..., None])):
-            other = predicted(w_hat, part).flatten()
-            products[i] += read @ other
-            squares[i] += other @ other
+        solve = algorithm.solver(part)
+        for path in paths(grid[..., None]):
+            other = part.predictions(solve(grid[path][..., None])).flatten(1)
+            products[path] += other @ read.T
+            squares[path] += other.square().sum(dim=1)
         start += len(part.x)
     return products, squares
 
 
 def best_of_groups(
-    candidates: Float[Tensor, "candidates parameters"],
-    groups: Float[Tensor, " candidates"],
-    spd: Float[Tensor, " candidates"],
+    settings: Settings, groups: Float[Tensor, " settings"], spd: Float[Tensor, " settings"]
 ) -> Float[Tensor, "groups parameters"]:
-    """The candidate of the least SPD in each group, such as those with one number of steps, in order."""
+    """The one of the least SPD in each group, such as those with one number of steps, in order."""
     spd = spd.nan_to_num(torch.inf)
     alike = [(groups == group).nonzero()[:, 0] for group in groups.unique()]
-    return candidates[torch.stack([group[spd[group].argmin()] for group in alike])]
+    return settings[torch.stack([group[spd[group].argmin()] for group in alike])]
 
 
 def refined(
@@ -169,7 +153,7 @@ def refined(
     low, high = (ends[moved] for ends in within)
     settings = settings.clone()
     left = residuals(settings)
-    spd = left.square().sum(dim=1)
+    spd = left.square().sum(dim=1).cpu()
     damping = torch.full_like(spd, 1e-3)
     going = spd.isfinite() & (spd > enough)
     for _ in range(most):
@@ -183,17 +167,16 @@ def refined(
             ahead[i, :, p] += 1e-6 * unit[:, 0]
         slopes = (residuals(ahead.flatten(0, 1)).unflatten(0, ahead.shape[:2]) - left[at]) / 1e-6
         jacobian = slopes.permute(1, 2, 0)
-        downhill = -torch.einsum("knp,kn->kp", jacobian, left[at])
+        curvature, downhill = (jacobian.mT @ jacobian).cpu(), -torch.einsum("knp,kn->kp", jacobian, left[at]).cpu()
         # One at its end that would go beyond it stays, else it would turn the others' way.
         held = (old[:, moved] <= low) & (downhill < 0) | (old[:, moved] >= high) & (downhill > 0)
-        jacobian, downhill = jacobian * ~held[:, None], downhill * ~held
-        curvature = jacobian.mT @ jacobian
+        curvature, downhill = curvature * ~(held[:, None] | held[:, :, None]), downhill * ~held
         curvature = curvature + torch.diag_embed(curvature.diagonal(dim1=1, dim2=2) * damping[at, None] + 1e-300)
         move = torch.linalg.solve_ex(curvature, downhill[..., None])[0][..., 0] * unit
         new = old.clone()
         new[:, moved] = (old[:, moved] + move).clamp(low, high)
         trial = residuals(new)
-        reached = trial.square().sum(dim=1)
+        reached = trial.square().sum(dim=1).cpu()
         better = reached < spd[at]
         gain = torch.where(better, 1 - reached / spd[at], 0)
         won = at[better]

@@ -12,7 +12,7 @@ from lightning_icl.functional import estimators, probes
 from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.probes import Estimate
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import Case, Ridge, default_bayes, whole_prompts
+from lightning_icl.functional.references import Case, Ridge, default_bayes, errors, tuned, whole_prompts
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.seeds import seeded
 from lightning_icl.functional.tasks import Law
@@ -176,12 +176,10 @@ def reference_levels(task: Law, fit: Prompt, score: Prompt) -> dict[str, tuple[E
 
     Their settings follow from the law or are tuned on ``fit``.
     """
-    levels = {}
-    for reference in [Ridge(), *default_bayes(task)]:
-        settled = reference.settled(Case(task, task, 1), whole_prompts(fit))
-        risk = probes.mean_estimate(settled.errors(whole_prompts(score))[:, 0])
-        levels[reference.key] = risk, settled.label()
-    return levels
+    bound = [reference.bound(Case(task, task, 1)) for reference in (Ridge(), *default_bayes(task))]
+    references = tuned(bound, whole_prompts(fit))
+    found = errors(references, whole_prompts(score))
+    return {r.key: (probes.mean_estimate(found[r.key][:, 0]), r.label()) for r in references}
 
 
 def descent_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
@@ -216,8 +214,7 @@ class Labels(NamedTuple):
 
 def _labels(task: Law, sets: Sequence[Prompt], places: Int[Tensor, " points"], depth: int) -> dict[Token, Labels]:
     """What is probed for at each kind of token, on the prompts to fit on, to choose on and to score on."""
-    ridge = Ridge().settled(Case(task, task, depth), whole_prompts(sets[0]))
-    assert isinstance(ridge, Ridge)
+    (ridge,) = tuned([Ridge().bound(Case(task, task, depth))], whole_prompts(sets[0]))
     targets: list[dict[Token, dict[str, Tensor]]] = []
     for prompt in sets:
         steps = probes.algorithm_weights(prompt, depth)

@@ -49,14 +49,14 @@ def test_references_are_scored_on_the_model_s_own_prompts(tmp_path):
     data = small_data()
     reference, logged, module = validated(tmp_path, data)
     prompts = validation_prompts(data)
-    settled = {r.key: r for r in reference._settled[0, 5, False]}
+    tuned = {r.key: r for r in reference._tuned[0, 5, False]}
 
     def ridge(x, y):
         return Ridge(alpha=data.task.ridge_alpha, fit_intercept=False).fit(x, y).coef_
 
     def lasso(x, y):
         return (
-            Lasso(alpha=float(settled["lasso"].setting[0, 0]), fit_intercept=False, tol=1e-12, max_iter=10**6)
+            Lasso(alpha=float(tuned["lasso"].setting[0, 0]), fit_intercept=False, tol=1e-12, max_iter=10**6)
             .fit(x, y)
             .coef_
         )

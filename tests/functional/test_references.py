@@ -1,5 +1,7 @@
 """Reference estimators of a task against scikit-learn, numpy and brute force over every setting."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,12 @@ from sklearn.linear_model import LassoLars
 from sklearn.linear_model import OrthogonalMatchingPursuit as SklearnOMP
 from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.neighbors import KNeighborsRegressor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_icl.functional import references as r
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.references import reference as machinery
+from lightning_icl.functional.prompts import concatenated
+from lightning_icl.functional.references import problems as problems_module
 from lightning_icl.functional.tasks import (
     Flat,
     GroupSparseLinearRegression,
@@ -46,10 +50,14 @@ def case_of(task, depth=3, trained_on=None):
     return r.Case(task, trained_on or task, depth)
 
 
-def settled(reference, task, n, prefixes=False, n_tuning=40):
+def tuned(reference, task, n, prefixes=False, n_tuning=40, trained_on=None):
     tuning = sampled(task, n_tuning, n, seed=7)
     problems = r.every_prefix(tuning, at_queries=True) if prefixes else r.whole_prompts(tuning)
-    return reference.settled(case_of(task), problems)
+    return r.tuned([reference.bound(case_of(task, trained_on=trained_on))], problems)[0]
+
+
+def errors(reference, problems):
+    return r.errors([reference], problems)[reference.key]
 
 
 # The problems
@@ -86,14 +94,128 @@ def test_every_prefix_predicts_what_follows_from_what_came_before(shape, at_quer
             torch.testing.assert_close(problems.f[b, k - 1], f)
 
 
-def test_chunks_are_the_problems_again():
+def test_parts_are_the_problems_again(monkeypatch):
     problems = r.every_prefix(sampled(task_of(4), 5, 3))
-    parts = list(problems.chunks(2))
+    assert list(problems.parts()) == [problems]
+    monkeypatch.setattr(problems_module, "ENTRIES_AT_ONCE", 2 * 3 * (4**2 + problems_module.ITERATES * 4))
+    parts = list(problems.parts())
     assert [len(part.x) for part in parts] == [2, 2, 1]
     for name in ("x", "y", "targets", "f", "w"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(problems, name))
     for i in range(4):
         assert torch.equal(torch.cat([part.moments[i] for part in parts]), problems.moments[i])
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_memory_is_bounded_whatever_the_dimensions(monkeypatch, prefixes):
+    """No moments of more than one prompt's prefixes, or of more whole prompts than asked, are made at once."""
+    at_once = 3 * (64**2 + problems_module.ITERATES * 64)
+    made = []
+    for name in ("moments", "prefix_moments"):
+        original = getattr(problems_module, name)
+
+        def recorded(*args, original=original):
+            made.append(original(*args))
+            return made[-1]
+
+        monkeypatch.setattr(problems_module, name, recorded)
+    prompts = sampled(SparseLinearRegression(64, 4, noise_std=0.4), 4, 64)
+    problems = r.every_prefix(prompts, at_queries=True) if prefixes else r.whole_prompts(prompts)
+    references = [r.GD(2, "shared"), r.Ridge(), r.ZeroPredictor(), r.NearestNeighbours()]
+    found = []
+    for entries in (2**40, at_once):
+        monkeypatch.setattr(problems_module, "ENTRIES_AT_ONCE", entries)
+        made.clear()
+        bound = [reference.bound(case_of(LinearRegression(64, noise_std=[0.1, 0.5]))) for reference in references]
+        chosen = r.tuned(bound, dataclasses.replace(problems))
+        found.append(r.errors(chosen, dataclasses.replace(problems)))
+        largest = max(m.gram.numel() for m in made)
+        rows = {2**40: 4, at_once: 1 if prefixes else 3}[entries] * (64 if prefixes else 1)
+        assert largest == rows * 64**2
+    for key, whole in found[0].items():
+        torch.testing.assert_close(found[1][key], whole, rtol=1e-6, atol=1e-9)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that Python asks of tensors, each of which would wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+@pytest.mark.parametrize(
+    ("reference", "n_paths"),
+    [
+        (r.GD(), 13),
+        (r.GD(step_size="shared", max_steps=20), 41),
+        (r.PreprocessThenGD(scale=1.0), 1),
+        (r.GDPlusPlus("depth"), 160),
+        (r.Newton(), 1),
+        (r.ISTA(max_steps=9), 16),
+        (r.IterativeHardThresholding(), 1),
+    ],
+    ids=lambda value: getattr(value, "key", ""),
+)
+def test_tuning_reads_nothing_but_a_handful_of_numbers_from_the_device(reference, n_paths, prefixes):
+    """At most one a path, the number of its steps, which is on the CPU; a grid has up to 8,160 settings."""
+    tuning = sampled(task_of(4), 9, 5)
+    problems = r.every_prefix(tuning, at_queries=True) if prefixes else r.whole_prompts(tuning)
+    bound = reference.bound(case_of(task_of(4)))
+    with Reads() as reads:
+        float(torch.ones(1))
+        assert reads.count == 1
+        r.tuned([bound], problems)
+    assert reads.count <= 1 + 2 * n_paths + 10
+
+
+# Prompts of different lengths
+
+
+EVERY = [
+    r.ZeroPredictor(), r.Averaging(), r.LeastSquares(), r.OracleLeastSquares(), r.Ridge(), r.Lasso(), r.ElasticNet(),
+    r.AdaptiveLasso(), r.GD(), r.GD(3, "shared"), r.PreprocessThenGD(), r.PreconditionedGD(steps=3),
+    r.GDPlusPlus("depth"), r.Newton(), r.ISTA(max_steps=9), r.FISTA(4), r.BestSubset(), r.OrthogonalMatchingPursuit(),
+    r.IterativeHardThresholding(), r.Bayes(), r.PoolPosterior(), r.NearestNeighbours(),
+]  # fmt: skip
+
+
+def padded(prompt, places, n_points, filled_with=0.0):
+    """The same prompts with their examples at these places of n_points, and padding between them."""
+    x = torch.full((len(prompt.x), n_points, prompt.x.shape[2]), filled_with).to(prompt.x)
+    y, mask = x[..., 0].clone(), torch.zeros(x.shape[:2], dtype=torch.bool)
+    x[:, places], y[:, places], mask[:, places] = prompt.x, prompt.y, True
+    return prompt._replace(x=x, y=y, f=torch.zeros_like(y), point_mask=mask)
+
+
+@pytest.mark.parametrize("reference", EVERY, ids=lambda reference: reference.key)
+def test_padding_counts_for_nothing(reference):
+    """In tuning and scoring, wherever it stands and whatever it holds; each prompt has its own number of examples."""
+    task = task_of(4)
+    (short, few), (long, many) = (
+        (sampled(task, 9, n, seed), sampled(task, 5, n, seed + 2)) for n, seed in ((3, 0), (7, 1))
+    )
+    bound = reference.bound(case_of(task, trained_on=TaskPool(task, 6)))
+    (alone,) = r.tuned([bound], r.whole_prompts(long))
+    (beside,) = r.tuned([bound], r.whole_prompts(padded(long, [1, 2, 4, 5, 6, 7, 8], 9, torch.nan)))
+    assert beside.label() == alone.label()
+    mixed = concatenated([padded(short, [0, 3, 6], 9), padded(long, range(2, 9), 9)])
+    (chosen,) = r.tuned([bound], r.whole_prompts(mixed))
+    fresh = r.whole_prompts(concatenated([padded(few, [1, 2, 7], 9), padded(many, range(7), 9)]))
+    expected = torch.cat([errors(chosen, r.whole_prompts(prompt)) for prompt in (few, many)])
+    torch.testing.assert_close(errors(chosen, fresh), expected, rtol=1e-7, atol=1e-10)
+    assert (expected > 0).all()
+
+
+def test_prefixes_of_padded_prompts_are_refused():
+    prompt = sampled(task_of(4), 3, 6)
+    with pytest.raises(InputError, match="the prompts are padded, but all 6 examples of each are needed here"):
+        r.every_prefix(prompt.padded_after(4))
+    whole = prompt._replace(point_mask=torch.ones(3, 6, dtype=torch.bool))
+    assert torch.equal(r.every_prefix(whole).moments.gram, r.every_prefix(prompt).moments.gram)
 
 
 # Each reference against an independent fit of every prefix
@@ -188,7 +310,7 @@ def test_each_equals_an_independent_fit_of_every_prefix(shape, reference, by_han
     prompt = sampled(task, *shape[:2])
     for prefixes in (False, True):
         problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
-        w_hat = settled(reference, task, shape[1], prefixes).weights(problems)
+        w_hat = tuned(reference, task, shape[1], prefixes).weights(problems)
         assert w_hat.shape == (shape[0], len(problems.sizes), shape[2])
         for b in range(shape[0]):
             for i, k in enumerate(problems.sizes.tolist()):
@@ -202,7 +324,7 @@ def test_greedy_and_exhaustive_selection_equal_scikit_learn_and_brute_force(pref
     prompt = sampled(task, 4, 9)
     problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
     subset, greedy = (
-        settled(reference, task, 9, prefixes).weights(problems)
+        tuned(reference, task, 9, prefixes).weights(problems)
         for reference in (r.BestSubset(), r.OrthogonalMatchingPursuit())
     )
     for b in range(4):
@@ -217,16 +339,16 @@ def test_greedy_and_exhaustive_selection_equal_scikit_learn_and_brute_force(pref
 
 def test_the_size_of_a_subset_is_the_law_s_or_tuned_where_it_has_none():
     grouped = GroupSparseLinearRegression(6, group_size=2, n_groups=2)
-    assert settled(r.BestSubset(), grouped, 8).label() == "best subset, 4 features"
-    assert settled(r.OrthogonalMatchingPursuit(sparsity=1), grouped, 8).label().endswith("pursuit, 1 feature")
-    tuned = settled(r.OrthogonalMatchingPursuit(), Squares(3), 8, prefixes=True)
-    assert tuned.setting.shape == (1, 8)
+    assert tuned(r.BestSubset(), grouped, 8).label() == "best subset, 4 features"
+    assert tuned(r.OrthogonalMatchingPursuit(sparsity=1), grouped, 8).label().endswith("pursuit, 1 feature")
+    pursuit = tuned(r.OrthogonalMatchingPursuit(), Squares(3), 8, prefixes=True)
+    assert pursuit.setting.shape == (1, 8)
 
 
 def test_the_oracle_fits_the_supported_columns_alone():
     task = task_of(5)
     problems = r.every_prefix(prompt := sampled(task, 4, 9))
-    w_hat = r.OracleLeastSquares().settled(case_of(task), problems).weights(problems)
+    w_hat = tuned(r.OracleLeastSquares(), task, 9, True).weights(problems)
     for b in range(4):
         support = (prompt.w[b] != 0).numpy()
         for k in (1, 3, 9):
@@ -236,9 +358,10 @@ def test_the_oracle_fits_the_supported_columns_alone():
             np.testing.assert_allclose(w_hat[b, k - 1], expected, atol=1e-8)
 
 
+@pytest.mark.parametrize("at_queries", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 30])
-def test_nearest_neighbours_equal_scikit_learn(k):
-    problems = r.every_prefix(prompt := sampled(task_of(4), 3, 8))
+def test_nearest_neighbours_equal_scikit_learn(k, at_queries):
+    problems = r.every_prefix(prompt := sampled(task_of(4), 3, 8), at_queries)
     predicted = r.NearestNeighbours(k).predictions(problems)
     for b in range(3):
         for n in range(1, 9):
@@ -249,13 +372,13 @@ def test_nearest_neighbours_equal_scikit_learn(k):
 def test_bayes_of_a_dense_law_is_ridge_and_a_pool_s_posterior_its_likelihood_average():
     dense = LinearRegression(4, noise_std=0.5)
     problems = r.every_prefix(sampled(dense, 6, 7))
-    bayes, ridge = (settled(reference, dense, 7, True).weights(problems) for reference in (r.Bayes(), r.Ridge()))
+    bayes, ridge = (tuned(reference, dense, 7, True).weights(problems) for reference in (r.Bayes(), r.Ridge()))
     torch.testing.assert_close(bayes, ridge, rtol=0, atol=1e-9)
 
     pool = TaskPool(dense, n_tasks=6)
     prompt = sampled(dense, 5, 7)
     problems = r.every_prefix(prompt)
-    w_hat = r.PoolPosterior().settled(case_of(dense, trained_on=pool), problems).weights(problems)
+    w_hat = tuned(r.PoolPosterior(), dense, 7, True, trained_on=pool).weights(problems)
     for b in range(5):
         for k in (1, 7):
             residuals = prompt.y[b, :k] - (pool.pool.double() @ prompt.x[b, :k].T)
@@ -272,7 +395,7 @@ GIVEN = [[2.0, 0.5, 0.0], [0.5, 1.0, -0.2], [0.0, -0.2, 0.7]]
 def test_preconditioned_gd_takes_the_given_matrix_or_the_laws_inverse_covariance(matrix, prefixes):
     prompt = sampled(MIXED, 4, 5)
     problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
-    w_hat = settled(r.PreconditionedGD(matrix, steps=3, scale=0.2), MIXED, 5, prefixes).weights(problems)
+    w_hat = tuned(r.PreconditionedGD(matrix, steps=3, scale=0.2), MIXED, 5, prefixes).weights(problems)
     many = MIXED.sample(200_000, 1, 1, torch.Generator().manual_seed(0)).x[:, 0].double()
     moment = (many.T @ many / len(many)).numpy()
     np.testing.assert_allclose(MIXED.covariance, moment, atol=5 * (2 / len(many)) ** 0.5 * moment.max())
@@ -322,7 +445,8 @@ def test_the_best_setting_lies_inside_the_grid(law, reference):
     task = SEVERAL_SCALES[law]
     tuning = r.whole_prompts(sampled(task, 512, task.n_dims, seed=1, n_queries=4))
     case = case_of(task, depth=4)
-    chosen, candidates = reference.settled(case, tuning).setting[:, 0], reference.candidates(case, tuning)[:, :, 0]
+    bound = reference.bound(case)
+    chosen, candidates = r.tuned([bound], tuning)[0].setting[:, 0], bound.grid(tuning)[:, :, 0]
     for value, grid in zip(chosen, candidates.T, strict=True):
         edges = [edge for edge in (grid.min(), grid.max()) if edge > 0]  # no shrinkage at all is an edge of the problem
         assert len(grid.unique()) == 1 or value not in edges
@@ -334,22 +458,17 @@ def test_the_tuned_setting_is_the_best_candidate_for_every_number_of_examples(re
     task = task_of(4)
     tuning = sampled(task, 30, 6, seed=3)
     problems = r.every_prefix(tuning, at_queries=True) if prefixes else r.whole_prompts(tuning)
-    tuned = reference.settled(case_of(task), problems)
-    candidates = reference.candidates(case_of(task), problems)
-    risks = []
-    for candidate in candidates:  # one at a time, each as a setting of its own
-        alone = machinery.copy.copy(reference)
-        alone.setting = candidate
-        risks.append(alone.errors(problems).mean(0))
-    risks = torch.stack(risks)
-    chosen = tuned.errors(problems).mean(0)
+    bound = reference.bound(case_of(task))
+    # One at a time, each as a setting of its own.
+    risks = torch.stack([errors(bound.at(setting), problems).mean(0) for setting in bound.grid(problems)])
+    chosen = errors(r.tuned([bound], problems)[0], problems).mean(0)
     torch.testing.assert_close(chosen, risks.min(0).values, rtol=1e-5, atol=1e-9)
     assert (risks.max(0).values > 1.01 * risks.min(0).values).all()
 
 
 def test_a_shared_step_is_one_number_for_all_prompts_and_is_tuned():
     task = task_of(4)
-    gd = settled(r.GD(steps=3, step_size="shared"), task, 6)
+    gd = tuned(r.GD(steps=3, step_size="shared"), task, 6)
     step = float(gd.setting[0, 0])
     problems = r.whole_prompts(prompt := sampled(task, 5, 6))
     w_hat = gd.weights(problems)[:, 0]
@@ -363,27 +482,27 @@ def test_a_shared_step_is_one_number_for_all_prompts_and_is_tuned():
 
 
 def test_ridge_takes_its_strength_from_the_law_and_is_tuned_where_there_is_none():
-    law = settled(r.Ridge(), task_of(4), 6)
+    law = tuned(r.Ridge(), task_of(4), 6)
     assert float(law.setting[0, 0]) == pytest.approx(task_of(4).ridge_alpha)
     assert law.label() == "ridge, alpha 0.18 (from the law)"
     shifted = LinearRegression(4, noise_std=[0.1, 1.0])
-    assert "(tuned)" in settled(r.Ridge(), shifted, 6).label()
-    assert settled(r.Ridge(alpha=2.0), task_of(4), 6).label() == "ridge, alpha 2 (given)"
+    assert "(tuned)" in tuned(r.Ridge(), shifted, 6).label()
+    assert tuned(r.Ridge(alpha=2.0), task_of(4), 6).label() == "ridge, alpha 2 (given)"
 
 
 def test_small_parts_change_nothing(monkeypatch):
     task = task_of(4)
     problems = r.every_prefix(sampled(task, 7, 5))
-    whole = [settled(reference, task, 5, True).predictions(problems) for reference in r.default_references(task)]
-    monkeypatch.setattr(machinery, "ROWS_AT_ONCE", 11)
-    parts = [settled(reference, task, 5, True).predictions(problems) for reference in r.default_references(task)]
+    whole = [tuned(reference, task, 5, True).predictions(problems) for reference in r.default_references(task)]
+    monkeypatch.setattr(problems_module, "ENTRIES_AT_ONCE", 11 * (4**2 + problems_module.ITERATES * 4))
+    parts = [tuned(reference, task, 5, True).predictions(problems) for reference in r.default_references(task)]
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
 def test_settings_of_all_prefixes_serve_shorter_prompts():
     task = task_of(4)
-    lasso = settled(r.Lasso(), task, 8, prefixes=True)
+    lasso = tuned(r.Lasso(), task, 8, prefixes=True)
     prompt = sampled(task, 3, 8)
     long = lasso.weights(r.every_prefix(prompt))
     short = lasso.weights(r.every_prefix(prompt._replace(x=prompt.x[:, :5], y=prompt.y[:, :5], f=prompt.f[:, :5])))
@@ -413,14 +532,14 @@ def test_the_default_references_of_a_law():
     ],
     ids=lambda reference: reference.key,
 )  # fmt: skip
-def test_every_reference_settles_and_names_itself(reference):
+def test_every_reference_is_tuned_and_names_itself(reference):
     task = task_of(4)
     reference.check(case_of(task))
-    fixed = settled(reference, task, 6)
+    fixed = tuned(reference, task, 6)
     assert len(fixed.label()) > 3
     assert fixed.key == reference.key
     assert " " not in fixed.key
-    assert torch.isfinite(fixed.errors(r.whole_prompts(sampled(task, 3, 6)))).all()
+    assert torch.isfinite(errors(fixed, r.whole_prompts(sampled(task, 3, 6)))).all()
 
 
 KINDS = {
@@ -442,12 +561,12 @@ def test_different_settings_have_different_names_in_logs(kind):
 
 @pytest.mark.parametrize("reference", [r.ISTA(2, 0.1), r.FISTA(2, 0.1), r.IterativeHardThresholding(2), r.GD(2)])
 def test_the_label_names_the_step_size_rule(reference):
-    assert "/λmax" in settled(reference, task_of(4), 6).label()
+    assert "/λmax" in tuned(reference, task_of(4), 6).label()
 
 
 def test_the_label_names_the_power_of_preprocessing():
     reference = r.PreprocessThenGD(2, power=0.5, scale=1.0)
-    assert settled(reference, task_of(4), 6).label() == "preprocess + GD (power 0.5), 2 steps of 1/λmax"
+    assert tuned(reference, task_of(4), 6).label() == "preprocess + GD (power 0.5), 2 steps of 1/λmax"
 
 
 def test_two_references_of_one_name_are_refused():

@@ -23,6 +23,7 @@ from lightning_icl.functional.references import (
     Newton,
     PreprocessThenGD,
     ZeroPredictor,
+    tuned,
     whole_prompts,
 )
 from lightning_icl.functional.tasks import Eigenvalues
@@ -42,7 +43,7 @@ from lightning_icl.instruments.algorithms import (
     readings,
     squared_differences,
 )
-from lightning_icl.instruments.families import fitted, refined, several
+from lightning_icl.instruments.families import fitted, members_of, refined
 
 IT = [Reader(READ_OUT, 1, torch.sum)]  # one reading, which the tests make themselves
 TASK = SparseLinearRegression(3, 2, noise_std=0.3)
@@ -199,25 +200,20 @@ def left_of(reading, w_hat, problems, is_scaled):
 @pytest.mark.parametrize("is_scaled", [False, True])
 @pytest.mark.parametrize("algorithm", default_algorithms(TASK, 3), ids=lambda a: a.key)
 def test_no_candidate_and_no_neighbour_is_closer_than_the_member_chosen(algorithm, is_scaled, monkeypatch):
-    monkeypatch.setattr("lightning_icl.functional.references.reference.ROWS_AT_ONCE", 9)
+    monkeypatch.setattr("lightning_icl.functional.references.problems.ENTRIES_AT_ONCE", 9 * (3**2 + 256 * 3))
     problems = whole_prompts(sampled(16))
     targets = noisy_readings(problems)
     family = fitted(algorithm, CASE, problems, targets, [is_scaled] * 2)
-    fits = several(family.algorithm, problems)
+    members = members_of(family.algorithm, problems)
     for target, chosen in zip(targets, family.chosen, strict=True):
-        w_hat = family.member(chosen.settings[chosen.best]).weights(problems)[:, 0]
+        w_hat = family.algorithm.at(chosen.settings[chosen.best, :, None]).weights(problems)[:, 0]
         least = left_of(target, w_hat, problems, is_scaled)
-        others = chosen.settings
-        if hasattr(family.algorithm, "setting_names"):
-            candidates = family.algorithm.candidates(CASE, problems)[..., 0]
-            moved = [p for p, name in enumerate(family.algorithm.setting_names) if name not in ("steps", "features")]
-            low, high = candidates.amin(0) / 2, 2 * candidates.amax(0)
-            near = [
-                chosen.settings * (1 + sign * 0.01 * (torch.arange(len(low)) == p)) for p in moved for sign in (-1, 1)
-            ]
-            inside = [some for some in near if ((some >= low) & (some <= high)).all()]
-            others = torch.cat([candidates, chosen.settings, *inside])
-        for w in fits(others):
+        candidates = family.algorithm.grid(problems)[..., 0]
+        moved = [p for p, name in enumerate(family.algorithm.setting_names) if name not in ("steps", "features")]
+        low, high = candidates.amin(0) / 2, 2 * candidates.amax(0)
+        near = [chosen.settings * (1 + sign * 0.01 * (torch.arange(len(low)) == p)) for p in moved for sign in (-1, 1)]
+        inside = [some for some in near if ((some >= low) & (some <= high)).all()]
+        for w in members(torch.cat([candidates, chosen.settings, *inside])):
             assert left_of(target, w, problems, is_scaled) >= least * (1 - 1e-5)
 
 
@@ -226,9 +222,10 @@ def test_weights_of_several_settings_at_once_are_those_of_each_alone():
     for algorithm in default_algorithms(TASK, 4):
         family = fitted(algorithm, CASE, problems, noisy_readings(problems), [False, True])
         settings = family.chosen[0].settings.flip(0)  # in no order that a path would have them in
-        together = several(family.algorithm, problems)(settings)
+        together = members_of(family.algorithm, problems)(settings)
         for some, w_hat in zip(settings, together, strict=True):
-            torch.testing.assert_close(w_hat, family.member(some).weights(problems)[:, 0], rtol=1e-9, atol=1e-12)
+            alone = family.algorithm.at(some[:, None]).weights(problems)[:, 0]
+            torch.testing.assert_close(w_hat, alone, rtol=1e-9, atol=1e-12)
 
 
 def test_refinement_ends_where_the_residuals_are_least():
@@ -351,7 +348,7 @@ def test_a_network_that_is_no_algorithm_is_far_from_all(name):
 
 def test_a_lasso_predictor_is_the_lasso_and_no_other():
     choose, score = (whole_prompts(sampled(128, seed, 8)) for seed in (1, 2))
-    lasso = Lasso(0.2345).settled(CASE, choose)
+    (lasso,) = tuned([Lasso(0.2345).bound(CASE)], choose)
     seen = [readings_of(lasso, problems) for problems in (choose, score)]
     found = distances(IT, default_algorithms(TASK, 6), CASE, (choose, seen[0]), (score, seen[1]))
     (name,) = closest(found, READ_OUT, 1, 8)
@@ -362,7 +359,7 @@ def test_a_lasso_predictor_is_the_lasso_and_no_other():
 def test_a_probe_is_compared_without_scale():
     """A reading that is a third of ridge's prediction is ridge for a probe, and is not as the model's own."""
     choose, score = (whole_prompts(sampled(64, seed)) for seed in (1, 2))
-    ridge = TunedRidge(alpha=1.5).settled(CASE, choose)
+    (ridge,) = tuned([TunedRidge(alpha=1.5).bound(CASE)], choose)
     seen = [Readings._make(part / 3 for part in readings_of(ridge, problems)) for problems in (choose, score)]
     both = [Readings._make(part.expand(2, *part.shape[1:]) for part in reading) for reading in seen]
     readers = [Reader(PROBE, 1, torch.sum), Reader(READ_OUT, 1, torch.sum)]
@@ -406,7 +403,7 @@ def test_the_alpha_of_a_module_that_is_ridge_is_found(alpha):
 @pytest.mark.parametrize("algorithm", [Newton(4), GD(3, scale=0.7), Lasso(0.05), PreprocessThenGD(5, scale=1.2)])
 def test_an_algorithm_is_at_no_distance_of_itself_and_its_setting_is_found(algorithm):
     choose, score = (whole_prompts(sampled(128, seed)) for seed in (1, 2))
-    planted = algorithm.settled(CASE, choose)
+    (planted,) = tuned([algorithm.bound(CASE)], choose)
     rule = getattr(algorithm, "step_size", None)
     families = [a for a in default_algorithms(TASK, 10) if a.name == algorithm.name]
     family = next(a for a in families if getattr(a, "step_size", None) == rule)
@@ -456,7 +453,7 @@ def test_the_excess_over_the_closest_by_hand():
     for i, layer in enumerate((1, 2)):
         errors = []
         for algorithm in algorithms:
-            w = algorithm.settled(CASE, choose).weights(score)[:, 0]
+            w = tuned([algorithm.bound(CASE)], choose)[0].weights(score)[:, 0]
             errors.append((seen[1].prediction[i] - estimators.predictions(w, score.targets[:, 0])).square().mean(dim=1))
         spd = torch.stack(errors).mean(dim=1)
         best = int(spd.argmin())
@@ -539,7 +536,7 @@ def test_bayes_is_there_where_the_law_has_a_posterior():
         ({"algorithms": [NearestNeighbours()]}, "nearest_neighbours_3, but only estimators of linear weights"),
         ({"algorithms": [Lasso(), Lasso()]}, "references has lasso 2 times"),
         ({"score": sampled(1)}, "there are 1 prompts in a set"),
-        ({"fit": sampled(4).padded_after(3)}, "the prompts have a point_mask"),
+        ({"fit": sampled(4).padded_after(3)}, "the prompts are padded, but all 6 examples of each are needed here"),
     ],
 )
 def test_bad_input_is_named(options, message):

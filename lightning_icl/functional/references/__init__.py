@@ -25,7 +25,7 @@ from lightning_icl.functional.references.linear import (
 )
 from lightning_icl.functional.references.posterior import Bayes, NearestNeighbours, PoolPosterior
 from lightning_icl.functional.references.problems import Problems, every_prefix, whole_prompts
-from lightning_icl.functional.references.reference import Case, Reference
+from lightning_icl.functional.references.reference import Case, LinearReference, Reference, errors, tuned
 from lightning_icl.functional.references.sparse import BestSubset, IterativeHardThresholding, OrthogonalMatchingPursuit
 from lightning_icl.functional.tasks import Law
 
@@ -43,6 +43,7 @@ __all__ = [
     "IterativeHardThresholding",
     "Lasso",
     "LeastSquares",
+    "LinearReference",
     "NearestNeighbours",
     "Newton",
     "OracleLeastSquares",
@@ -57,7 +58,9 @@ __all__ = [
     "check_references",
     "default_bayes",
     "default_references",
+    "errors",
     "every_prefix",
+    "tuned",
     "whole_prompts",
 ]
 

@@ -1,9 +1,9 @@
 """References with a closed form, or solved to a certificate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
@@ -14,12 +14,11 @@ from lightning_icl.functional.references.reference import (
     Fit,
     LinearReference,
     Reference,
-    SearchedReference,
-    Setting,
-    constant,
-    given,
-    span,
+    Solver,
+    least_to_most,
     strengths,
+    unless,
+    whatever_the_settings,
 )
 from lightning_icl.functional.tasks import Law
 
@@ -27,55 +26,46 @@ from lightning_icl.functional.tasks import Law
 class ZeroPredictor(LinearReference):
     """Predicts 0: its excess risk is the variance of the target."""
 
-    name = "zero"
+    name, title = "zero", "zero predictor"
 
-    def label(self, same: Sequence[Reference] = ()) -> str:
-        return "zero predictor"
-
-    def weights(self, problems: Problems) -> Fit:
-        return torch.zeros_like(problems.by_size(problems.moments.moment))
+    def solver(self, problems: Problems) -> Solver:
+        return whatever_the_settings(problems.x.new_zeros(*problems.f.shape[:2], problems.x.shape[2]))
 
 
 class Averaging(LinearReference):
     """w_hat = X^T y / n (Garg et al. 2022)."""
 
-    name = "averaging"
+    name, title = "averaging", "averaging, X'y/n"
 
-    def label(self, same: Sequence[Reference] = ()) -> str:
-        return "averaging, X'y/n"
-
-    def weights(self, problems: Problems) -> Fit:
-        return problems.by_size(problems.moments.moment)
+    def solver(self, problems: Problems) -> Solver:
+        return whatever_the_settings(problems.by_size(estimators.averaging(problems.moments)))
 
 
 class LeastSquares(LinearReference):
     """Least squares of minimum norm."""
 
-    name = "least_squares"
+    name, title = "least_squares", "least squares"
 
-    def label(self, same: Sequence[Reference] = ()) -> str:
-        return "least squares"
-
-    def weights(self, problems: Problems) -> Fit:
-        return least_squares_by_size(problems.x, problems)
+    def solver(self, problems: Problems) -> Solver:
+        return whatever_the_settings(least_squares(problems))
 
 
 class OracleLeastSquares(LinearReference):
     """Least squares on the true support of w, which it is told."""
 
-    name = "oracle_support"
-
-    def label(self, same: Sequence[Reference] = ()) -> str:
-        return "least squares on the true support (oracle)"
+    name, title = "oracle_support", "least squares on the true support (oracle)"
 
     def check(self, case: Case) -> None:
         if not has_weights(case.task):
             law = type(case.task).__name__
             raise InputError(f"OracleLeastSquares needs a task with weights, which {law} has not: leave it out.")
 
-    def weights(self, problems: Problems) -> Fit:
+    def solver(self, problems: Problems) -> Solver:
         assert problems.w is not None, "this task has no weights"
-        return least_squares_by_size(problems.x * (problems.w != 0)[:, None], problems)
+        x, y, support = problems.x, problems.y, problems.w != 0
+        if len(problems.sizes) == 1:
+            return whatever_the_settings(estimators.oracle_least_squares(x, y, support)[:, None])
+        return whatever_the_settings(estimators.oracle_least_squares_prefixes(x, y, support))
 
 
 def has_weights(task: Law) -> bool:
@@ -83,84 +73,93 @@ def has_weights(task: Law) -> bool:
     return task.sample(1, 1, 1, torch.Generator().manual_seed(0)).w is not None
 
 
-def least_squares_by_size(x: Tensor, problems: Problems) -> Fit:
-    """Least squares on ``x``, the problems' examples or some of their features, without squaring its condition."""
+def least_squares(problems: Problems) -> Fit:
+    """From the examples themselves, which does not square their condition as the moments would."""
     if len(problems.sizes) == 1:
-        return estimators.least_squares(x, problems.y)[:, None]
-    return estimators.least_squares_prefixes(x, problems.y)
+        return estimators.least_squares(problems.x, problems.y)[:, None]
+    return estimators.least_squares_prefixes(problems.x, problems.y)
 
 
-class PenalisedReference(SearchedReference):
+class Penalised(LinearReference):
     """One with a strength alpha, for each number of examples."""
 
-    title: str
     setting_names = ("alpha",)
+    alpha: float | None
 
-    def __init__(self, alpha: float | None = None) -> None:
-        if alpha is not None and not 0 < alpha < float("inf"):
-            raise InputError(f"alpha is {alpha}, but the strength of {type(self).__name__} must be a number above 0.")
-        self.alpha = alpha
-        self.origin = "given" if alpha is not None else "tuned"
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            name = type(self).__name__
+            raise InputError(f"alpha is {self.alpha}, but the strength of {name} must be a number above 0.")
 
     @property
     def key(self) -> str:
         return self.name if self.alpha is None else f"{self.name}_{self.alpha:g}"
 
+    @property
+    def origin(self) -> str:
+        """Where the strength comes from, for the label."""
+        return "tuned" if self.alpha is None else "given"
+
     def label(self, same: Sequence[Reference] = ()) -> str:
-        settings = self.settings(same)
-        return self.title if settings is None else f"{self.title}, alpha {span(settings[0])} ({self.origin})"
+        setting = self.side_by_side(same)
+        return f"{self.title}, alpha {least_to_most(setting[0])} ({self.origin})" if len(setting) else self.title
 
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        if self.alpha is not None:
-            return constant([self.alpha], tuning)
-        return strengths(tuning)
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        return [strengths(tuning) if self.alpha is None else [self.alpha]]
 
 
-class Ridge(PenalisedReference):
+@dataclass(frozen=True)
+class Ridge(Penalised):
     """Minimises ||y - X w||^2 + alpha ||w||^2.
 
     Args:
         alpha: its strength; left out, sigma^2 / Var(w_j) where the task's law implies it, else tuned.
     """
 
+    alpha: float | None = None
     name, title = "ridge", "ridge"
 
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        if self.alpha is None and case.task.ridge_alpha is not None:
-            return constant([case.task.ridge_alpha], tuning)
+    @property
+    def origin(self) -> str:
+        return "from the law" if self.alpha is None and self.case.task.ridge_alpha is not None else super().origin
+
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        known = self.case.task.ridge_alpha if self.alpha is None else self.alpha
         # strengths() are of penalties beside a mean of squares; ridge's stands beside their sum.
-        return super().candidates(case, tuning) * (1 if self.alpha is not None else tuning.sizes)
+        return [strengths(tuning) * tuning.sizes if known is None else [known]]
 
-    def settle(self, case: Case, tuning: Problems) -> None:
-        super().settle(case, tuning)
-        if self.alpha is None and case.task.ridge_alpha is not None:
-            self.origin = "from the law"
+    def solver(self, problems: Problems) -> Solver:
+        def weights(settings: torch.Tensor) -> torch.Tensor:
+            if not settings.any():  # noise-free, by its law
+                return whatever_the_settings(least_squares(problems))(settings)
+            alphas = problems.per_row(settings[:, 0])
+            return problems.by_size(torch.stack([estimators.ridge(problems.moments, alpha) for alpha in alphas]))
 
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        if not setting.any():  # noise-free, by its law
-            return least_squares_by_size(problems.x, problems)
-        return problems.by_size(estimators.ridge(problems.moments, problems.per_row(setting[0])))
+        return weights
 
 
-class Lasso(PenalisedReference):
+@dataclass(frozen=True)
+class Lasso(Penalised):
     """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1.
 
     Args:
         alpha: its strength; tuned if left out.
     """
 
+    alpha: float | None = None
     name, title = "lasso", "lasso"
 
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        return problems.by_size(estimators.lasso(problems.moments, problems.per_row(setting[0])))
+    def solver(self, problems: Problems) -> Solver:
+        def weights(settings: torch.Tensor) -> torch.Tensor:
+            gap = 1e-8 if len(settings) == 1 else 1e-6  # of several, only the best is of interest
+            fit = estimators.lasso_path_fit(problems.moments, problems.per_row(settings[:, 0]), relative_gap=gap)
+            return problems.by_size(fit.w)
 
-    def fits(self, problems: Problems, candidates: Candidates) -> Iterator[Fit]:
-        """One path of solutions serves all strengths."""
-        alphas = torch.stack([problems.per_row(candidate[0]) for candidate in candidates])
-        yield from problems.by_size(estimators.lasso_path_fit(problems.moments, alphas, relative_gap=1e-6).w)
+        return weights
 
 
-class ElasticNet(PenalisedReference):
+@dataclass(frozen=True)
+class ElasticNet(Penalised):
     """Minimises (1/2n) ||y - X w||^2 + alpha l1_ratio ||w||_1 + alpha (1 - l1_ratio)/2 ||w||^2 (scikit-learn's).
 
     Args:
@@ -168,25 +167,33 @@ class ElasticNet(PenalisedReference):
         l1_ratio: the lasso's part of the penalty.
     """
 
+    alpha: float | None = None
+    l1_ratio: float = 0.5
     name = "elastic_net"
 
-    def __init__(self, alpha: float | None = None, l1_ratio: float = 0.5) -> None:
-        super().__init__(alpha)
-        if not 0 < l1_ratio <= 1:
-            raise InputError(f"l1_ratio is {l1_ratio}, but it must lie above 0 and be at most 1; for 0 take Ridge.")
-        self.l1_ratio = l1_ratio
-        self.title = f"elastic net ({l1_ratio:g} of it lasso)"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < (ratio := self.l1_ratio) <= 1:
+            raise InputError(f"l1_ratio is {ratio}, but it must lie above 0 and be at most 1; for 0 take Ridge.")
+
+    @property
+    def title(self) -> str:
+        return f"elastic net ({self.l1_ratio:g} of it lasso)"
 
     @property
     def key(self) -> str:
-        return super().key + given("l1_ratio", self.l1_ratio, 0.5)
+        return super().key + unless(0.5, "l1_ratio", self.l1_ratio)
 
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        alpha = problems.per_row(setting[0])
-        return problems.by_size(estimators.elastic_net(problems.moments, alpha, self.l1_ratio))
+    def solver(self, problems: Problems) -> Solver:
+        def weights(settings: torch.Tensor) -> torch.Tensor:
+            m, alphas = problems.moments, problems.per_row(settings[:, 0])
+            return problems.by_size(torch.stack([estimators.elastic_net(m, a, self.l1_ratio) for a in alphas]))
+
+        return weights
 
 
-class AdaptiveLasso(PenalisedReference):
+@dataclass(frozen=True)
+class AdaptiveLasso(Penalised):
     """The lasso with penalty weights 1 / |w_pilot|^gamma, the pilot being ridge (Zou 2006).
 
     Args:
@@ -195,23 +202,31 @@ class AdaptiveLasso(PenalisedReference):
         pilot_alpha: the pilot's strength, in ridge's units.
     """
 
-    name, title = "adaptive_lasso", "adaptive lasso"
+    alpha: float | None = None
+    gamma: float = 1.0
+    pilot_alpha: float = 1.0
+    name = "adaptive_lasso"
 
-    def __init__(self, alpha: float | None = None, gamma: float = 1.0, pilot_alpha: float = 1.0) -> None:
-        super().__init__(alpha)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        gamma, pilot = self.gamma, self.pilot_alpha
         if not 0 < gamma < float("inf"):
             raise InputError(f"gamma is {gamma}, but it must be a finite number above 0; for 0 take Lasso.")
-        if not 0 <= pilot_alpha < float("inf"):
-            raise InputError(f"pilot_alpha is {pilot_alpha}, but it must be a finite number that is 0 or larger.")
-        self.gamma, self.pilot_alpha = gamma, pilot_alpha
-        if gamma != 1:
-            self.title = f"adaptive lasso (gamma {gamma:g})"
+        if not 0 <= pilot < float("inf"):
+            raise InputError(f"pilot_alpha is {pilot}, but it must be a finite number that is 0 or larger.")
+
+    @property
+    def title(self) -> str:
+        return "adaptive lasso" if self.gamma == 1 else f"adaptive lasso (gamma {self.gamma:g})"
 
     @property
     def key(self) -> str:
-        return super().key + given("gamma", self.gamma, 1.0) + given("pilot_alpha", self.pilot_alpha, 1.0)
+        return super().key + unless(1.0, "gamma", self.gamma) + unless(1.0, "pilot_alpha", self.pilot_alpha)
 
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        alpha = problems.per_row(setting[0])
-        fitted = estimators.adaptive_lasso(problems.moments, alpha, self.gamma, self.pilot_alpha)
-        return problems.by_size(fitted)
+    def solver(self, problems: Problems) -> Solver:
+        def weights(settings: torch.Tensor) -> torch.Tensor:
+            m, power, pilot = problems.moments, self.gamma, self.pilot_alpha
+            alphas = problems.per_row(settings[:, 0])
+            return problems.by_size(torch.stack([estimators.adaptive_lasso(m, a, power, pilot) for a in alphas]))
+
+        return weights

@@ -1,21 +1,28 @@
 """The estimation problems a batch of prompts poses: from all its examples, or from each of its prefixes."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_icl.functional.estimators import Moments, moments, prefix_moments
+from lightning_icl.functional.estimators import Eigenbasis, Moments, eigenbasis, feature_scale, moments, prefix_moments
 from lightning_icl.functional.prompts import Prompt
 
+ENTRIES_AT_ONCE = 2**24  # numbers in the largest tensor that an estimator makes of a part, 128 MB
+ITERATES = 256  # about as many as a path of solutions has
 
-class Problems(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class Problems:
     """What the reference estimators predict from what, in float64.
 
-    There is one problem for each prompt and each of ``sizes``: predict f at ``targets`` from the prompt's first
-    sizes[i] examples, whose statistics are rows of ``moments`` (prompts times sizes, sizes fastest).
+    There is one problem for each prompt and each of ``sizes`` (on the CPU): predict f at ``targets`` from the prompt's
+    first sizes[i] examples; with a ``point_mask``, from all of its examples that are no padding. Problems are rows:
+    prompts times sizes, sizes fastest. What several estimators need of them is computed when it is first asked for,
+    and kept: ask it of ``parts``, which bounds the memory.
     """
 
     x: Float[Tensor, "batch points dims"]
@@ -24,54 +31,71 @@ class Problems(NamedTuple):
     f: Float[Tensor, "batch sizes queries"]
     w: Float[Tensor, "batch dims"] | None
     sizes: Int[Tensor, " sizes"]
-    moments: Moments
+    point_mask: Bool[Tensor, "batch points"] | None = None
+    _rescaled: dict[float, Eigenbasis] = field(default_factory=dict, init=False, repr=False)
 
-    def chunks(self, n_prompts: int) -> Iterator["Problems"]:
-        """The problems of at most ``n_prompts`` prompts at a time, which bounds the memory of a path of iterates."""
-        n_sizes = len(self.sizes)
-        for start in range(0, len(self.x), n_prompts):
-            stop = min(start + n_prompts, len(self.x))
-            yield Problems(
-                self.x[start:stop],
-                self.y[start:stop],
-                self.targets[start:stop],
-                self.f[start:stop],
-                None if self.w is None else self.w[start:stop],
-                self.sizes,
-                self.moments.rows(slice(start * n_sizes, stop * n_sizes)),
-            )
+    @cached_property
+    def moments(self) -> Moments:
+        """The statistics of every problem's examples."""
+        if len(self.sizes) > 1:
+            return prefix_moments(self.x, self.y)
+        return moments(self.x, self.y, self.point_mask)
+
+    def eigenbasis(self, power: float = 0.0) -> Eigenbasis:
+        """That of every problem with features rescaled by |X^T y / n|^power; its vectors lead back to weights of x."""
+        if power not in self._rescaled:
+            scale = feature_scale(self.moments, power)
+            basis = eigenbasis(self.moments.rescaled(scale))
+            self._rescaled[power] = basis._replace(vectors=scale[:, :, None] * basis.vectors)
+        return self._rescaled[power]
+
+    def parts(self) -> Iterator["Problems"]:
+        """The problems of some prompts at a time, few enough for their moments or a path of solutions in memory."""
+        n_dims = self.x.shape[2]
+        per_row = n_dims**2 + ITERATES * max(n_dims, self.f.shape[2])
+        size = max(1, ENTRIES_AT_ONCE // (per_row * len(self.sizes)))
+        if size >= len(self.x):
+            yield self
+            return
+        for start in range(0, len(self.x), size):
+            rows = slice(start, start + size)
+            w, mask = (None if of_each is None else of_each[rows] for of_each in (self.w, self.point_mask))
+            x, y, targets, f = self.x[rows], self.y[rows], self.targets[rows], self.f[rows]
+            yield Problems(x, y, targets, f, w, self.sizes, mask)
 
     def by_size(self, rows: Float[Tensor, "*path rows dims"]) -> Float[Tensor, "*path batch sizes dims"]:
-        """One vector for each prompt and size, from one for each row of the moments."""
+        """One vector for each prompt and size, from one for each problem."""
         return rows.unflatten(-2, (len(self.x), len(self.sizes)))
 
-    def per_row(self, setting: Float[Tensor, " sizes"]) -> Float[Tensor, " rows"]:
+    def per_row(self, values: Float[Tensor, "*settings sizes"]) -> Float[Tensor, "*settings rows"]:
         """A setting of each size, repeated for every prompt."""
-        return setting.to(self.x).repeat(len(self.x))
+        return values.to(self.x).repeat(*[1] * (values.ndim - 1), len(self.x))
+
+    def predictions(
+        self, w_hat: Float[Tensor, "*settings batch sizes dims"]
+    ) -> Float[Tensor, "*settings batch sizes queries"]:
+        """<w_hat, x_q> at the targets."""
+        return torch.einsum("...bsd,bsqd->...bsq", w_hat, self.targets)
 
 
 def whole_prompts(prompt: Prompt) -> Problems:
-    """Predict at the queries from all examples (pass unpadded prompts): a single size, n."""
+    """Predict the queries from all examples, which may be fewer in some prompts: padding does not count."""
     prompt = prompt.double()
-    return Problems(
-        prompt.x,
-        prompt.y,
-        prompt.x_query[:, None],
-        prompt.f_query[:, None],
-        prompt.w,
-        torch.tensor([prompt.x.shape[1]], device=prompt.x.device),
-        moments(prompt.x, prompt.y),
-    )
+    x, y, mask, largest = prompt.x, prompt.y, prompt.point_mask, prompt.x.shape[1]
+    if mask is not None:
+        x, y, largest = x.masked_fill(~mask[..., None], 0.0), y.masked_fill(~mask, 0.0), int(prompt.n_points().max())
+    sizes = torch.tensor([largest])
+    return Problems(x, y, prompt.x_query[:, None], prompt.f_query[:, None], prompt.w, sizes, mask)
 
 
 def every_prefix(prompt: Prompt, at_queries: bool = False) -> Problems:
-    """Predict from the first k examples, for k = 1 .. n.
+    """Predict from the first k examples, for k = 1 .. n; raises InputError where an example is padding.
 
     The target is the example that follows, as in a causal layout, and after the last one the first query; or
     ``at_queries`` all queries of the prompt for every k, which says the same of the law with less variance (but for
     SparseRecovery's fixed design, where examples and queries are of different laws).
     """
-    prompt = prompt.double()
+    prompt = prompt.unpadded().double()
     n_points = prompt.x.shape[1]
     if at_queries:
         targets = prompt.x_query[:, None].expand(-1, n_points, -1, -1)
@@ -80,5 +104,4 @@ def every_prefix(prompt: Prompt, at_queries: bool = False) -> Problems:
         assert prompt.f is not None, "the prompt does not know the noise-free targets at its examples"
         targets = torch.cat([prompt.x[:, 1:], prompt.x_query[:, :1]], dim=1)[:, :, None]
         f = torch.cat([prompt.f[:, 1:], prompt.f_query[:, :1]], dim=1)[:, :, None]
-    sizes = torch.arange(1, n_points + 1, device=prompt.x.device)
-    return Problems(prompt.x, prompt.y, targets, f, prompt.w, sizes, prefix_moments(prompt.x, prompt.y))
+    return Problems(prompt.x, prompt.y, targets, f, prompt.w, torch.arange(1, n_points + 1))

@@ -1,9 +1,10 @@
-"""What a reference estimator is: a name, settings that are fixed before it is scored, and predictions."""
+"""What a reference estimator is: options, a case it is bound to, settings chosen on other prompts, and weights."""
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,12 +14,12 @@ from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Law
 
-ROWS_AT_ONCE = 2048  # problems whose candidate fits are held in memory together
-
+Self = TypeVar("Self", bound="Reference")  # beartype takes typing.Self only where it decorates whole classes
 Setting = Float[Tensor, "parameters sizes"]
-Candidates = Float[Tensor, "candidates parameters sizes"]
-Settings = Float[Tensor, "settings parameters"]  # of problems of one size
+Settings = Float[Tensor, "settings parameters sizes"]
 Fit = Float[Tensor, "batch sizes dims"]
+Solver = Callable[[Settings], Float[Tensor, "settings batch sizes dims"]]
+Candidates = Sequence[int] | Sequence[float] | Float[Tensor, "candidates sizes"]
 
 
 class Case(NamedTuple):
@@ -36,144 +37,181 @@ class Case(NamedTuple):
 
 
 class Reference(ABC):
-    """A reference estimator: settings in the constructor, ``None`` for those the law implies or that are tuned.
+    """A reference estimator: options in the constructor, ``None`` for those the law implies or that are tuned.
 
-    ``settled`` fixes them for a case, on ``tuning``: problems of the law and sizes it is then scored on, from separate
-    prompts. ``name`` is what it is logged by.
+    It is used in two steps: ``bound`` to a case, then ``tuned`` (below) with others. ``name`` is what it is logged by,
+    ``title`` what figures and tables call it.
     """
 
     name: ClassVar[str]
+    _case: Case | None = None
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Its name in words, with its options."""
 
     @property
     def key(self) -> str:
         """Its name in logs and files, with the settings it was given: no two of a list may share one."""
         return self.name
 
-    @abstractmethod
     def label(self, same: Sequence["Reference"] = ()) -> str:
         """Its name in figures and tables, with its settings: its own, or those of the ``same`` in other cases."""
+        return self.title
 
     def check(self, case: Case) -> None:
         """Refuse a case this estimator cannot serve, before any work is done."""
         return
 
-    def settled(self, case: Case, tuning: Problems) -> "Reference":
-        """The same estimator with every free setting fixed."""
-        settled = copy.copy(self)
-        settled.settle(case, tuning)
-        return settled
+    def bound(self: Self, case: Case) -> Self:
+        """The same estimator for this case; raises InputError for one it cannot serve."""
+        self.check(case)
+        return self._knowing(_case=case)
 
-    def settle(self, case: Case, tuning: Problems) -> None:
-        """Fix every free setting of this one."""
-        return
+    @property
+    def case(self) -> Case:
+        """What it is bound to."""
+        assert self._case is not None, "bind a reference to a case before asking for its settings or its predictions"
+        return self._case
 
     @abstractmethod
     def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
         """Its predictions of f at the targets."""
 
-    def errors(self, problems: Problems) -> Float[Tensor, "batch sizes"]:
-        """Squared error of each prompt, averaged over its queries, for each number of examples."""
-        return squared_errors(self.predictions(problems), problems.f)
+    def _knowing(self: Self, **known: Case | Tensor) -> Self:
+        copied = copy.copy(self)
+        copied.__dict__.update(known)  # what is no option, which nobody may change
+        return copied
 
 
 class LinearReference(Reference):
-    """One that estimates weights."""
-
-    @abstractmethod
-    def weights(self, problems: Problems) -> Fit:
-        """w_hat from the first k examples, for every k of the problems' sizes."""
-
-    def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
-        return predicted(self.weights(problems), problems)
-
-
-def predicted(w_hat: Fit, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
-    """<w_hat, x_q> at the problems' targets."""
-    return torch.einsum("bsd,bsqd->bsq", w_hat, problems.targets)
-
-
-class SearchedReference(LinearReference):
-    """One whose free settings are chosen among candidates, separately for each number of examples.
-
-    The chosen candidate has the lowest excess risk on the tuning problems. A single candidate (a setting given by the
-    user or implied by the law) is taken as it is.
+    """One that estimates weights, under settings that may be chosen separately for each number of examples.
 
     Attributes:
         setting: what was chosen.
-        setting_names: its parameters by name: "steps" and "features" are whole numbers.
+        setting_names: its parameters by name: "steps" and "features" are whole numbers. One path of solutions serves
+            all values of the last.
     """
 
-    setting: Setting | None = None
-    setting_names: ClassVar[tuple[str, ...]]
+    setting_names: ClassVar[tuple[str, ...]] = ()
+    setting: Setting = torch.zeros(0, 0, dtype=torch.float64)
+
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        """The values that each of its settings may have, for every number of examples or alike for all."""
+        return []
 
     @abstractmethod
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        """The settings to choose from."""
+    def solver(self, problems: Problems) -> Solver:
+        """The weights w_hat of the problems as a function of any settings, (settings, parameters, sizes) on the CPU."""
 
-    @abstractmethod
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        """The weights under one setting for each number of examples."""
+    def grid(self, tuning: Problems) -> Settings:
+        """The settings to choose from, all combinations of the candidates; kept on the CPU, in float64."""
+        n_sizes = len(tuning.sizes)
+        if not self.setting_names:
+            return torch.zeros(1, 0, n_sizes, dtype=torch.float64)
+        values = [torch.as_tensor(v, dtype=torch.float64) for v in self.candidates(tuning)]
+        places = torch.meshgrid(*(torch.arange(len(v)) for v in values), indexing="ij")
+        pairs = zip(values, places, strict=True)
+        return torch.stack([v.view(len(v), -1).expand(-1, n_sizes)[place.flatten()] for v, place in pairs], dim=1)
 
-    def fits(self, problems: Problems, candidates: Candidates) -> Iterator[Fit]:
-        """The weights under every candidate, in order."""
-        for candidate in candidates:
-            yield self.fit(problems, candidate)
-
-    def several(self, problems: Problems) -> Callable[[Settings], Float[Tensor, "settings batch dims"]]:
-        """The weights, as a function of any settings, for problems of one size."""
-        return lambda settings: torch.stack([fit[:, 0] for fit in self.fits(problems, settings[..., None])])
-
-    def settle(self, case: Case, tuning: Problems) -> None:
-        candidates = self.candidates(case, tuning)
-        best = torch.zeros(len(tuning.sizes), dtype=torch.int64, device=candidates.device)
-        if len(candidates) > 1:
-            best = self._risks(tuning, candidates).nan_to_num(torch.inf).argmin(0)
-        self.setting = candidates.gather(0, best.expand(1, *candidates.shape[1:]))[0]
-
-    def _risks(self, tuning: Problems, candidates: Candidates) -> Float[Tensor, "candidates sizes"]:
-        total = torch.zeros(len(candidates), len(tuning.sizes), dtype=torch.float64, device=tuning.x.device)
-        for part in in_parts(tuning):
-            for row, w_hat in zip(total, self.fits(part, candidates), strict=True):
-                row += squared_errors(predicted(w_hat, part), part.f).sum(0)
-        return total / len(tuning.x)
-
-    def settings(self, same: Sequence[Reference]) -> Setting | None:
-        """The settings of the ``same`` in other cases side by side, or else its own, for a label."""
-        known = [r.setting for r in same or (self,) if isinstance(r, SearchedReference) and r.setting is not None]
-        return torch.cat(known, dim=1) if known else None
+    def at(self: Self, setting: Setting) -> Self:
+        """The same estimator under these settings."""
+        return self._knowing(setting=setting)
 
     def weights(self, problems: Problems) -> Fit:
-        assert self.setting is not None, "settle a reference before asking for its weights"
-        setting = self.setting[:, : len(problems.sizes)]
-        return torch.cat([self.fit(part, setting) for part in in_parts(problems)])
+        """w_hat from the first k examples, for every k of the problems' sizes."""
+        assert len(self.setting) == len(self.setting_names), "tune a reference before asking for its weights"
+        settings = self.setting[None, :, : len(problems.sizes)]
+        return torch.cat([self.solver(part)(settings)[0] for part in problems.parts()])
+
+    def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
+        return problems.predictions(self.weights(problems))
+
+    def side_by_side(self, same: Sequence[Reference]) -> Setting:
+        """The settings of the ``same`` in other cases, or else its own, for a label; empty before they are chosen."""
+        return torch.cat([r.setting for r in same or (self,) if isinstance(r, LinearReference)], dim=1)
 
 
-def in_parts(problems: Problems) -> Iterator[Problems]:
-    """The problems in parts small enough for a path of iterates."""
-    return problems.chunks(max(1, ROWS_AT_ONCE // len(problems.sizes)))
+def tuned(references: Sequence[Self], tuning: Problems) -> list[Self]:
+    """The references, bound to their cases, each with its best setting for every number of examples.
+
+    The best of its grid has the lowest excess risk on ``tuning``: problems of the law and sizes they are then scored
+    on, from separate prompts. A single setting (given by the user or implied by the law) is taken as it is.
+    """
+    linear = [reference for reference in references if isinstance(reference, LinearReference)]
+    grids = [reference.grid(tuning) for reference in linear]
+    totals = [tuning.x.new_zeros(len(grid), len(tuning.sizes)) for grid in grids]
+    for part in tuning.parts():
+        for reference, grid, total in zip(linear, grids, totals, strict=True):
+            if len(grid) == 1:
+                continue
+            solve = reference.solver(part)
+            for path in paths(grid):
+                prediction = part.predictions(solve(grid[path]))
+                total[path] += squared_errors(prediction, part.f.expand_as(prediction)).sum(1)
+    best = [total.nan_to_num(torch.inf).argmin(0).cpu() for total in totals]
+    chosen = iter([grid.gather(0, at.expand(1, *grid.shape[1:]))[0] for grid, at in zip(grids, best, strict=True)])
+    return [r.at(next(chosen)) if isinstance(r, LinearReference) else r for r in references]
 
 
-def constant(values: Sequence[int] | Sequence[float], problems: Problems) -> Candidates:
-    """Candidates for one parameter, alike for every number of examples."""
-    return problems.x.new_tensor(values)[:, None, None].expand(-1, 1, len(problems.sizes))
+def errors(references: Sequence[Reference], problems: Problems) -> dict[str, Float[Tensor, "batch sizes"]]:
+    """By key each reference's squared error of each prompt, averaged over its queries, for each number of examples."""
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for part in problems.parts():
+        for key, reference in {reference.key: reference for reference in references}.items():
+            found[key].append(squared_errors(reference.predictions(part), part.f))
+    return {key: torch.cat(parts) for key, parts in found.items()}
 
 
-def strengths(problems: Problems, decades: int = 4) -> Candidates:
+def paths(settings: Settings) -> list[list[int]]:
+    """The places of settings that share all but the last parameter: one path of solutions has them all."""
+    alike = defaultdict(list)
+    for place, others in enumerate(settings[:, :-1].flatten(1).tolist()):
+        alike[tuple(others)].append(place)
+    return list(alike.values())
+
+
+def on_paths(problems: Problems, path: Callable[..., Float[Tensor, "iterates rows dims"]]) -> Solver:
+    """A solver that takes the iterate which the last parameter counts from ``path``, a function of (how many, *others).
+
+    The other parameters are one number for each row.
+    """
+
+    def weights(settings: Settings) -> Float[Tensor, "settings batch sizes dims"]:
+        found = problems.x.new_empty(len(settings), *problems.targets.shape[:2], problems.x.shape[2])
+        for alike in paths(settings):
+            count = settings[alike, -1].long()
+            iterates = problems.by_size(path(int(count.max()), *problems.per_row(settings[alike[0], :-1])))
+            prompt, size = (torch.arange(n) for n in iterates.shape[1:3])
+            found[alike] = iterates[count[:, None], prompt[:, None], size]
+        return found
+
+    return weights
+
+
+def whatever_the_settings(w_hat: Fit) -> Solver:
+    """The solver of an estimator that has none."""
+    return lambda settings: w_hat.expand(len(settings), *w_hat.shape)
+
+
+def strengths(tuning: Problems, decades: int = 4) -> Float[Tensor, "candidates sizes"]:
     """Four a decade, from six times the strength at which the median prompt's lasso vanishes to ``decades`` below it.
 
     Where noise rules the best one is near the top, without noise far below.
     """
-    largest = problems.by_size(problems.moments.moment).abs().amax(-1).median(0).values.clamp(min=1e-12)
-    powers = torch.arange(3, -4 * decades - 1, -1, device=largest.device, dtype=largest.dtype) / 4
-    return (largest * 10 ** powers[:, None])[:, None]
+    moment = torch.cat([part.by_size(part.moments.moment) for part in tuning.parts()])
+    largest = moment.abs().amax(-1).median(0).values.clamp(min=1e-12).cpu()
+    powers = torch.arange(3, -4 * decades - 1, -1, dtype=largest.dtype) / 4
+    return largest * 10 ** powers[:, None]
 
 
-def given(name: str, value: int | float | None, default: float | None) -> str:
+def unless(default: float | None, name: str, value: int | float | None) -> str:
     """The part of a key that says how one setting differs from its default."""
     return "" if value is None or value == default else f"_{name}_{value:g}"
 
 
-def span(values: Tensor) -> str:
+def least_to_most(values: Tensor) -> str:
     """One number, or the smallest and the largest of several."""
     low, high = f"{float(values.min()):.3g}", f"{float(values.max()):.3g}"
     return low if low == high else f"{low} to {high}"

@@ -1,26 +1,25 @@
 """References that know how many weights are non-zero."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
-
-import torch
-from torch import Tensor
 
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
-from lightning_icl.functional.references.iterative import Descent, IterativeReference, PathOfRows, Steps
+from lightning_icl.functional.references.iterative import Iterative, Steps, unit_steps
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
     Candidates,
     Case,
-    Fit,
+    LinearReference,
     Reference,
-    SearchedReference,
     Setting,
-    constant,
-    given,
-    span,
+    Solver,
+    least_to_most,
+    on_paths,
+    unless,
+    whatever_the_settings,
 )
 from lightning_icl.functional.tasks import Law
 
@@ -43,76 +42,79 @@ def law_sparsity(task: Law, asked_for: int | None, name: str) -> int:
     return sparsity
 
 
-class SubsetReference(SearchedReference):
+class Subset(LinearReference):
     """Least squares on a number of features that it chooses."""
 
     setting_names = ("features",)
+    sparsity: int | None
 
-    def __init__(self, sparsity: int | None = None) -> None:
-        self.sparsity = sparsity
+    @property
+    def title(self) -> str:
+        return f"{self.name.replace('_', ' ')}, s features"
 
     @property
     def key(self) -> str:
         return self.name if self.sparsity is None else f"{self.name}_{self.sparsity}"
 
     def label(self, same: Sequence[Reference] = ()) -> str:
-        settings = self.settings(same)
-        size = "s" if settings is None else span(settings[0])
+        if not len(setting := self.side_by_side(same)):
+            return self.title
+        size = least_to_most(setting[0])
         return f"{self.name.replace('_', ' ')}, {size} {'feature' if size == '1' else 'features'}"
 
     def check(self, case: Case) -> None:
         law_sparsity(case.task, self.sparsity, type(self).__name__)
 
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        return constant([law_sparsity(case.task, self.sparsity, type(self).__name__)], tuning)
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        return [[law_sparsity(self.case.task, self.sparsity, type(self).__name__)]]
 
 
-class BestSubset(SubsetReference):
+@dataclass(frozen=True)
+class BestSubset(Subset):
     """Least squares on the support of the given size that fits best, of all there are.
 
     Args:
         sparsity: size of the support; left out, the law's.
     """
 
+    sparsity: int | None = None
     name = "best_subset"
 
     def check(self, case: Case) -> None:
-        super().check(case)
         size = law_sparsity(case.task, self.sparsity, "BestSubset")
         refuse_above_limit(comb(case.task.n_dims, size), f"supports of {size} among {case.task.n_dims} features")
 
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        return problems.by_size(estimators.best_subset(problems.moments, int(setting[0, 0])))
+    def solver(self, problems: Problems) -> Solver:
+        size = law_sparsity(self.case.task, self.sparsity, "BestSubset")
+        return whatever_the_settings(problems.by_size(estimators.best_subset(problems.moments, size)))
 
 
-class OrthogonalMatchingPursuit(SubsetReference):
+@dataclass(frozen=True)
+class OrthogonalMatchingPursuit(Subset):
     """Least squares on features added one at a time, each the most correlated with the residual.
 
     Args:
         sparsity: how many features; left out, the law's, and tuned where the law has none.
     """
 
+    sparsity: int | None = None
     name = "orthogonal_matching_pursuit"
 
     def check(self, case: Case) -> None:
-        if not self._is_tuned(case.task):
+        if self.sparsity is not None or support_size(case.task) is not None:
             super().check(case)
 
-    def candidates(self, case: Case, tuning: Problems) -> Candidates:
-        if self._is_tuned(case.task):
-            return constant(range(case.task.n_dims + 1), tuning)
-        return super().candidates(case, tuning)
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        task = self.case.task
+        is_tuned = self.sparsity is None and support_size(task) is None
+        return [range(task.n_dims + 1)] if is_tuned else super().candidates(tuning)
 
-    def _is_tuned(self, task: Law) -> bool:
-        return self.sparsity is None and support_size(task) is None
-
-    def fit(self, problems: Problems, setting: Setting) -> Fit:
-        n_features = setting[0].long()
-        path = problems.by_size(estimators.orthogonal_matching_pursuit(problems.moments, int(n_features.max())))
-        return path[n_features, :, torch.arange(len(n_features), device=path.device)].transpose(0, 1)
+    def solver(self, problems: Problems) -> Solver:
+        return on_paths(problems, lambda most: estimators.orthogonal_matching_pursuit(problems.moments, most))
 
 
-class IterativeHardThresholding(IterativeReference):
+@dataclass(frozen=True)
+class IterativeHardThresholding(Iterative):
     """Gradient descent that keeps the s largest weights after each step (Blumensath & Davies 2009), steps 1/lambda_max.
 
     Args:
@@ -121,31 +123,29 @@ class IterativeHardThresholding(IterativeReference):
         max_steps: where the search for the best number of steps ends.
     """
 
-    name, title = "iterative_hard_thresholding", "iterative hard thresholding"
+    steps: Steps = "best"
+    sparsity: int | None = None
+    max_steps: int = 100
+    name, setting_names = "iterative_hard_thresholding", ("steps",)
 
-    def __init__(self, steps: Steps = "best", sparsity: int | None = None, max_steps: int = 100) -> None:
-        super().__init__(steps, max_steps)
-        self.sparsity = sparsity
-        if sparsity is not None:
-            self.title = f"{self.title} to {sparsity}"
-        self._kept = 0
+    @property
+    def title(self) -> str:
+        return "iterative hard thresholding" + ("" if self.sparsity is None else f" to {self.sparsity}")
+
+    @property
+    def variant(self) -> str:
+        return unless(None, "sparsity", self.sparsity)
 
     def check(self, case: Case) -> None:
         law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
 
-    @property
-    def key(self) -> str:
-        return super().key + given("sparsity", self.sparsity, None)
+    def candidates(self, tuning: Problems) -> list[Candidates]:
+        return [self.step_counts()]
 
-    def settle(self, case: Case, tuning: Problems) -> None:
-        self._kept = law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
-        super().settle(case, tuning)
+    def solver(self, problems: Problems) -> Solver:
+        kept = law_sparsity(self.case.task, self.sparsity, "IterativeHardThresholding")
+        m, step = problems.moments, unit_steps(problems.eigenbasis())
+        return on_paths(problems, lambda n: estimators.iterative_hard_thresholding_path(m, kept, n, step))
 
-    def others(self, case: Case, tuning: Problems) -> Candidates:
-        return tuning.x.new_zeros(1, 0, len(tuning.sizes))
-
-    def path(self, descent: Descent, n_steps: int, parameters: list[Tensor]) -> PathOfRows:
-        return estimators.iterative_hard_thresholding_path(descent.problems, self._kept, n_steps, descent.unit_step)
-
-    def in_words(self, setting: Setting) -> str:
+    def words(self, setting: Setting) -> str:
         return " of 1/λmax"
