@@ -190,5 +190,6 @@ def _pattern_rows(pattern: HeadPattern) -> Iterator[Row]:
         low, high = pattern.interval[:, i]
         yield Row("construction/heads/overlap", overlap, low, high, layer=i + 1)
         for name, found in (("construction", pattern.other), ("model", pattern.model)):
-            low, high = found.effective_interval[:, i]
-            yield Row(f"construction/heads/effective/{name}", found.effective_heads[i], low, high, layer=i + 1)
+            effective = found.effective_heads
+            low, high = effective.interval[:, i]
+            yield Row(f"construction/heads/effective/{name}", effective.value[i], low, high, layer=i + 1)

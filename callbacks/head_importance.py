@@ -12,14 +12,13 @@ from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module, progress, trained_steps
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
-from lightning_icl.instruments.ablation import AblatedHeads, Ablation, squared_error
+from lightning_icl.instruments.ablation import AblatedHeads, Ablation
 from lightning_icl.instruments.importance import (
     SCORES,
     HeadScores,
     Score,
     check_scores,
     head_importance,
-    head_importance_by_points,
 )
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
@@ -71,45 +70,50 @@ class HeadImportance(Analysis):
                 raise InputError(f"{name} is {list(given)}, but {needed} must be among them: HeadPruning goes by it.")
         self.n_prompts, self.chunk_size = n_prompts, chunk_size
         self.scores, self.ablations, self.n_points = list(scores), list(ablations), list(n_points)
-        self.found: HeadScores | None = None
-        self.result: ImportanceScores | None = None  # of it, leave-one-out under zero ablation
+        self.found: dict[int | None, HeadScores] = {}  # by number of examples, None for all of them
         self._found_at: tuple[str | None, int] = (None, -1)
-        self.by_points: dict[int, HeadScores] = {}
         self._trained_by: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self.found = self.result = None
+        self.found = {}
         self._trained_by = icl_module(pl_module).optimizer if stage == "fit" else None
         largest = datamodule(trainer).streams[0].largest_n
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:
             raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {largest} examples.")
 
     def measure(self, trainer: Trainer, module: ICLModule) -> ImportanceScores:
-        """Importance now; computed once per training step, however many callbacks ask, in each run."""
+        """Leave-one-out importance under zero ablation, computed once per training step, however many ask for it."""
         now = (trainer.state.fn, trained_steps(trainer, module))
-        if self.found is None or self._found_at != now:
+        if not self.found or self._found_at != now:
             data, ablations = datamodule(trainer), []
             prompt = data.held_out("head_importance", self.n_prompts, module.device)
             for kind in self.ablations:
                 n = self.n_prompts * (MEAN_REFERENCE if kind == "mean" else 1)
                 other = None if kind == "zero" else data.held_out("head_importance_reference", n, module.device)
                 ablations.append(AblatedHeads(kind, other))
-            settings = self.scores, ablations, squared_error, self.chunk_size, partial(progress, trainer)
-            found = head_importance(module.transformer, prompt, *settings)
-            by_points = head_importance_by_points(module.transformer, prompt, self.n_points, *settings)
+            bar = partial(progress, trainer)
+            found = {
+                n: head_importance(
+                    module.transformer,
+                    prompt,
+                    self.scores,
+                    ablations,
+                    chunk_size=self.chunk_size,
+                    progress=bar,
+                    n_points=n,
+                )
+                for n in (None, *self.n_points)
+            }
             # Rank 0's, so that no rank keeps other heads than the rest.
-            self.found, self.by_points = trainer.strategy.broadcast((found, by_points))
-            drawn = {name: n for name, n in data.drawn.items() if name.startswith("head_importance")}
-            self._found_at, self._drawn, self.result = now, drawn, self.found.scores["leave_one_out"]
+            self.found, self._found_at = trainer.strategy.broadcast(found), now
+            self._drawn = {name: n for name, n in data.drawn.items() if name.startswith("head_importance")}
         datamodule(trainer).drawn |= self._drawn  # also where another callback had it measured
-        assert self.result is not None
-        return self.result
+        return self.found[None].scores["leave_one_out"]
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         self.measure(trainer, module)
-        assert self.found is not None
-        for n_points, found in [(None, self.found), *self.by_points.items()]:
+        for n_points, found in self.found.items():
             for row in score_rows(found, module.transformer.heads):
                 yield row._replace(n_points=n_points)
 

@@ -169,7 +169,10 @@ class HeadPruning(Analysis):
         """
         found = [c for c in trainer.callbacks if isinstance(c, HeadImportance)]  # type: ignore[attr-defined]
         measure = found[0] if found else HeadImportance(self.n_prompts, self.chunk_size, scores=["leave_one_out"])
-        importance, bar = measure.measure(trainer, module).raw, partial(progress, trainer, description="greedy removal")
+        importance, bar = (
+            measure.measure(trainer, module).raw.value,
+            partial(progress, trainer, description="greedy removal"),
+        )
         case = pruning_case(module.transformer, prompt, importance, self.chunk_size, bar)
         strategies = [s for s in self.strategies if ends or not isinstance(s, GreedyRemoval)]
         path = case.path(self.path_to) if any(isinstance(s, GreedyRemoval) for s in strategies) else None

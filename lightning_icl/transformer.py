@@ -1,6 +1,7 @@
 """A transformer whose heads can be told apart, counted by layer and masked."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -307,11 +308,11 @@ class Transformer(nn.Module):
 
         ``head_mask`` multiplies each head's output before the output projection (1 keeps, 0 ablates); layers with
         fewer heads than the widest ignore the rest of their row. ``point_mask`` is False at padded examples, which
-        come last; what is predicted there means nothing.
+        come last; what is predicted there means nothing. Masks may be on any device.
         Without ``last_context`` the last layer is computed only at the tokens that predict, which saves time, and
         ``context_states`` ends before it.
         """
-        *masks, last_mask = self._masks_by_layer(head_mask)
+        *masks, last_mask = self._masks_by_layer(head_mask, tokens.device)
         start = self.embedded(tokens, n_queries, point_mask)
         *layers, last_layer = self.blocks
         stream = [start.states]
@@ -361,9 +362,10 @@ class Transformer(nn.Module):
     ) -> Embedded:
         """The tokens in the residual stream before the first layer; ``blocks`` and ``read`` take them from there."""
         places = self._places(tokens.shape[1], n_queries)
+        point_mask = None if point_mask is None else point_mask.to(tokens.device)
         # Read-in, residual stream and read-out keep the parameters' precision under autocast: bfloat16 has 8 bits of
         # mantissa, so it would round x and y themselves, and a risk of 1e-3 is a difference in the sixth.
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             states = self.read_in(tokens) + self._positions(places, point_mask)
         n_keys = places.n_context if self.mask == "context" else places.n_tokens
         view = View(n_keys, self._visible(places, point_mask, tokens.device))
@@ -371,7 +373,7 @@ class Transformer(nn.Module):
 
     def read(self, states: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch tokens"]:
         """The predictions at states after the last layer."""
-        with torch.autocast(states.device.type, enabled=False):
+        with without_autocast(states.device):
             return self.read_out(self.final_norm(states)).squeeze(-1)
 
     def _places(self, n_tokens: int, n_queries: int) -> _Places:
@@ -390,7 +392,7 @@ class Transformer(nn.Module):
         place = torch.arange(start.states.shape[1], device=start.states.device)
         return torch.cat([place[: start.n_context : 2], place[start.first_query :]])
 
-    def _masks_by_layer(self, head_mask: Tensor | None) -> list[Tensor | None]:
+    def _masks_by_layer(self, head_mask: Tensor | None, device: torch.device) -> list[Tensor | None]:
         if head_mask is None:
             return [None] * len(self.heads)
         expected = (len(self.heads), max(self.heads))
@@ -399,7 +401,7 @@ class Transformer(nn.Module):
                 f"head_mask has shape {tuple(head_mask.shape)}, but this model needs {expected} "
                 f"(layers, heads of the widest layer), or the same for each prompt of the batch."
             )
-        batched = head_mask if head_mask.dim() == 3 else head_mask[None]
+        batched = (head_mask if head_mask.dim() == 3 else head_mask[None]).to(device)
         return [batched[:, i, :h] for i, h in enumerate(self.heads)]
 
     def _positions(self, places: _Places, point_mask: Tensor | None) -> Tensor | float:
@@ -439,6 +441,12 @@ class Transformer(nn.Module):
         whole = torch.full((n_context + n_queries,), n_context, device=device)
         context = torch.arange(1, n_context + 1, device=device) if self.mask == "causal" else whole[:n_context]
         return torch.cat([context, torch.arange(n_prefix, device=device), whole[n_context:]])
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Where computations keep the precision of what they are given; also on a device without autocast, such as meta."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _check_options(**options: tuple[str, object]) -> None:

@@ -4,7 +4,7 @@ Everything here is "run with this mask". A head mask is (layers, heads of the wi
 it; where a layer has fewer heads, the rest of its row is 0 and ignored. Definitions: PAPER.md section 4.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,12 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.risk import (
+    Measured,
     bootstrap_interval,
     bootstrap_weights,
     jackknife_errors,
-    mean_and_standard_error,
-    mean_interval,
-    squared_errors,
+    measured_mean,
 )
 
 DRAWS = 1000  # of the bootstrap
@@ -53,93 +52,72 @@ def leave_one_in_masks(heads: Sequence[int]) -> Float[Tensor, "ablations layers 
     return full - leave_one_out_masks(heads) + layer_ablation_masks(heads).repeat_interleave(torch.tensor(heads), 0)
 
 
-def masked_errors(
-    predict: Callable[[Tensor], Tensor], f_query: Float[Tensor, "batch queries"], masks: Iterable[Tensor]
-) -> Float[Tensor, "masks batch"]:
-    """Squared error of each prompt under each head mask; ``predict`` maps a mask to predictions (batch, queries)."""
-    return torch.stack([squared_errors(predict(mask), f_query) for mask in masks])
-
-
 class ImportanceScores(NamedTuple):
     """What each head is worth on one set of prompts; NaN where a layer has no such head.
 
     A score is a mean over prompts of a value v for each head and prompt, such as the cost of leaving the head out.
 
     Attributes:
-        raw: I = mean of v, in the units of the metric (squared label units for the excess risk).
-        standard_error: of ``raw``, over prompts, paired (all models see the same prompts).
-        share: max(I, 0) / sum over the layer of max(I, 0). NaN for a layer whose total is not above its interval of
-            zero: such a layer's shares would be shares of noise.
-        effective_heads: exp(entropy of the shares), from 1 (one head does it all) to the number of heads.
+        raw: I = mean of v, in the units of the metric (squared label units for the excess risk); (layers, heads). Its
+            standard error is over prompts, paired (all models see the same prompts), its interval by Student's t.
+        share: max(I, 0) / sum over the layer of max(I, 0); (layers, heads). NaN for a layer whose total is not above
+            its interval of zero: such a layer's shares would be shares of noise.
+        effective_heads: exp(entropy of the shares), from 1 (one head does it all) to the number of heads; (layers,).
         top_share: the largest share of each layer.
-        share_error, effective_error, top_error: standard errors of these three, by the jackknife over prompts.
-        total, total_error: the sum of I over each layer.
-        interval, total_interval: 95 % intervals, lower bound first, by Student's t.
-        share_interval, effective_interval, top_interval: 95 % intervals by the symmetric bootstrap over prompts (for
-            the top share, of the share of the layer that moves most), cut to the values these can have. A jackknife
-            error says nothing of a share that is cut off at 0, and the largest of nearly equal shares is biased
-            upwards; this interval knows both. It is all those values where the total is closer to zero than two of
-            its intervals: that such a layer has shares at all is partly luck.
+        total: the sum of I over each layer, with errors and intervals like those of ``raw``.
+
+    The standard errors of shares, effective heads and top share are by the jackknife over prompts, their intervals by
+    the symmetric bootstrap over prompts (for the top share, of the share of the layer that moves most), cut to the
+    values these can have. A jackknife error says nothing of a share that is cut off at 0, and the largest of nearly
+    equal shares is biased upwards; this interval knows both. It is all those values where the total is closer to zero
+    than two of its intervals: that such a layer has shares at all is partly luck.
     """
 
-    raw: Float[Tensor, "layers heads"]
-    standard_error: Float[Tensor, "layers heads"]
-    share: Float[Tensor, "layers heads"]
-    effective_heads: Float[Tensor, " layers"]
-    top_share: Float[Tensor, " layers"]
-    share_error: Float[Tensor, "layers heads"]
-    effective_error: Float[Tensor, " layers"]
-    top_error: Float[Tensor, " layers"]
-    total: Float[Tensor, " layers"]
-    total_error: Float[Tensor, " layers"]
-    interval: Float[Tensor, "bounds layers heads"]
-    total_interval: Float[Tensor, "bounds layers"]
-    share_interval: Float[Tensor, "bounds layers heads"]
-    effective_interval: Float[Tensor, "bounds layers"]
-    top_interval: Float[Tensor, "bounds layers"]
+    raw: Measured
+    share: Measured
+    effective_heads: Measured
+    top_share: Measured
+    total: Measured
 
 
-def head_importance(
-    full_errors: Float[Tensor, " batch"], ablated_errors: Float[Tensor, "ablations batch"], heads: Sequence[int]
+def importance_scores(
+    values: Float[Tensor, "ablations batch"],
+    heads: Sequence[int],
+    weights: Float[Tensor, "draws batch"] | None = None,
 ) -> ImportanceScores:
-    """Leave-one-out importance from the per-prompt errors of the full model and of each ablation in layer order.
+    """The scores whose values on each prompt, one row a head in layer order, are ``values``.
 
-    I[l,h] = risk with head (l,h) ablated - risk of the full model.
+    Leave-one-out importance is that of the errors with the head ablated - the errors of the full model.
+    ``weights`` are the bootstrap's, ``prompt_weights``, for several scores on the same prompts to share.
     """
-    return importance_scores(ablated_errors - full_errors, heads)
-
-
-def importance_scores(values: Float[Tensor, "ablations batch"], heads: Sequence[int]) -> ImportanceScores:
-    """The scores whose values on each prompt, one row a head in layer order, are ``values``."""
-    values, n = values.T, values.shape[1]
-    by_layer = [layer.sum(dim=1) for layer in values.split(list(heads), dim=1)]
-    total, total_error = mean_and_standard_error(torch.stack(by_layer, dim=1))
-    total_interval = mean_interval(total, total_error, n)
-    raw, error = (_by_layer(moment, heads) for moment in mean_and_standard_error(values))
-    shares = _shares(raw)
-    weak = ~(total_interval[0] > total - total_interval[0])
-    found = (
-        *shares,
-        *jackknife_errors(values, lambda means: _shares(_by_layer(means, heads))),
-        *_share_intervals(shares, values, heads, weak),
+    weights = prompt_weights(values) if weights is None else weights
+    by_prompt = values.T
+    raw = Measured(*(_by_layer(moment, heads) for moment in measured_mean(by_prompt)))
+    total = measured_mean(torch.stack([of.sum(dim=1) for of in by_prompt.split(list(heads), dim=1)], dim=1))
+    shares = _shares(raw.value)
+    errors = jackknife_errors(by_prompt, lambda means: _shares(_by_layer(means, heads)))
+    resampled = _shares(_by_layer(weights @ by_prompt, heads))
+    weak = ~(total.interval[0] > total.value - total.interval[0])
+    intervals = _share_intervals(shares, resampled, heads, weak)
+    within_noise = ~(total.interval[0] > 0)
+    hidden = (raw.value.isnan() | within_noise[:, None], within_noise, within_noise)
+    share, effective_heads, top_share = (
+        Measured(*(part.masked_fill(where, torch.nan) for part in measured))
+        for *measured, where in zip(shares, errors, intervals, hidden, strict=True)
     )
-    within_noise = ~(total_interval[0] > 0)
-    hidden = (raw.isnan() | within_noise[:, None], within_noise, within_noise)
-    shown = [value.masked_fill(mask, torch.nan) for value, mask in zip(found, 3 * hidden, strict=True)]
-    totals, intervals = (total, total_error), (mean_interval(raw, error, n), total_interval)
-    return ImportanceScores(raw, error, *shown[:6], *totals, *intervals, *shown[6:])  # type: ignore[call-arg]
+    return ImportanceScores(raw, share, effective_heads, top_share, total)
+
+
+def prompt_weights(values: Float[Tensor, "*rest batch"]) -> Float[Tensor, "draws batch"]:
+    """The weights of DRAWS resamples of the prompts, the same for any values of as many prompts."""
+    return bootstrap_weights(values.shape[-1], DRAWS, Generator().manual_seed(0)).to(values)
 
 
 def _share_intervals(
-    shares: Sequence[Tensor],
-    values: Float[Tensor, "batch ablations"],
-    heads: Sequence[int],
-    weak: Bool[Tensor, " layers"],
-) -> Sequence[Tensor]:
+    shares: Sequence[Tensor], resampled: Sequence[Tensor], heads: Sequence[int], weak: Bool[Tensor, " layers"]
+) -> list[Tensor]:
     """Intervals of what ``_shares`` returns: the bootstrap's, or all values they can have in ``weak`` layers."""
-    weights = bootstrap_weights(len(values), DRAWS, Generator().manual_seed(0)).to(values)
-    resampled = _shares(_by_layer(weights @ values, heads))
-    n_heads = torch.tensor(list(heads)).to(values)
+    n_heads = torch.tensor(list(heads)).to(shares[0])
     ranges = ((0.0 * n_heads, n_heads**0), (n_heads**0, n_heads), (1 / n_heads, n_heads**0))
     # The top share moves no more than the share that moves most. What resampling does to the top share itself says too
     # little of nearly equal heads: whichever is drawn as the top one, it lies above both.

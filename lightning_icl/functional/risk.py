@@ -93,6 +93,20 @@ def mean_interval(mean: Float[Tensor, "*rest"], error: Float[Tensor, "*rest"], n
     return torch.stack([mean - t_quantile(n) * error, mean + t_quantile(n) * error])
 
 
+class Measured(NamedTuple):
+    """Numbers with their standard errors and 95 % intervals over prompts, lower bound first."""
+
+    value: Float[Tensor, "*rest"]
+    error: Float[Tensor, "*rest"]
+    interval: Float[Tensor, "bounds *rest"]
+
+
+def measured_mean(values: Float[Tensor, "batch *rest"]) -> Measured:
+    """The mean over prompts, the first axis, with the interval of Student's t."""
+    mean, error = mean_and_standard_error(values)
+    return Measured(mean, error, mean_interval(mean, error, len(values)))
+
+
 class Interval(NamedTuple):
     """A number and the ends of its 95 % interval."""
 
@@ -103,8 +117,8 @@ class Interval(NamedTuple):
 
 def mean_with_interval(values: Float[Tensor, " batch"]) -> Interval:
     """The mean over prompts."""
-    mean, error = mean_and_standard_error(values)
-    return Interval(float(mean), *mean_interval(mean, error, len(values)).tolist())
+    mean = measured_mean(values)
+    return Interval(float(mean.value), *mean.interval.tolist())
 
 
 def paired_ratio(values: Float[Tensor, " batch"], others: Float[Tensor, " batch"]) -> Interval:

@@ -40,6 +40,10 @@ class AblatedHeads(NamedTuple):
     ablation: Ablation = "zero"
     reference: Prompt | None = None
 
+    def first(self, n_points: int) -> "AblatedHeads":
+        """The same on the first ``n_points`` examples of the reference prompts."""
+        return self if self.reference is None else self._replace(reference=self.reference.first(n_points))
+
 
 ZERO = AblatedHeads()
 

@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from lightning_icl.functional.constructions import WrittenNetwork
-from lightning_icl.functional.heads import DRAWS, ImportanceScores, importance_scores
-from lightning_icl.functional.risk import bootstrap_interval, bootstrap_weights
+from lightning_icl.functional.heads import ImportanceScores, importance_scores, prompt_weights
+from lightning_icl.functional.risk import bootstrap_interval
 from lightning_icl.instruments.state_alignment import StateAlignment, state_alignment
 from lightning_icl.instruments.weight_alignment import LayerAlignment, weight_alignment
 from lightning_icl.transformer import Transformer
@@ -75,15 +75,15 @@ def head_pattern(
     Heads are matched as they are numbered where they stand ``in_order``, as in a model trained from the other; else by
     size, the largest share with the largest.
     """
-    scores = importance_scores(values, heads), importance_scores(other_values, other_heads)
-    weights = bootstrap_weights(values.shape[1], DRAWS, Generator().manual_seed(0)).to(values)
+    weights = prompt_weights(values)
+    scores = importance_scores(values, heads, weights), importance_scores(other_values, other_heads, weights)
     overlaps, intervals = [], []
     by_layer = zip(values.split(list(heads)), other_values.split(list(other_heads)), strict=True)
     for layer, (mine, theirs) in enumerate(by_layer):
         overlap = _overlap(mine.mean(dim=1), theirs.mean(dim=1), in_order)
         interval = bootstrap_interval(overlap, _overlap(weights @ mine.T, weights @ theirs.T, in_order)).clamp(0, 1)
-        lows = torch.stack([of.total_interval[0, layer] for of in scores])
-        totals = torch.stack([of.total[layer] for of in scores])
+        lows = torch.stack([of.total.interval[0, layer] for of in scores])
+        totals = torch.stack([of.total.value[layer] for of in scores])
         if not (lows > totals - lows).all():  # weak, as in importance_scores
             interval = torch.stack([0 * overlap, 0 * overlap + 1])
         hidden = not (lows > 0).all()

@@ -124,12 +124,12 @@ def importance_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> I
         for layer, n_heads in enumerate(own, start=1)
         for head in range(1, n_heads + 1)
     ]
-    by_head = found.raw[full_mask(own).bool()]
+    by_head = found.raw.value[full_mask(own).bool()]
     off = float((by_head - torch.stack(costs)).abs().max() / torch.stack(costs).abs().max())
     yield expected, f"off by {off:.1g} at most", off < EXACT
     if (n_heads := own[0]) > 1:
-        low, high = found.effective_interval[:, 0].tolist()
-        said = f"{float(found.effective_heads[0]):.2f} [{low:.2f}, {high:.2f}]"
+        low, high = found.effective_heads.interval[:, 0].tolist()
+        said = f"{float(found.effective_heads.value[0]):.2f} [{low:.2f}, {high:.2f}]"
         yield f"{n_heads} effective heads in layer 1, by symmetry", said, high > n_heads * 0.99 and low > 0.9 * n_heads
 
 

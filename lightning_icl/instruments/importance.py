@@ -3,7 +3,7 @@
 from lightning_icl.instruments.importance import head_importance
 
 found = head_importance(transformer, prompt)
-found.scores["leave_one_out"].raw        # (layers, heads), in squared label units
+found.scores["leave_one_out"].raw.value  # (layers, heads), in squared label units
 found.agreement["leave_one_out_and_leave_one_in"].overall
 """
 
@@ -13,21 +13,21 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from lightning_icl.functional.agreement import Agreement, rank_agreement
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import (
-    DRAWS,
     ImportanceScores,
     full_mask,
     importance_scores,
     layer_ablation_masks,
     leave_one_in_masks,
     leave_one_out_masks,
+    prompt_weights,
 )
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.risk import bootstrap_weights, mean_and_standard_error, mean_interval
+from lightning_icl.functional.risk import Measured, measured_mean
 from lightning_icl.instruments.ablation import (
     ZERO,
     AblatedHeads,
@@ -52,29 +52,25 @@ class HeadScores(NamedTuple):
             after the name where it is not zero ("leave_one_out_mean").
         agreement: rank correlation of every two of them, by name ("gradient_and_leave_one_in" is not there where
             "leave_one_in_and_gradient" is: the order is that of ``scores``).
-        risk, risk_error, risk_interval: the metric of the full model on the same prompts, its standard error and 95 %
-            interval.
+        risk: the metric of the full model on the same prompts.
     """
 
     scores: dict[str, ImportanceScores]
     agreement: dict[str, Agreement]
-    risk: Float[Tensor, ""]
-    risk_error: Float[Tensor, ""]
-    risk_interval: Float[Tensor, " bounds"]
+    risk: Measured
 
     def numbers(self, heads: Sequence[int]) -> Iterator["HeadNumber"]:
         """All of it, number by number; of heads that are there, also where they have no share."""
-        yield HeadNumber("risk", self.risk, self.risk_interval)
+        yield HeadNumber("risk", self.risk.value, self.risk.interval)
         for name, scores in self.scores.items():
+            by_layer = {"effective": scores.effective_heads, "top_share": scores.top_share, "total": scores.total}
+            by_head = {"importance": scores.raw, "share": scores.share}
             for i, n_heads in enumerate(heads):
-                layer = i + 1
-                yield HeadNumber(f"{name}/effective", scores.effective_heads[i], scores.effective_interval[:, i], layer)
-                yield HeadNumber(f"{name}/top_share", scores.top_share[i], scores.top_interval[:, i], layer)
-                yield HeadNumber(f"{name}/total", scores.total[i], scores.total_interval[:, i], layer)
+                for of, found in by_layer.items():
+                    yield HeadNumber(f"{name}/{of}", found.value[i], found.interval[:, i], i + 1)
                 for h in range(n_heads):
-                    of_head = layer, h + 1
-                    yield HeadNumber(f"{name}/importance", scores.raw[i, h], scores.interval[:, i, h], *of_head)
-                    yield HeadNumber(f"{name}/share", scores.share[i, h], scores.share_interval[:, i, h], *of_head)
+                    for of, found in by_head.items():
+                        yield HeadNumber(f"{name}/{of}", found.value[i, h], found.interval[:, i, h], i + 1, h + 1)
         for pair, agreement in self.agreement.items():
             yield HeadNumber(f"agreement/{pair}", agreement.overall, agreement.interval)
             for i, value in enumerate(agreement.by_layer):
@@ -102,58 +98,24 @@ def head_importance(
     metric: Metric = squared_error,
     chunk_size: int = 512,
     progress: Progress = silent,
+    n_points: int | None = None,
 ) -> HeadScores:
     """Each score of ``values_by_score`` averaged over the prompts, with intervals, and their agreement.
 
-    All intervals are over prompts, and paired, since every score sees the same ones.
+    All intervals are over prompts, and paired, since every score sees the same ones. With ``n_points`` only the first
+    so many examples of the prompts are there, and of the reference prompts.
     """
+    if n_points is not None:
+        if not 1 <= n_points <= prompt.x.shape[1]:
+            raise InputError(f"n_points is {n_points}, but the prompts have 1 to {prompt.x.shape[1]} examples.")
+        prompt, ablations = prompt.first(n_points), [ablated.first(n_points) for ablated in ablations]
     errors, values = values_by_score(transformer, prompt, scores, ablations, metric, chunk_size, progress)
-    weights = bootstrap_weights(len(errors), DRAWS, Generator().manual_seed(0)).to(errors)
-    risk, risk_error = mean_and_standard_error(errors)
+    heads, weights = transformer.heads, prompt_weights(errors)
     return HeadScores(
-        {name: importance_scores(value, transformer.heads) for name, value in values.items()},
-        {
-            f"{a}_and_{b}": rank_agreement(values[a], values[b], transformer.heads, weights)
-            for a, b in combinations(values, 2)
-        },
-        risk,
-        risk_error,
-        mean_interval(risk, risk_error, len(errors)),
+        {name: importance_scores(value, heads, weights) for name, value in values.items()},
+        {f"{a}_and_{b}": rank_agreement(values[a], values[b], heads, weights) for a, b in combinations(values, 2)},
+        measured_mean(errors),
     )
-
-
-def head_importance_by_points(
-    transformer: Transformer,
-    prompt: Prompt,
-    n_points: Sequence[int],
-    scores: Sequence[Score] = SCORES,
-    ablations: Sequence[AblatedHeads] = (ZERO,),
-    metric: Metric = squared_error,
-    chunk_size: int = 512,
-    progress: Progress = silent,
-) -> dict[int, HeadScores]:
-    """``head_importance`` with the first n examples of the same prompts, for each n of ``n_points``."""
-    available = prompt.x.shape[1]
-    if wrong := [n for n in n_points if not 1 <= n <= available]:
-        raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {available} examples.")
-    return {
-        n: head_importance(
-            transformer,
-            prompt.first(n),
-            scores,
-            [_first_points(ablated, n) for ablated in ablations],
-            metric,
-            chunk_size,
-            progress,
-        )
-        for n in n_points
-    }
-
-
-def _first_points(ablated: AblatedHeads, n: int) -> AblatedHeads:
-    if ablated.reference is None:
-        return ablated
-    return ablated._replace(reference=ablated.reference.first(n))
 
 
 def values_by_score(
@@ -164,8 +126,8 @@ def values_by_score(
     metric: Metric = squared_error,
     chunk_size: int = 512,
     progress: Progress = silent,
-) -> tuple[Float[Tensor, " batch"], dict[str, Tensor]]:
-    """The full model's errors on each prompt, and each score's values (heads in layer order, batch).
+) -> tuple[Float[Tensor, " batch"], dict[str, Float[Tensor, "heads batch"]]]:
+    """The full model's errors on each prompt, and each score's values, heads in layer order.
 
     With L the metric of one prompt [ours, but for the last]:
 
@@ -180,59 +142,41 @@ def values_by_score(
     The first two are there once for each of ``ablations``, all their masks in one walk (instruments/ablation.py).
     """
     check_scores(scores, [ablated.ablation for ablated in ablations])
-    heads, values = transformer.heads, {}
+    heads, values = transformer.heads, dict[str, Tensor]()
     errors = errors_under_masks(transformer, prompt, full_mask(heads)[None], metric=metric, chunk_size=chunk_size)[0]
-    for ablated in ablations if set(scores) - {"gradient"} else ():
-        under = _errors_by_set(transformer, prompt, scores, ablated, metric, chunk_size, progress)
+    sets = {"out": leave_one_out_masks(heads)} if "leave_one_out" in scores else {}
+    if "leave_one_in" in scores:
+        sets |= {"layer": layer_ablation_masks(heads), "in": leave_one_in_masks(heads)}
+    for ablated in ablations if sets else ():
+        masks = torch.cat(list(sets.values()))
+        under = errors_under_masks(transformer, prompt, masks, ablated, metric, chunk_size, progress)
+        by_set = dict(zip(sets, under.split([len(of) for of in sets.values()]), strict=True))
         suffix = "" if ablated.ablation == "zero" else f"_{ablated.ablation}"
         if "leave_one_out" in scores:
-            values[f"leave_one_out{suffix}"] = under["out"] - errors
+            values[f"leave_one_out{suffix}"] = by_set["out"] - errors
         if "leave_one_in" in scores:
-            without_layer = under["layer"].repeat_interleave(torch.tensor(heads, device=errors.device), dim=0)
-            values[f"leave_one_in{suffix}"] = without_layer - under["in"]
+            layer_of = [layer for layer, n in enumerate(heads) for _ in range(n)]
+            values[f"leave_one_in{suffix}"] = by_set["layer"][layer_of] - by_set["in"]
     if "gradient" in scores:
         values["gradient"] = gradient_magnitudes(transformer, prompt, metric, chunk_size)
     return errors, values
-
-
-def _errors_by_set(
-    transformer: Transformer,
-    prompt: Prompt,
-    scores: Sequence[Score],
-    ablated: AblatedHeads,
-    metric: Metric,
-    chunk_size: int,
-    progress: Progress,
-) -> dict[str, Tensor]:
-    """The errors under the masks of leave-one-out ("out") and of leave-one-in ("layer", "in"), in one walk."""
-    heads = transformer.heads
-    masks = {"out": leave_one_out_masks(heads)} if "leave_one_out" in scores else {}
-    if "leave_one_in" in scores:
-        masks |= {"layer": layer_ablation_masks(heads), "in": leave_one_in_masks(heads)}
-    errors = errors_under_masks(
-        transformer, prompt, torch.cat(list(masks.values())), ablated, metric, chunk_size, progress
-    )
-    return dict(zip(masks, errors.split([len(each) for each in masks.values()]), strict=True))
 
 
 def gradient_magnitudes(
     transformer: Transformer, prompt: Prompt, metric: Metric = squared_error, chunk_size: int = 512
 ) -> Float[Tensor, "heads batch"]:
     """|dL / dmask| of each prompt's metric L with respect to each head's mask, heads in layer order."""
-    real = full_mask(transformer.heads).bool().to(prompt.x.device)
-    return torch.cat(
-        [_mask_gradient(transformer, part, metric)[:, real].abs().double() for part in prompt.chunks(chunk_size)]
-    ).T
-
-
-def _mask_gradient(transformer: Transformer, prompt: Prompt, metric: Metric) -> Float[Tensor, "batch layers heads"]:
-    # Prompts are independent, so the gradient of the sum of their metrics holds every prompt's own.
+    layer, head = full_mask(transformer.heads).nonzero(as_tuple=True)
+    found = []
+    # Gradients also under an inference mode, through copies of what was drawn under one.
     with torch.inference_mode(False), torch.enable_grad():
-        prompt = prompt.copied()
-        shape = (len(prompt.x), *full_mask(transformer.heads).shape)
-        mask = torch.ones(shape, dtype=prompt.x.dtype, device=prompt.x.device, requires_grad=True)
-        (gradient,) = torch.autograd.grad(metric(transformer.on_prompt(prompt, mask).prediction, prompt).sum(), mask)
-    return gradient
+        for part in prompt.copied().chunks(chunk_size):
+            mask = full_mask(transformer.heads).to(part.x).repeat(len(part.x), 1, 1).requires_grad_()
+            # Prompts are independent, so the gradient of the sum of their metrics holds every prompt's own.
+            total = metric(transformer.on_prompt(part, mask).prediction, part).sum()
+            (gradient,) = torch.autograd.grad(total, mask)
+            found.append(gradient[:, layer, head].abs().double())
+    return torch.cat(found).T
 
 
 def check_scores(scores: Sequence[str], ablations: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import OF_WHOLE, remove_heads
-from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer
+from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer, without_autocast
 
 RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
 SINGULAR = 1e-12  # times the largest eigenvalue: below it, kept heads say the same and share the weight
@@ -193,7 +193,8 @@ def fine_tuned(
     ``batch(1)``, ...; the learning rate falls linearly to 0 [ours].
     """
     # Outside of any inference mode and autocast: the first forbids gradients, the second would reuse old weights.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(_device(transformer).type, enabled=False):
+    device = transformer.read_out.weight.device
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(device):
         model, mask = _cut(transformer, mask.clone())
         constant = mask.to(model.read_out.weight)
         optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
@@ -231,13 +232,13 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
         if attention is None:
             continue
         cut = row[: attention.n_heads] == 0
-        entries = cut.repeat_interleave(attention.head_dim).to(attention.value.weight.device)
+        entries = cut.repeat_interleave(attention.head_dim).nonzero().flatten().to(attention.value.weight.device)
         for weight, dim in ((attention.value.weight, 0), (attention.output.weight, 1)):
             state = {} if optimizer is None else optimizer.state.get(weight, {})
             if cut.any() and OF_WHOLE in state:
                 state.clear()
             for tensor in (weight, *(m for m in state.values() if isinstance(m, Tensor) and m.shape == weight.shape)):
-                tensor.index_fill_(dim, entries.nonzero().flatten(), 0)
+                tensor.index_fill_(dim, entries, 0)
 
 
 def _value_rows(attention: MultiHeadAttention) -> Float[Tensor, "heads head_dim d_model"]:
@@ -246,7 +247,3 @@ def _value_rows(attention: MultiHeadAttention) -> Float[Tensor, "heads head_dim 
 
 def _output_columns(attention: MultiHeadAttention) -> Float[Tensor, "d_model heads head_dim"]:
     return attention.output.weight.unflatten(1, (attention.n_heads, attention.head_dim))
-
-
-def _device(transformer: Transformer) -> torch.device:
-    return transformer.read_out.weight.device

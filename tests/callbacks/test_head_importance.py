@@ -13,9 +13,9 @@ from lightning_icl.callbacks.head_importance import score_rows
 from lightning_icl.functional.agreement import rank_agreement
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import importance_scores
-from lightning_icl.functional.risk import bootstrap_weights
+from lightning_icl.functional.risk import bootstrap_weights, measured_mean
 from lightning_icl.instruments.ablation import AblatedHeads
-from lightning_icl.instruments.importance import HeadScores, head_importance, head_importance_by_points
+from lightning_icl.instruments.importance import HeadScores, head_importance
 from lightning_icl.record.rows import frame, plain_rows
 
 HEADS = [4, 2, 1]
@@ -101,21 +101,21 @@ def test_every_score_has_rows_under_its_name_with_intervals(tmp_path):
     more, reference = (data.held_out("head_importance_reference", n) for n in (8 * 64, 64))
     ablations = [AblatedHeads(), AblatedHeads("mean", more), AblatedHeads("resample", reference)]
     expected = head_importance(module.transformer, prompt, ablations=ablations)
-    by_points = head_importance_by_points(module.transformer, prompt, [2], ablations=ablations)
-    for place, found in (("", expected), ("/n2", by_points[2])):
-        assert logged[f"heads/risk{place}"] == pytest.approx(found.risk.item(), rel=1e-5)
+    at_2 = head_importance(module.transformer, prompt, ablations=ablations, n_points=2)
+    for place, found in (("", expected), ("/n2", at_2)):
+        assert logged[f"heads/risk{place}"] == pytest.approx(found.risk.value.item(), rel=1e-5)
         for name, scores in found.scores.items():
             for layer, n_heads in enumerate(HEADS):
                 for head in range(n_heads):
                     key = f"heads/{name}/importance{place}/layer{layer + 1}/head{head + 1}"
-                    assert logged[key] == pytest.approx(scores.raw[layer, head].item(), abs=1e-6)
+                    assert logged[key] == pytest.approx(scores.raw.value[layer, head].item(), abs=1e-6)
                 effective = logged[f"heads/{name}/effective{place}/layer{layer + 1}"]
-                assert (effective is None) == bool(scores.effective_heads[layer].isnan())
+                assert (effective is None) == bool(scores.effective_heads.value[layer].isnan())
     for pair, agreement in expected.agreement.items():
         assert logged[f"heads/agreement/{pair}"] == pytest.approx(agreement.overall.item(), abs=1e-3)
     rows = callback.rows
     layer1 = rows[rows["metric"].eq("heads/gradient/effective") & rows["layer"].eq(1) & rows["n_points"].isna()].iloc[0]
-    interval = expected.scores["gradient"].effective_interval[:, 0].tolist()
+    interval = expected.scores["gradient"].effective_heads.interval[:, 0].tolist()
     assert [layer1["low"], layer1["high"]] == pytest.approx(interval, rel=1e-3)
     assert {"head_importance", "head_scores"} <= set(callback.figures(rows))
 
@@ -129,10 +129,10 @@ def test_the_summary_names_the_heads_whose_work_others_do_too(tmp_path):
     out[2:] += 5
     alone[2:4] -= 1  # heads 3 and 4 do less alone
     scores = {"leave_one_out": importance_scores(out, [4, 2]), "leave_one_in": importance_scores(alone, [4, 2])}
-    zero = torch.tensor(0.0)
-    lines = callback.summary(table(HeadScores(scores, {}, zero, zero, torch.zeros(2)), [4, 2]))
+    zero = measured_mean(torch.zeros(2))
+    lines = callback.summary(table(HeadScores(scores, {}, zero), [4, 2]))
     assert lines[-1].strip() == "layer 1 head 1, layer 1 head 2"
-    alone = HeadScores({"leave_one_out": scores["leave_one_out"]}, {}, zero, zero, torch.zeros(2))
+    alone = HeadScores({"leave_one_out": scores["leave_one_out"]}, {}, zero)
     assert len(callback.summary(table(alone, [4, 2]))) == 4
 
 
@@ -142,10 +142,10 @@ def test_the_summary_claims_nothing_of_a_layer_without_heads_or_a_total_within_n
     values[1] -= values.sum(dim=0).mean()
     scores = importance_scores(values, [2, 0])
     agreement = rank_agreement(values[:1], values[:1], [1], bootstrap_weights(50, 4, torch.Generator().manual_seed(0)))
-    zero = torch.tensor(0.0)
+    zero = measured_mean(torch.zeros(2))
     callback = HeadImportance(16)
     scored = {"leave_one_out": scores}
-    found = HeadScores(scored, {"leave_one_out_and_gradient": agreement}, zero, zero, torch.zeros(2))
+    found = HeadScores(scored, {"leave_one_out_and_gradient": agreement}, zero)
     lines = [line.strip() for line in callback.summary(table(found, [2, 0]))]
     assert lines[2:4] == ["layer 1: total not above 0 beyond noise, of 2 heads", "layer 2: no heads"]
     assert not [line for line in lines if "nan" in line]

@@ -93,9 +93,10 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
 def test_a_dead_head_has_importance_exactly_zero(tmp_path):
     importance = HeadImportance(n_prompts=16)
     module, _ = trained(tmp_path, two_cuts(), [importance])
-    dead = ~living_heads(module.transformer) & ~importance.result.raw.isnan()
+    raw = importance.found[None].scores["leave_one_out"].raw.value
+    dead = ~living_heads(module.transformer) & ~raw.isnan()
     assert dead.sum() == 4
-    assert (importance.result.raw[dead] == 0).all()
+    assert (raw[dead] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,10 @@ from scipy.stats import t
 from lightning_icl.functional.heads import (
     DRAWS,
     full_mask,
-    head_importance,
     importance_scores,
     layer_ablation_masks,
     leave_one_in_masks,
     leave_one_out_masks,
-    masked_errors,
 )
 from lightning_icl.functional.risk import bootstrap_weights
 
@@ -69,18 +67,6 @@ def test_leave_one_in_masks_by_hand():
     assert leave_one_in_masks([1]).tolist() == [[[1]]]
 
 
-@pytest.mark.parametrize("heads", [[3, 1, 2], [1], [2, 2]])
-def test_masked_errors_equal_a_loop(heads):
-    outputs = torch.randn(len(heads), max(heads), 5, 2, generator=generator(), dtype=torch.float64)
-    f_query = torch.randn(5, 2, generator=generator(1), dtype=torch.float64)
-    masks = leave_one_out_masks(heads).double()
-    errors = masked_errors(lambda mask: torch.einsum("lh,lhbq->bq", mask, outputs), f_query, masks)
-    for i, mask in enumerate(masks.tolist()):
-        kept = sum(mask[layer][h] * outputs[layer, h] for layer in range(len(heads)) for h in range(max(heads)))
-        expected = [sum((kept[b, q] - f_query[b, q]).item() ** 2 for q in range(2)) / 2 for b in range(5)]
-        np.testing.assert_allclose(errors[i], expected, atol=1e-12)
-
-
 # Importance
 
 
@@ -126,63 +112,62 @@ def planted(heads, costs, n=40, seed=0):
 )
 def test_head_importance_equals_plain_loops(heads, costs, n):
     full, ablated = planted(heads, costs, n)
-    ours = head_importance(full, ablated, heads)
+    ours = importance_scores(ablated - full, heads)
     for layer, by_hand in enumerate(importance_by_hand(full, ablated, heads)):
-        for table, expected in zip((ours.raw, ours.standard_error, ours.share), by_hand, strict=False):
+        for table, expected in zip((ours.raw.value, ours.raw.error, ours.share.value), by_hand, strict=False):
             padded = [*expected, *[NAN] * (max(heads) - len(expected))]
             np.testing.assert_allclose(table[layer], padded, rtol=0, atol=1e-10)  # NaN equals NaN here
-        np.testing.assert_allclose(ours.effective_heads[layer], by_hand[3], atol=1e-10)
-        np.testing.assert_allclose(ours.top_share[layer], by_hand[4], atol=1e-10)
+        np.testing.assert_allclose(ours.effective_heads.value[layer], by_hand[3], atol=1e-10)
+        np.testing.assert_allclose(ours.top_share.value[layer], by_hand[4], atol=1e-10)
 
 
 def test_a_dead_head_scores_exactly_zero():
     full, ablated = planted([2, 2], [1.0, 1.0, 5.0, 5.0])
     ablated[1] = full
-    ours = head_importance(full, ablated, [2, 2])
-    assert ours.raw[0, 1] == ours.standard_error[0, 1] == ours.share[0, 1] == 0
-    assert ours.share[0, 0] == ours.top_share[0] == 1
-    assert ours.effective_heads[0] == pytest.approx(1, abs=1e-12)
+    ours = importance_scores(ablated - full, [2, 2])
+    assert ours.raw.value[0, 1] == ours.raw.error[0, 1] == ours.share.value[0, 1] == 0
+    assert ours.share.value[0, 0] == ours.top_share.value[0] == 1
+    assert ours.effective_heads.value[0] == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("n_heads", [1, 2, 8])
 def test_equal_heads_are_all_effective(n_heads):
     full = torch.rand(6, generator=generator(), dtype=torch.float64)
-    ours = head_importance(full, full + torch.full((n_heads, 6), 0.25, dtype=torch.float64), [n_heads])
-    assert ours.effective_heads.item() == pytest.approx(n_heads, abs=1e-9)
-    assert ours.top_share.item() == pytest.approx(1 / n_heads, abs=1e-9)
+    ours = importance_scores(full + torch.full((n_heads, 6), 0.25, dtype=torch.float64) - full, [n_heads])
+    assert ours.effective_heads.value.item() == pytest.approx(n_heads, abs=1e-9)
+    assert ours.top_share.value.item() == pytest.approx(1 / n_heads, abs=1e-9)
 
 
 @pytest.mark.parametrize("costs", [[0.0, 0.0], [0.01, 0.01], [-3.0, -2.0], [-3.0, 1.0]])
 def test_a_layer_within_noise_or_harmful_has_no_shares(costs):
     full, ablated = planted([2, 1], [*costs, 5.0])
-    ours = head_importance(full, ablated, [2, 1])
-    assert ours.share[0].isnan().all()
-    assert ours.effective_heads.isnan().tolist() == ours.top_share.isnan().tolist() == [True, False]
-    torch.testing.assert_close(ours.raw[0], torch.tensor(costs).double(), rtol=0, atol=1e-6)
+    ours = importance_scores(ablated - full, [2, 1])
+    assert ours.share.value[0].isnan().all()
+    assert ours.effective_heads.value.isnan().tolist() == ours.top_share.value.isnan().tolist() == [True, False]
+    torch.testing.assert_close(ours.raw.value[0], torch.tensor(costs).double(), rtol=0, atol=1e-6)
 
 
 def test_a_model_of_dead_heads_has_importance_zero_and_no_shares():
     full = torch.rand(5, generator=generator(), dtype=torch.float64)
-    ours = head_importance(full, full.expand(3, -1), [1, 2])
-    assert ours.raw[full_mask([1, 2]).bool()].tolist() == [0, 0, 0]
-    assert ours.share.isnan().all()
-    assert ours.top_share.isnan().all()
+    ours = importance_scores(full.expand(3, -1) - full, [1, 2])
+    assert ours.raw.value[full_mask([1, 2]).bool()].tolist() == [0, 0, 0]
+    assert ours.share.value.isnan().all()
+    assert ours.top_share.value.isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore:std")
 def test_one_prompt_gives_importance_but_no_shares():
-    ours = head_importance(torch.tensor([1.0]), torch.tensor([[3.0], [1.5]]), [2])
-    assert ours.raw.tolist() == [[2.0, 0.5]]
-    assert ours.standard_error.isnan().all()
-    assert ours.share.isnan().all()
+    ours = importance_scores(torch.tensor([[2.0], [0.5]]), [2])
+    assert ours.raw.value.tolist() == [[2.0, 0.5]]
+    assert ours.raw.error.isnan().all()
+    assert ours.share.value.isnan().all()
 
 
 def test_shares_of_noise_are_reported_at_the_rate_of_the_interval():
     """Heads without any effect pass the one-sided test in 2.5 % of layers."""
     layers, n = 1000, 200
-    full = torch.zeros(n, dtype=torch.float64)
     noise = torch.randn(2 * layers, n, generator=generator(), dtype=torch.float64)
-    rate = 1 - head_importance(full, noise, [2] * layers).top_share.isnan().double().mean().item()
+    rate = 1 - importance_scores(noise, [2] * layers).top_share.value.isnan().double().mean().item()
     expected = 0.025
     assert rate == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / layers))
 
@@ -192,15 +177,15 @@ def test_share_errors_equal_the_jackknife_by_recomputation():
     generator = torch.Generator().manual_seed(0)
     full = torch.rand(n, generator=generator, dtype=torch.float64)
     ablated = full + 0.5 + torch.randn(6, n, generator=generator, dtype=torch.float64)
-    scores = head_importance(full, ablated, heads)
+    scores = importance_scores(ablated - full, heads)
     left_out = [
-        head_importance(full[kept], ablated[:, kept], heads) for kept in (torch.arange(n) != i for i in range(n))
+        importance_scores(ablated[:, kept] - full[kept], heads) for kept in (torch.arange(n) != i for i in range(n))
     ]
-    for value, error in (("share", "share_error"), ("effective_heads", "effective_error"), ("top_share", "top_error")):
-        replicates = torch.stack([getattr(s, value) for s in left_out])
+    for name in ("share", "effective_heads", "top_share"):
+        replicates = torch.stack([getattr(s, name).value for s in left_out])
         expected = ((n - 1) * replicates.var(dim=0, correction=0)).sqrt()
-        torch.testing.assert_close(getattr(scores, error), expected, equal_nan=True)
-    assert scores.effective_error[0] > 0
+        torch.testing.assert_close(getattr(scores, name).error, expected, equal_nan=True)
+    assert scores.effective_heads.error[0] > 0
 
 
 # Intervals
@@ -213,15 +198,22 @@ def test_intervals_of_scores_and_totals_are_scipy_s():
     sets = {(0, 0): [0], (0, 2): [2], (2, 1): [4]}
     for (layer, head), rows in sets.items():
         expected = t.interval(0.95, n - 1, *mean_and_error(values[rows].sum(0).tolist()))
-        assert ours.interval[:, layer, head].tolist() == pytest.approx(expected, rel=1e-4)
+        assert ours.raw.interval[:, layer, head].tolist() == pytest.approx(expected, rel=1e-4)
     for layer, rows in {0: [0, 1, 2], 2: [3, 4]}.items():
         mean, error = mean_and_error(values[rows].sum(0).tolist())
-        assert (ours.total[layer].item(), ours.total_error[layer].item()) == pytest.approx((mean, error))
+        assert (ours.total.value[layer].item(), ours.total.error[layer].item()) == pytest.approx((mean, error))
         expected = t.interval(0.95, n - 1, mean, error)
-        assert ours.total_interval[:, layer].tolist() == pytest.approx(expected, rel=1e-4)
-    for value in (ours.raw, ours.standard_error, ours.share, ours.share_error, *ours.interval, *ours.share_interval):
+        assert ours.total.interval[:, layer].tolist() == pytest.approx(expected, rel=1e-4)
+    for value in (
+        ours.raw.value,
+        ours.raw.error,
+        ours.share.value,
+        ours.share.error,
+        *ours.raw.interval,
+        *ours.share.interval,
+    ):
         assert value[1].isnan().all()  # a layer without heads
-    assert ours.effective_heads[1].isnan()
+    assert ours.effective_heads.value[1].isnan()
 
 
 def shares_by_hand(means):
@@ -242,7 +234,7 @@ def test_share_intervals_equal_a_loop_over_resampled_prompts():
     half = np.quantile(moved, 0.95, axis=0)
     low = np.maximum(estimate - half, [0, 0, 0, 1, 1 / 3])
     high = np.minimum(estimate + half, [1, 1, 1, 3, 1])
-    found = torch.cat([ours.share_interval[:, 0], ours.effective_interval, ours.top_interval], dim=1)
+    found = torch.cat([ours.share.interval[:, 0], ours.effective_heads.interval, ours.top_share.interval], dim=1)
     np.testing.assert_allclose(found, [low, high], atol=1e-10)
 
 
@@ -251,8 +243,8 @@ def test_a_layer_barely_above_noise_has_intervals_of_all_values():
     noise = noise - noise.mean(dim=1, keepdim=True)
     error = (noise.sum(dim=0).std() / 10).item()
     barely, clearly = (importance_scores(noise + z * error / 2, [2]) for z in (3.0, 5.0))
-    assert barely.share[0].tolist() == pytest.approx([0.5, 0.5])
-    assert barely.share_interval.tolist() == [[[0, 0]], [[1, 1]]]
-    assert (barely.effective_interval.tolist(), barely.top_interval.tolist()) == ([[1], [2]], [[0.5], [1]])
-    assert clearly.share_interval[0].min() > 0
-    assert clearly.share_interval[1].max() < 1
+    assert barely.share.value[0].tolist() == pytest.approx([0.5, 0.5])
+    assert barely.share.interval.tolist() == [[[0, 0]], [[1, 1]]]
+    assert (barely.effective_heads.interval.tolist(), barely.top_share.interval.tolist()) == ([[1], [2]], [[0.5], [1]])
+    assert clearly.share.interval[0].min() > 0
+    assert clearly.share.interval[1].max() < 1

@@ -296,7 +296,7 @@ def test_overlap_is_that_of_the_shares_by_hand(generator):
     same = head_pattern(values, values, [3, 2], [3, 2], in_order=True)
     assert same.overlap.tolist() == [1, 1]
     assert same.interval.tolist() == [[1, 1], [1, 1]]
-    assert same.model.effective_heads.tolist() == same.other.effective_heads.tolist()
+    assert same.model.effective_heads.value.tolist() == same.other.effective_heads.value.tolist()
 
 
 def test_overlap_has_no_value_where_a_layer_has_no_shares(generator):

@@ -15,7 +15,6 @@ from lightning_icl.instruments.ablation import AblatedHeads
 from lightning_icl.instruments.importance import (
     gradient_magnitudes,
     head_importance,
-    head_importance_by_points,
     values_by_score,
 )
 
@@ -119,27 +118,28 @@ def test_tables_errors_and_agreement_are_those_of_the_values():
     assert len(found.agreement) == 10
     real = full_mask(transformer.heads).bool()
     for name, scores in found.scores.items():
-        torch.testing.assert_close(scores.raw[real], values[name].mean(dim=1), rtol=0, atol=1e-12)
-        torch.testing.assert_close(scores.standard_error[real], values[name].std(dim=1) / 20**0.5, rtol=1e-9, atol=0)
-        assert scores.raw[~real].isnan().all()
+        torch.testing.assert_close(scores.raw.value[real], values[name].mean(dim=1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(scores.raw.error[real], values[name].std(dim=1) / 20**0.5, rtol=1e-9, atol=0)
+        assert scores.raw.value[~real].isnan().all()
     rho = spearmanr(values["leave_one_in"].mean(dim=1), values["gradient"].mean(dim=1)).statistic
     assert found.agreement["leave_one_in_and_gradient"].overall.item() == pytest.approx(rho, abs=1e-12)
-    assert found.risk.item() == pytest.approx(full.mean().item())
-    assert found.risk_error.item() == pytest.approx(full.std().item() / 20**0.5)
-    assert found.risk_interval.mean().item() == pytest.approx(found.risk.item())
+    assert found.risk.value.item() == pytest.approx(full.mean().item())
+    assert found.risk.error.item() == pytest.approx(full.std().item() / 20**0.5)
+    assert found.risk.interval.mean().item() == pytest.approx(found.risk.value.item())
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 def test_scores_by_number_of_examples_are_those_of_prompts_padded_after_them(ablation):
     transformer, prompt, reference = model(), sampled(6).double(), sampled(6, seed=1).double()
     ablated = AblatedHeads(ablation, None if ablation == "zero" else reference)
-    by_points = head_importance_by_points(transformer, prompt, [1, 3, 4], ablations=[ablated])
-    assert list(by_points) == [1, 3, 4]
-    for n, found in by_points.items():
+    for n in (1, 3, 4):
+        found = head_importance(transformer, prompt, ablations=[ablated], n_points=n)
         padded = ablated if ablation == "zero" else ablated._replace(reference=reference.padded_after(n))
         expected = head_importance(transformer, prompt.padded_after(n), ablations=[padded])
         for name, scores in expected.scores.items():
-            torch.testing.assert_close(found.scores[name].raw, scores.raw, rtol=1e-8, atol=1e-9, equal_nan=True)
+            torch.testing.assert_close(
+                found.scores[name].raw.value, scores.raw.value, rtol=1e-8, atol=1e-9, equal_nan=True
+            )
 
 
 def test_any_differentiable_metric_serves():
@@ -202,10 +202,10 @@ def test_a_dead_head_scores_exactly_zero_everywhere():
     scores = everything(planted([("label", 1.0), ("dead", 1.0)], [("feature", 0.2), ("label", 0.5)]), prompts())
     assert len(scores) == 7
     for found in scores.values():
-        assert found.raw[0, 1] == found.standard_error[0, 1] == 0
-        assert found.interval[:, 0, 1].tolist() == [0, 0]
-        assert found.share[0, 1] == 0
-        assert found.raw[0, 0] != 0
+        assert found.raw.value[0, 1] == found.raw.error[0, 1] == 0
+        assert found.raw.interval[:, 0, 1].tolist() == [0, 0]
+        assert found.share.value[0, 1] == 0
+        assert found.raw.value[0, 0] != 0
 
 
 def test_leave_one_out_is_blind_to_duplicates_which_leave_one_in_sees():
@@ -219,25 +219,25 @@ def test_leave_one_out_is_blind_to_duplicates_which_leave_one_in_sees():
     twins = planted([("label", 2 / 3 * best), ("label", 2 / 3 * best), ("feature", 0.01)])
     scores = everything(twins, prompt)
     out, alone = scores["leave_one_out"], scores["leave_one_in"]
-    assert out.raw[0, :2].abs().max() < 1e-4 * alone.raw[0, :2].min()
+    assert out.raw.value[0, :2].abs().max() < 1e-4 * alone.raw.value[0, :2].min()
     for found in (alone, scores["leave_one_in_mean"], scores["leave_one_in_resample"], scores["gradient"]):
-        torch.testing.assert_close(found.raw[0, 0], found.raw[0, 1])
-        assert found.interval[0, 0, 0] > 0
-        assert found.raw[0, 0] > 3 * abs(found.raw[0, 2])
+        torch.testing.assert_close(found.raw.value[0, 0], found.raw.value[0, 1])
+        assert found.raw.interval[0, 0, 0] > 0
+        assert found.raw.value[0, 0] > 3 * abs(found.raw.value[0, 2])
     # What a head gains alone is what leaving it out of a model without its twin costs.
     single = everything(planted([("label", 2 / 3 * best), ("dead", 0.0), ("feature", 0.0)]), prompt)["leave_one_out"]
-    torch.testing.assert_close(single.raw[0, 0], alone.raw[0, 0], rtol=1e-9, atol=0)
+    torch.testing.assert_close(single.raw.value[0, 0], alone.raw.value[0, 0], rtol=1e-9, atol=0)
 
 
 def test_every_score_points_at_the_one_head_that_carries_the_label():
     noise = ("feature", 0.03)
     scores = everything(planted([noise, noise, noise], [noise, ("label", 1.0), noise]), prompts())
     for name, found in scores.items():
-        assert found.raw.nan_to_num().flatten().argmax() == 4, name
-        assert found.share[1].argmax() == 1
-        assert found.top_share[1] > 0.8, name
-        assert found.effective_heads[1] < 2
-        assert found.interval[0, 1, 1] > 5 * found.raw.flatten()[[0, 1, 2, 3, 5]].abs().max()
+        assert found.raw.value.nan_to_num().flatten().argmax() == 4, name
+        assert found.share.value[1].argmax() == 1
+        assert found.top_share.value[1] > 0.8, name
+        assert found.effective_heads.value[1] < 2
+        assert found.raw.interval[0, 1, 1] > 5 * found.raw.value.flatten()[[0, 1, 2, 3, 5]].abs().max()
 
 
 @pytest.mark.parametrize(
@@ -257,5 +257,5 @@ def test_bad_input_is_named(change, sentence):
 
 @pytest.mark.parametrize("n", [0, 5])
 def test_a_number_of_examples_that_is_not_there_is_named(n):
-    with pytest.raises(InputError, match=f"n_points has {n}, but the prompts have 1 to 4 examples"):
-        head_importance_by_points(model(), sampled(3).double(), [2, n])
+    with pytest.raises(InputError, match=f"n_points is {n}, but the prompts have 1 to 4 examples"):
+        head_importance(model(), sampled(3).double(), n_points=n)

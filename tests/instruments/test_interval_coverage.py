@@ -12,13 +12,7 @@ from lightning_icl.instruments.ablation import AblatedHeads
 from lightning_icl.instruments.importance import values_by_score
 
 TASK, HEADS, MEAN_REFERENCE = SparseLinearRegression(3, 2, noise_std=0.3), [3, 2], 8
-QUANTITIES = {
-    "raw": "interval",
-    "total": "total_interval",
-    "share": "share_interval",
-    "effective_heads": "effective_interval",
-    "top_share": "top_interval",
-}
+QUANTITIES = ("raw", "total", "share", "effective_heads", "top_share")
 
 
 def sampled(n_prompts, seed):
@@ -61,12 +55,12 @@ def coverage(transformer, truth, n_sets, n_prompts):
     found = {}
     for name, true in truth.items():
         scores = [importance_scores(each[name], HEADS) for each in sets]
-        for quantity, interval in QUANTITIES.items():
-            low, high = torch.stack([getattr(score, interval) for score in scores]).unbind(dim=1)
-            expected = getattr(true, quantity)
-            real = ~true.raw.isnan() if expected.dim() == 2 else torch.ones(len(HEADS), dtype=torch.bool)
+        for quantity in QUANTITIES:
+            low, high = torch.stack([getattr(score, quantity).interval for score in scores]).unbind(dim=1)
+            expected = getattr(true, quantity).value
+            real = ~true.raw.value.isnan() if expected.dim() == 2 else torch.ones(len(HEADS), dtype=torch.bool)
             reported = ~low.isnan()
-            rounding = 1e-9 * true.raw.abs().nan_to_num().max()
+            rounding = 1e-9 * true.raw.value.abs().nan_to_num().max()
             covers = (low <= expected + rounding) & (expected - rounding <= high)
             n_reported = reported.sum(dim=0)
             found[name, quantity] = (
