@@ -160,8 +160,9 @@ def ranked(note: str) -> str:
 class GreedyPath(NamedTuple):
     """Heads removed one at a time, each time the one whose removal costs least.
 
-    ``masks[i]`` is what is left after i removals and ``errors[i]`` its errors on the prompts of the choice, so
-    ``risks`` is biased downwards further along the path: score the masks on other prompts.
+    ``masks[i]`` is what is left after i removals: by greedy removal the best use of that many heads. ``errors[i]`` are
+    its errors on the prompts of the choice, which are biased downwards further along the path: score the masks on
+    other prompts.
     """
 
     masks: list[HeadMask]
@@ -177,15 +178,6 @@ class GreedyPath(NamedTuple):
     def heads_left(self) -> list[int]:
         """The total after each removal, the start first."""
         return [int(mask.sum()) for mask in self.masks]
-
-    @property
-    def allocation(self) -> list[list[int]]:
-        """Heads of each layer at each total: by greedy removal the best use of that many heads."""
-        return [mask.sum(dim=1).int().tolist() for mask in self.masks]
-
-    def risks(self) -> tuple[Float[Tensor, " totals"], Float[Tensor, " totals"]]:
-        """Excess risk at each total on the prompts of the choice, and its standard error."""
-        return mean_and_standard_error(torch.stack(self.errors, dim=1))
 
     def at(self, n_heads: int) -> HeadMask:
         """The mask with ``n_heads`` heads left, or the path's first where that has fewer."""
