@@ -13,9 +13,10 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.risk import (
     Measured,
-    bootstrap_interval,
+    bootstrap_half_width,
     bootstrap_weights,
     jackknife_errors,
+    joint_quantile,
     measured_mean,
 )
 
@@ -67,10 +68,15 @@ class ImportanceScores(NamedTuple):
         total: the sum of I over each layer, with errors and intervals like those of ``raw``.
 
     The standard errors of shares, effective heads and top share are by the jackknife over prompts, their intervals by
-    the symmetric bootstrap over prompts (for the top share, of the share of the layer that moves most), cut to the
-    values these can have. A jackknife error says nothing of a share that is cut off at 0, and the largest of nearly
-    equal shares is biased upwards; this interval knows both. It is all those values where the total is closer to zero
-    than two of its intervals: that such a layer has shares at all is partly luck.
+    the symmetric bootstrap over prompts: estimate +- the 95 % quantile of how far resampling moves it (for a share, of
+    I / sum max(I, 0), which is not cut off at 0; for the top share, of the share that moves most), cut to the values
+    these can have. max(I, 0) is positive also for a head whose true I is 0, so that several such heads beside one that
+    works make the effective heads too many and the top share too small. The estimates stay as they are, and intervals
+    are widened [ours]: the effective heads' also reaches as far down as where the heads whose own interval is not
+    above 0 had a score of 0; shares and top share as far up as where those had whose interval is not, with intervals
+    that hold at once for the layer's heads (Bonferroni).
+    It is all possible values where the total is closer to zero than two of its intervals: that such a layer has shares
+    at all is partly luck.
     """
 
     raw: Measured
@@ -96,9 +102,8 @@ def importance_scores(
     total = measured_mean(torch.stack([of.sum(dim=1) for of in by_prompt.split(list(heads), dim=1)], dim=1))
     shares = _shares(raw.value)
     errors = jackknife_errors(by_prompt, lambda means: _shares(_by_layer(means, heads)))
-    resampled = _shares(_by_layer(weights @ by_prompt, heads))
     weak = ~(total.interval[0] > total.value - total.interval[0])
-    intervals = _share_intervals(shares, resampled, heads, weak)
+    intervals = _share_intervals(raw, _by_layer(weights @ by_prompt, heads), heads, weak)
     within_noise = ~(total.interval[0] > 0)
     hidden = (raw.value.isnan() | within_noise[:, None], within_noise, within_noise)
     share, effective_heads, top_share = (
@@ -114,20 +119,27 @@ def prompt_weights(values: Float[Tensor, "*rest batch"]) -> Float[Tensor, "draws
 
 
 def _share_intervals(
-    shares: Sequence[Tensor], resampled: Sequence[Tensor], heads: Sequence[int], weak: Bool[Tensor, " layers"]
+    raw: Measured, resampled: Float[Tensor, "draws layers heads"], heads: Sequence[int], weak: Bool[Tensor, " layers"]
 ) -> list[Tensor]:
-    """Intervals of what ``_shares`` returns: the bootstrap's, or all values they can have in ``weak`` layers."""
-    n_heads = torch.tensor(list(heads)).to(shares[0])
-    ranges = ((0.0 * n_heads, n_heads**0), (n_heads**0, n_heads), (1 / n_heads, n_heads**0))
+    """Intervals of what ``_shares`` returns, as ImportanceScores says; all possible values in ``weak`` layers."""
+    (share, effective, top), (moved_share, moved_effective, _) = _shares(raw.value), _shares(resampled)
+    uncut, moved_uncut = (of / of.nan_to_num().clamp(min=0).sum(-1, keepdim=True) for of in (raw.value, resampled))
     # The top share moves no more than the share that moves most. What resampling does to the top share itself says too
     # little of nearly equal heads: whichever is drawn as the top one, it lies above both.
-    top = shares[2] + (resampled[0] - shares[0]).abs().nan_to_num().amax(dim=-1)
-    intervals = []
-    for estimate, draws, (least, most) in zip(shares, (*resampled[:2], top), ranges, strict=True):
-        least, most, wide = (x[:, None] if estimate.dim() == 2 else x for x in (least, most, weak))
-        low, high = bootstrap_interval(estimate, draws)
-        intervals.append(torch.stack([low.maximum(least).where(~wide, least), high.minimum(most).where(~wide, most)]))
-    return intervals
+    most_moved = (moved_share - share).abs().nan_to_num().amax(dim=-1)
+    halves = [bootstrap_half_width(moved) for moved in (moved_uncut - uncut, moved_effective - effective, most_moved)]
+    joint = torch.tensor([[joint_quantile(max(n, 1))] for n in heads]).to(share)
+    _, fewest, _ = _shares(raw.value * (raw.interval[0] > 0))
+    largest_share, _, largest_top = _shares(raw.value * (raw.value > joint * raw.error))
+    # Where no head is above zero there is no such value, which fmin and fmax pass over.
+    lows = share - halves[0], effective.fmin(fewest) - halves[1], top - halves[2]
+    highs = share.fmax(largest_share) + halves[0], effective + halves[1], top.fmax(largest_top) + halves[2]
+    n_heads, one = torch.tensor(list(heads)).to(share), torch.ones(len(heads)).to(share)
+    possible = ((0 * one[:, None], one[:, None]), (one, n_heads), (1 / n_heads, one))
+    return [
+        torch.stack([low.maximum(least).where(~wide, least), high.minimum(most).where(~wide, most)])
+        for low, high, (least, most), wide in zip(lows, highs, possible, (weak[:, None], weak, weak), strict=True)
+    ]
 
 
 def _shares(

@@ -139,14 +139,21 @@ def bootstrap_weights(n: int, draws: int, generator: Generator) -> Float[Tensor,
     return torch.zeros_like(ones).scatter_add_(1, drawn, ones) / n
 
 
+def bootstrap_half_width(moved: Float[Tensor, "draws *rest"]) -> Float[Tensor, "*rest"]:
+    """Half of the symmetric bootstrap's 95 % interval, from how far each resample moved the estimate.
+
+    Resamples without a value are left out.
+    """
+    return moved.abs().nanquantile(0.95, dim=0)
+
+
 def bootstrap_interval(
     estimate: Float[Tensor, "*rest"], resampled: Float[Tensor, "draws *rest"]
 ) -> Float[Tensor, "bounds *rest"]:
     """The symmetric bootstrap's 95 % interval, lower bound first: estimate +- the 95 % quantile of |resampled - it|.
 
     (Hall 1988.) What resampling adds on one side, as it does to the largest of several shares, widens this interval on
-    both, so it holds for a biased statistic where the percentile interval does not. Resamples without a value are left
-    out.
+    both, so it holds for a biased statistic where the percentile interval does not.
     """
-    half = (resampled - estimate).abs().nanquantile(0.95, dim=0)
+    half = bootstrap_half_width(resampled - estimate)
     return torch.stack([estimate - half, estimate + half])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from lightning_icl.functional.heads import (
     DRAWS,
@@ -222,20 +222,59 @@ def shares_by_hand(means):
     return [*share, math.exp(-sum(s * math.log(s) for s in share if s > 0)), max(share)]
 
 
-def test_share_intervals_equal_a_loop_over_resampled_prompts():
+@pytest.mark.parametrize("errors_above_zero", [0.0, 2.2, 5.0])  # 2.2 by itself, but not of three heads at once
+def test_share_intervals_equal_a_loop_over_resampled_prompts(errors_above_zero):
     n = 30
-    values = torch.randn(3, n, generator=generator(), dtype=torch.float64) + torch.tensor([[3.0], [2.0], [0.0]])
+    noise = torch.randn(3, n, generator=generator(), dtype=torch.float64)
+    noise -= noise.mean(dim=1, keepdim=True)
+    error = noise.std(dim=1) / n**0.5
+    values = noise + torch.stack([torch.tensor(3.0), torch.tensor(2.0), errors_above_zero * error[2]])[:, None]
     ours = importance_scores(values, [3])
     weights = bootstrap_weights(n, DRAWS, generator())
-    estimate = np.array(shares_by_hand(values.mean(1).tolist()))
-    resampled = np.array([shares_by_hand(means) for means in (weights @ values.T).tolist()])
+    means, resampled_means = values.mean(1).tolist(), (weights @ values.T).tolist()
+    estimate, resampled = np.array(shares_by_hand(means)), np.array([shares_by_hand(m) for m in resampled_means])
     moved = np.abs(resampled - estimate)
     moved[:, 4] = moved[:, :3].max(axis=1)  # the top share's interval is that of the share that moves most
+    for h in range(3):  # a share's is that of the share without the cut at 0
+        of = [m[h] / sum(max(x, 0.0) for x in m) for m in (means, *resampled_means)]
+        moved[:, h] = np.abs(np.array(of[1:]) - of[0])
     half = np.quantile(moved, 0.95, axis=0)
-    low = np.maximum(estimate - half, [0, 0, 0, 1, 1 / 3])
-    high = np.minimum(estimate + half, [1, 1, 1, 3, 1])
+    own, joint = t.ppf(0.975, n - 1), norm.ppf(1 - 0.025 / 3)
+    above, above_at_once = (
+        np.array(shares_by_hand([m if m > z * e else 0.0 for m, e in zip(means, error.tolist(), strict=True)]))
+        for z in (own, joint)
+    )
+    low, high = estimate - half, np.maximum(estimate, above_at_once) + half
+    low[3], high[3] = min(estimate[3], above[3]) - half[3], estimate[3] + half[3]
+    low, high = np.maximum(low, [0, 0, 0, 1, 1 / 3]), np.minimum(high, [1, 1, 1, 3, 1])
     found = torch.cat([ours.share.interval[:, 0], ours.effective_heads.interval, ours.top_share.interval], dim=1)
     np.testing.assert_allclose(found, [low, high], atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("means", "at_the_boundary"),
+    [([10, *7 * [0]], True), ([10, 5, *6 * [0]], True), ([*4 * [10], *4 * [0]], True), (8 * [10], False), ([5], False)],
+)
+def test_intervals_of_shares_cover_the_truth_where_heads_of_mean_zero_stand_beside_real_ones(means, at_the_boundary):
+    """Means in standard errors of a head of mean zero; values are like differences of squared errors, and paired."""
+    n, layers, n_heads = 256, 400, len(means)
+    g = generator(3)
+    true = torch.tensor(means, dtype=torch.float64) / n**0.5
+    shared = torch.randn(n, layers, 1, generator=g, dtype=torch.float64)
+    left, right, own = torch.randn(3, n, layers, n_heads, generator=g, dtype=torch.float64)
+    values = ((shared + left) ** 2 - (shared + right) ** 2) / 12**0.5 + true * own**2
+    scores = importance_scores(values.flatten(1).T, layers * [n_heads])
+    truth = shares_by_hand(true.tolist())
+    shown = ~scores.top_share.value.isnan()
+    margin = 3 * math.sqrt(0.95 * 0.05 / int(shown.sum()))
+    for of, expected in ((scores.effective_heads, truth[-2]), (scores.top_share, truth[-1])):
+        low, high = of.interval[:, shown] + 1e-9 * torch.tensor([[-1.0], [1.0]])
+        assert ((low <= expected) & (expected <= high)).double().mean() >= 0.95 - margin
+    # By the bootstrap alone, effective heads +- half, it is another matter just where heads of mean zero are.
+    effective = scores.effective_heads
+    low = (2 * effective.value - effective.interval[1])[shown & (effective.interval[1] < n_heads)]
+    missed = int((low > truth[-2] + 1e-9).sum()) / int(shown.sum())
+    assert (missed > 0.05 + margin) == at_the_boundary
 
 
 def test_a_layer_barely_above_noise_has_intervals_of_all_values():
