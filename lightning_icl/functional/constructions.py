@@ -356,5 +356,5 @@ def _eye(size: int) -> Tensor:
     return torch.eye(size, dtype=torch.float64)
 
 
-def _filled(rows: Float[Tensor, "given d_model"], size: int) -> Float[Tensor, "size d_model"]:
+def _filled(rows: Float[Tensor, "rows d_model"], size: int) -> Float[Tensor, "size d_model"]:
     return torch.nn.functional.pad(rows, (0, 0, 0, size - len(rows)))

@@ -11,6 +11,7 @@ import torch
 from torch import Generator
 
 from lightning_icl.functional.constructions import (
+    ConstructedGD,
     ConstructedPreprocessThenGD,
     WrittenNetwork,
     with_cancelling_pair,
@@ -97,69 +98,45 @@ class Wrong(NamedTuple):
     """A network that is not the construction it is said to be, and the instruments that must notice."""
 
     said_to_be: str
-    network: Callable[[Mapping[str, Known]], WrittenNetwork]
+    network: Callable[[Known], WrittenNetwork]  # from what it is said to be
     noticed_by: Sequence[str]
 
 
+def _with(**changed: Any) -> Callable[[Known], WrittenNetwork]:
+    """The network of the construction with other arguments."""
+    return lambda known: replace(known.construction, **changed).network(known.task.n_dims)
+
+
+P_GD = "preprocess-then-GD"
+OTHER_STEPS = ("head importance", "circuits", "algorithm match", "comparison")
+OTHER_FIRST_LAYER = ("head importance", "linear probe", "circuits", "algorithm match", "comparison")
+OTHER_HEADS = ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison")
 WRONG: dict[str, Wrong] = {
     "a step's sign flipped": Wrong(
-        "preprocess-then-GD",
-        lambda known: with_flipped_sign(known["preprocess-then-GD"].network(), 3, 1),
+        P_GD,
+        lambda known: with_flipped_sign(known.network(), 3, 1),
         ("head importance", "algorithm match", "comparison"),
     ),
-    "the first step's sign flipped": Wrong(
-        "GD",
-        lambda known: with_flipped_sign(known["GD"].network(), 1, 1),
-        ("head importance", "circuits", "algorithm match", "comparison"),
-    ),
+    "the first step's sign flipped": Wrong("GD", lambda known: with_flipped_sign(known.network(), 1, 1), OTHER_STEPS),
     "two heads swapped between layers": Wrong(
-        "preprocess-then-GD",
-        lambda known: with_swapped_heads(known["preprocess-then-GD"].network(), (1, 1), (2, 1)),
-        ("head importance", "linear probe", "circuits", "algorithm match", "comparison"),
+        P_GD, lambda known: with_swapped_heads(known.network(), (1, 1), (2, 1)), OTHER_FIRST_LAYER
     ),
     "a head of layer 1 gone": Wrong(
-        "preprocess-then-GD",
-        lambda known: (
-            known["preprocess-then-GD"].network().changed(1, known["preprocess-then-GD"].network().layers[0][1:])
-        ),
-        ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison"),
+        P_GD, lambda known: known.network().changed(1, known.network().layers[0][1:]), OTHER_HEADS
     ),
-    "steps of half the size": Wrong(
-        "GD",
-        lambda known: _with(known["GD"], step_size=STEP_SIZE / 2),
-        ("head importance", "circuits", "algorithm match", "comparison"),
-    ),
-    "twice the gamma": Wrong(
-        "GD++",
-        lambda known: _with(known["GD++"], gamma=2 * GAMMA),
-        ("head importance", "circuits", "algorithm match", "comparison"),
-    ),
-    "without its matrix": Wrong(
-        "preconditioned GD",
-        lambda known: _with(known["preconditioned GD"], matrix=None),
-        ("head importance", "circuits", "algorithm match", "comparison"),
-    ),
+    "steps of half the size": Wrong("GD", _with(step_size=STEP_SIZE / 2), OTHER_STEPS),
+    "twice the gamma": Wrong("GD++", _with(gamma=2 * GAMMA), OTHER_STEPS),
+    "without its matrix": Wrong("preconditioned GD", _with(matrix=None), OTHER_STEPS),
     "another coordinate": Wrong(
-        "preprocess-then-GD, half the heads",
-        lambda known: _with(known["preprocess-then-GD, half the heads"], coordinates=[2, 3]),
-        ("head importance", "circuits", "comparison"),
+        f"{P_GD}, half the heads", _with(coordinates=[2, 3]), ("head importance", "circuits", "comparison")
     ),
     "preprocessing": Wrong(
         "GD",
-        lambda known: known["preprocess-then-GD"].network(),
+        lambda known: ConstructedPreprocessThenGD(3, STEP_SIZE).network(known.task.n_dims),
         ("head importance", "linear probe", "algorithm match"),
     ),
-    "no preprocessing": Wrong(
-        "preprocess-then-GD",
-        lambda known: known["GD"].network(),
-        ("head importance", "head pruning", "linear probe", "circuits", "algorithm match", "comparison"),
-    ),
+    "no preprocessing": Wrong(P_GD, lambda known: ConstructedGD(3, STEP_SIZE).network(known.task.n_dims), OTHER_HEADS),
 }
-
-
-def _with(known: Known, **changed: Any) -> WrittenNetwork:
-    """The network of a construction of the same class with other arguments."""
-    return replace(known.construction, **changed).network(known.task.n_dims)
 
 
 def wrong_lines(known: Mapping[str, Known], n_prompts: int, names: Iterable[str] = WRONG) -> list[Line]:
@@ -167,9 +144,10 @@ def wrong_lines(known: Mapping[str, Known], n_prompts: int, names: Iterable[str]
     found = []
     for name in names:
         wrong = WRONG[name]
-        network = wrong.network(known)
+        said_to_be = known[wrong.said_to_be]
+        network = wrong.network(said_to_be)
         for instrument in wrong.noticed_by:
-            lines = CHECKS[instrument](known[wrong.said_to_be], network, n_prompts)
+            lines = CHECKS[instrument](said_to_be, network, n_prompts)
             failed = next((said for _, said, passed in lines if not passed), None)
             said = "PASS" if failed is None else f"FAIL: {failed}"
             found.append(Line(instrument, f"{wrong.said_to_be}, {name}", "FAIL", said, failed is not None))
