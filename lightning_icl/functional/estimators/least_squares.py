@@ -84,7 +84,8 @@ def ridge_prefixes(x: X, y: Y, alpha: OneOrEach) -> PrefixWeights:
     factor = torch.linalg.cholesky(gram[easy] + torch.diag_embed(alpha[easy, None].expand_as(y[easy])))
     whitened = torch.linalg.solve_triangular(factor, torch.cat([x[easy], y[easy, :, None]], dim=-1), upper=False)
     w[easy] = (whitened[..., :-1] * whitened[..., -1:]).cumsum(1)
-    w[~easy] = _ridge_prefixes_by_svd(x[~easy], y[~easy], alpha[~easy])
+    if not easy.all():
+        w[~easy] = _ridge_prefixes_by_svd(x[~easy], y[~easy], alpha[~easy])
     return w.to(dtype)
 
 
@@ -124,7 +125,8 @@ def least_squares_prefixes(x: X, y: Y) -> PrefixWeights:
     wide = (q[easy].mT * z).cumsum(1)
     w = torch.empty_like(x)
     w[easy] = torch.cat([wide, _tall_least_squares_prefixes(x[easy], y[easy])], dim=1)
-    w[~easy] = _ridge_prefixes_by_svd(x[~easy], y[~easy], torch.zeros_like(y[~easy, 0]))
+    if not easy.all():
+        w[~easy] = _ridge_prefixes_by_svd(x[~easy], y[~easy], torch.zeros_like(y[~easy, 0]))
     return w.to(dtype)
 
 
