@@ -1,18 +1,20 @@
 """A tensor that a task holds."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
 class Constant:
     """A tensor made on the CPU, so that a seed means the same everywhere, and copied once to each device it is used on.
 
     Copied anew for every batch it would make each one wait for the device. Copies of the task start without copies.
     """
 
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    value: Tensor
+    _copies: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def like(self, x: Tensor) -> Tensor:
         """The tensor on the device of ``x`` and in its dtype."""

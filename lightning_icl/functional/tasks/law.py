@@ -60,9 +60,9 @@ class Law(ABC):
         raise InputError(f"{self!r} has no exact posterior in closed form: use the lasso or ridge instead.")
 
     @property
+    @abstractmethod
     def covariance(self) -> Float[Tensor, "dims dims"] | None:
         """That of x, in float64, or None where prompts differ in it."""
-        return None
 
     def fresh(self) -> "Law":
         """The law that validation draws from: this one, but for a finite pool of tasks the law behind the pool."""
@@ -70,22 +70,33 @@ class Law(ABC):
 
     def options(self) -> set[str]:
         """The options that ``shifted`` can change; those of its inner laws too where it is made of laws."""
-        return {option.name for option in fields(self) if option.init}
+        own = {option.name for option in fields(self) if option.init}
+        values = [getattr(self, name) for name in own]
+        listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        return own.union(*(law.options() for law in listed if isinstance(law, Law)))
 
     def shifted(self: Self, **changes: Any) -> Self:
-        """A new law that differs in these options."""
-        own, _ = split_changes(self, changes)
-        return replace(self, **own)
+        """A new law that differs in these options; one that it has not itself goes to each inner law that has it."""
+        own = {option.name for option in fields(self) if option.init}
+        shifted = replace(self, **{name: value for name, value in changes.items() if name in own})
+        valid = shifted.options()
+        for name in changes:
+            if name not in valid:
+                raise InputError(f"{type(self).__name__} has no option {name!r}; {did_you_mean(name, valid)}")
+        inner = {name: value for name, value in changes.items() if name not in own}
+        if inner:
+            shifted = replace(shifted, **{name: _passed_on(getattr(shifted, name), inner) for name in own})
+        return shifted
 
     @abstractmethod
     def truncated(self, n_dims: int) -> "Law":
         """The same law in fewer dimensions, for curricula."""
 
 
-def split_changes(law: Law, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Changes of the law's own options, and of those that only its inner laws have; refused where it has neither."""
-    valid, own = law.options(), Law.options(law)
-    for name in changes:
-        if name not in valid:
-            raise InputError(f"{type(law).__name__} has no option {name!r}; {did_you_mean(name, valid)}")
-    return {n: v for n, v in changes.items() if n in own}, {n: v for n, v in changes.items() if n not in own}
+def _passed_on(value: Any, changes: dict[str, Any]) -> Any:
+    """A law, or a list of them, with those of the changes for which it has an option; any other value as it is."""
+    if isinstance(value, list):
+        return [_passed_on(one, changes) for one in value]
+    if isinstance(value, Law):
+        return value.shifted(**{name: changes[name] for name in changes.keys() & value.options()})
+    return value

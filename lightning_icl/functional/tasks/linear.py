@@ -15,7 +15,6 @@ from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.estimators import (
     Moments,
     Posterior,
-    all_supports,
     gaussian_posterior,
     group_supports,
     mixed,
@@ -26,6 +25,7 @@ from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]
+SIGNS = ("sign", "unit_norm")  # a unit vector of one weight is a sign
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,31 @@ class LinearTask(Task):
 
     @property
     @abstractmethod
-    def support_size(self) -> int:
-        """Number of non-zero weights."""
+    def groups(self) -> tuple[int, int]:
+        """How many neighbouring weights are zero or not together, and how many such groups are not."""
 
     @property
-    @abstractmethod
+    def support_size(self) -> int:
+        """Number of non-zero weights."""
+        group_size, n_groups = self.groups
+        return group_size * n_groups
+
+    @property
     def n_supports(self) -> int:
         """Number of equally likely sets of non-zero weights."""
+        group_size, n_groups = self.groups
+        return comb(self.n_dims // group_size, n_groups)
 
-    @abstractmethod
     def supports(self) -> Int[Tensor, "supports size"]:
         """Every such set, as increasing indices, in lexicographic order; ``n_supports`` says how many beforehand."""
+        return group_supports(self.n_dims, *self.groups)
 
-    @abstractmethod
     def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
-        """Draw which weights are non-zero, uniformly among ``supports``."""
+        """Draw which weights are non-zero, uniformly among ``supports``: the first groups of a uniform permutation."""
+        group_size, n_groups = self.groups
+        size = (batch_size, self.n_dims // group_size)
+        permutation = torch.rand(size, generator=generator, device=generator.device).argsort(dim=-1)
+        return (permutation < n_groups).repeat_interleave(group_size, dim=1)
 
     @property
     def slab_std(self) -> float:
@@ -100,7 +110,8 @@ class LinearTask(Task):
         unit_vectors = self.weight_law == "unit_norm" and self.support_size > 1
         if self.noise != "gaussian" or unit_vectors:
             return None
-        return self.n_supports * (2**self.support_size if self._signs else 1) * len(self.noise_levels)
+        signs = 2**self.support_size if self.weight_law in SIGNS else 1
+        return self.n_supports * signs * len(self.noise_levels)
 
     def posterior(self, m: Moments) -> Posterior:
         """E[w | X, y], averaged over supports, signs and noise levels by their evidence."""
@@ -108,16 +119,12 @@ class LinearTask(Task):
             return super().posterior(m)
         refuse_above_limit(self.posterior_terms, "hypotheses behind the posterior of this law")
         supports = self.supports().to(m.gram.device)
-        if self._signs:
+        if self.weight_law in SIGNS:
             by_level = [sign_posterior(m, supports, std) for std in self.noise_levels]
         else:
             slab = (self.slab_std, self.weight_mean)
             by_level = [gaussian_posterior(m, supports, std, *slab) for std in self.noise_levels]
         return mixed(by_level, [1.0] * len(by_level))
-
-    @property
-    def _signs(self) -> bool:
-        return self.weight_law in ("sign", "unit_norm")  # a unit vector of one weight is a sign
 
     def sample_targets(
         self, x: Float[Tensor, "batch points dims"], generator: Generator
@@ -155,18 +162,8 @@ class SparseLinearRegression(LinearTask):
             )
 
     @property
-    def support_size(self) -> int:
-        return self.sparsity
-
-    @property
-    def n_supports(self) -> int:
-        return comb(self.n_dims, self.sparsity)
-
-    def supports(self) -> Int[Tensor, "supports size"]:
-        return all_supports(self.n_dims, self.sparsity)
-
-    def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
-        return _uniform_subsets(batch_size, self.n_dims, self.sparsity, generator)
+    def groups(self) -> tuple[int, int]:
+        return 1, self.sparsity
 
 
 @dataclass(frozen=True)
@@ -236,21 +233,5 @@ class GroupSparseLinearRegression(LinearTask):
             )
 
     @property
-    def support_size(self) -> int:
-        return self.n_groups * self.group_size
-
-    @property
-    def n_supports(self) -> int:
-        return comb(self.n_dims // self.group_size, self.n_groups)
-
-    def supports(self) -> Int[Tensor, "supports size"]:
-        return group_supports(self.n_dims, self.group_size, self.n_groups)
-
-    def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
-        groups = _uniform_subsets(batch_size, self.n_dims // self.group_size, self.n_groups, generator)
-        return groups.repeat_interleave(self.group_size, dim=1)
-
-
-def _uniform_subsets(batch_size: int, n: int, size: int, generator: Generator) -> Bool[Tensor, "batch n"]:
-    """Subsets of ``size`` out of ``n``, uniform: where a uniform permutation, the order of uniforms, is below size."""
-    return torch.rand(batch_size, n, generator=generator, device=generator.device).argsort(dim=-1) < size
+    def groups(self) -> tuple[int, int]:
+        return self.group_size, self.n_groups

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import Moments, Posterior, mixed
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.law import Law, split_changes
+from lightning_icl.functional.tasks.law import Law
 
 
 @dataclass(frozen=True)
@@ -126,18 +125,6 @@ class Mixture(Law):
         ends = accumulate(self.shares[:-1])
         return sum((uniform >= end for end in ends), torch.zeros_like(uniform, dtype=torch.long))
 
-    def options(self) -> set[str]:
-        return super().options().union(*(task.options() for task in self.tasks))
-
-    def shifted(self, **changes: Any) -> "Mixture":
-        """Options that the mixture does not have go to every task that has them."""
-        own, inner = split_changes(self, changes)
-        tasks = [
-            task.shifted(**{name: value for name, value in inner.items() if name in task.options()})
-            for task in own.get("tasks", self.tasks)
-        ]
-        return replace(self, **own | {"tasks": tasks})
-
     def truncated(self, n_dims: int) -> Law:
         """The mixture of the truncated tasks."""
         return replace(self, tasks=[task.truncated(n_dims) for task in self.tasks])
@@ -147,11 +134,9 @@ def _chosen(choice: Tensor, draws: Iterable[Sequence[Tensor | None]]) -> list[Te
     """Of each prompt the tensors of the draw it chose; None where a draw has none. Holds two draws at a time."""
     chosen: list[Tensor | None] = []
     for k, draw in enumerate(draws):
-        chosen = [_where(choice == k, new, old) for new, old in zip(draw, chosen or draw, strict=True)]
+        here = choice == k
+        chosen = [
+            None if new is None or old is None else torch.where(here.view(-1, *[1] * (new.ndim - 1)), new, old)
+            for new, old in zip(draw, chosen or draw, strict=True)
+        ]
     return chosen
-
-
-def _where(condition: Tensor, new: Tensor | None, old: Tensor | None) -> Tensor | None:
-    if new is None or old is None:
-        return None
-    return torch.where(condition.reshape(-1, *[1] * (new.ndim - 1)), new, old)

@@ -1,8 +1,8 @@
 """A finite pool of training tasks."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Law, split_changes
+from lightning_icl.functional.tasks.law import Law
 from lightning_icl.functional.tasks.linear import LinearTask
 from lightning_icl.functional.tasks.task import split_prompt
 
@@ -23,7 +23,7 @@ class TaskPool(Law):
 
     Uniformly and with replacement, so that prompts stay independent. Features and noise are the inner task's, and so
     are ``ridge_alpha`` and ``covariance``. With few tasks a model can memorise the pool; ``fresh`` is the inner task,
-    on which that does not help.
+    on which that does not help. A shift of the inner task leaves the pool alone unless it says how weights are drawn.
 
     Args:
         task: the linear task whose law the pool's weights are drawn from.
@@ -90,15 +90,6 @@ class TaskPool(Law):
         """Take w from the pool for each prompt; return <w, x> and w."""
         w = self.weights.like(x)[torch.randint(self.n_tasks, (len(x),), generator=generator, device=x.device)]
         return torch.einsum("bpd,bd->bp", x, w), w
-
-    def options(self) -> set[str]:
-        return super().options() | self.task.options()
-
-    def shifted(self, **changes: Any) -> "TaskPool":
-        """Options that the pool does not have are the inner task's; they leave its weights alone unless they say how
-        weights are drawn."""
-        own, inner = split_changes(self, changes)
-        return replace(self, **own | {"task": own.get("task", self.task).shifted(**inner)})
 
     def truncated(self, n_dims: int) -> Law:
         """Refused."""

@@ -393,6 +393,16 @@ def test_truncation_is_the_same_law_in_fewer_dimensions(name):
     assert repr(task.truncated(4)) == repr(task)
 
 
+@pytest.mark.parametrize("sparsity", [None, 4])
+def test_classification_by_all_weights_is_by_all_of_fewer_too(sparsity):
+    task = LinearClassification(4, sparsity)
+    assert task == LinearClassification(4)
+    assert task.truncated(2) == task.shifted(n_dims=2) == LinearClassification(2, 2)
+    assert task.shifted(sparsity=3) == LinearClassification(4, 3)
+    with pytest.raises(InputError, match="sparsity is 3, but it must lie between 1 and n_dims, which is 2"):
+        LinearClassification(4, 3).truncated(2)
+
+
 def test_truncation_of_a_mixture_truncates_its_tasks():
     mixture = Mixture([SparseLinearRegression(4, 2), ReLUNetwork(4, 5)]).truncated(3)
     assert [task.n_dims for task in (mixture, *mixture.tasks)] == [3, 3, 3]
