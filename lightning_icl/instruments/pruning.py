@@ -5,7 +5,8 @@ A pruned model is a transformer and the mask it runs under (PAPER.md section 5);
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import OF_WHOLE, remove_heads
-from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer, without_autocast
+from lightning_icl.transformer import ALL, Embedded, MultiHeadAttention, Transformer, without_autocast
 
 RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
 SINGULAR = 1e-12  # times the largest eigenvalue: below it, kept heads say the same and share the weight
@@ -114,68 +115,88 @@ def rescaled_masks(
     of the ``fit`` prompts (in the last layer over the queries, which alone are read): F is the full model's stream
     after the attention, P the pruned one's before it and c_h what head h adds to P. Since P has the layers below pruned
     and rescaled already, a layer also makes up for them. Of several solutions the one with the smallest sum a_h^2.
+
+    A layer's scales come from second moments, which add up over chunks of ``chunk_size`` prompts. Where there are
+    several, the layers below are run again for each layer, so that no more than one chunk's states are ever held; with
+    one chunk nothing is run twice.
     """
-    parts = [_FullStream(transformer, part) for part in fit.chunks(chunk_size)]
-    return torch.stack([_rescaled(transformer, mask, parts) for mask in masks])
-
-
-class _FullStream:
-    """The full model on some prompts: its stream after the attention of each layer, where a layer's scales need it."""
-
-    def __init__(self, transformer: Transformer, prompt: Prompt) -> None:
-        self.start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-        self.at = [ALL] * (len(transformer.heads) - 1) + [slice(self.start.first_query, None)]
-        self.after_attention: list[Tensor] = []
-        states = self.start.states
-        for layer, at in zip(transformer.blocks, self.at, strict=True):
-            mixed = layer.head_outputs(states, self.start.view, at)
-            states = states[:, at]
-            added = layer.attention.combined(mixed, None) if layer.attention and mixed is not None else 0.0
-            self.after_attention.append(states + added)
-            states = layer.after_heads(states, mixed)
-
-    def counted(self, values: Tensor, dim: int) -> Tensor:
-        """The values at the tokens that the predictions at the queries depend on: not at the prefix queries."""
-        n_tokens, n_queries = values.shape[dim], self.start.n_queries
-        n_before = min(self.start.n_context, n_tokens - n_queries)
-        before, queries = values.narrow(dim, 0, n_before), values.narrow(dim, n_tokens - n_queries, n_queries)
-        return torch.cat([before, queries], dim=dim)
-
-
-def _rescaled(transformer: Transformer, mask: HeadMask, parts: list[_FullStream]) -> HeadMask:
-    scales, pruned = torch.zeros_like(mask), [part.start.states for part in parts]
-    for depth, (layer, n_heads) in enumerate(zip(transformer.blocks, transformer.heads, strict=True)):
-        at = [part.at[depth] for part in parts]
-        read = [
-            layer.head_outputs(states, part.start.view, a) for part, states, a in zip(parts, pruned, at, strict=True)
-        ]
-        pruned = [states[:, a] for states, a in zip(pruned, at, strict=True)]
-        kept = mask[depth, :n_heads].nonzero().flatten()
-        if layer.attention is not None and len(kept):
-            missing = [
-                part.counted(part.after_attention[depth] - states, 1)
-                for part, states in zip(parts, pruned, strict=True)
-            ]
-            heads_read = [part.counted(m, 2) for part, m in zip(parts, read, strict=True) if m is not None]
-            scales[depth, kept] = _scales(layer.attention, heads_read, missing, kept).to(scales)
-        row = scales[depth, :n_heads].to(pruned[0])[None]
-        pruned = [layer.after_heads(states, mixed, row) for states, mixed in zip(pruned, read, strict=True)]
+    chunks, scales = fit.chunks(chunk_size), torch.zeros_like(masks)
+    full = list(_after_attention(transformer, chunks[0])) if len(chunks) == 1 else []
+    for mask, found in zip(masks, scales, strict=True):
+        only = _steps(transformer, chunks[0], found, full)
+        for depth, layer in enumerate(transformer.blocks):
+            steps: Iterable[tuple[Tensor, Tensor]] = (
+                [next(only)]
+                if len(chunks) == 1
+                else (
+                    next(islice(_steps(transformer, part, found, _after_attention(transformer, part)), depth, None))
+                    for part in chunks
+                )
+            )
+            kept = mask[depth, : transformer.heads[depth]].nonzero().flatten()
+            if layer.attention is not None and len(kept):
+                found[depth, kept] = _scales(layer.attention, steps, kept).to(found)
     return scales
 
 
+def _start(transformer: Transformer, prompt: Prompt) -> tuple[Embedded, list[slice]]:
+    """A prompt before the first layer, and the tokens of each layer that are asked for."""
+    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    return start, [ALL] * (len(transformer.heads) - 1) + [slice(start.first_query, None)]
+
+
+def _after_attention(transformer: Transformer, prompt: Prompt) -> Iterator[Tensor]:
+    """The full model's stream after the attention of each layer."""
+    start, tokens = _start(transformer, prompt)
+    states = start.states
+    for layer, at in zip(transformer.blocks, tokens, strict=True):
+        mixed = layer.head_outputs(states, start.view, at)
+        states = states[:, at]
+        added = layer.attention.combined(mixed, None) if layer.attention and mixed is not None else 0.0
+        yield states + added
+        states = layer.after_heads(states, mixed)
+
+
+def _steps(
+    transformer: Transformer, prompt: Prompt, scales: HeadMask, full: Iterable[Tensor]
+) -> Iterator[tuple[Float[Tensor, "batch heads counted head_dim"], Float[Tensor, "batch counted d_model"]]]:
+    """Layer by layer what the pruned model's heads read, and what its stream lacks of the ``full`` one's.
+
+    At the tokens that the predictions at the queries depend on: not at the prefix queries. Between one layer and the
+    next the caller fills in the first one's row of ``scales``.
+    """
+    start, tokens = _start(transformer, prompt)
+    states = start.states
+    for layer, at, after_attention, row in zip(transformer.blocks, tokens, full, scales, strict=True):
+        mixed = layer.head_outputs(states, start.view, at)
+        states = states[:, at]
+        n_tokens = states.shape[1]
+        n_context = min(start.n_context, n_tokens - start.n_queries)
+        counted = [*range(n_context), *range(n_tokens - start.n_queries, n_tokens)]
+        read = states.new_empty(len(states), 0, len(counted), 0) if mixed is None else mixed[:, :, counted]
+        yield read, (after_attention - states)[:, counted]
+        n_heads = 0 if mixed is None else mixed.shape[1]
+        states = layer.after_heads(states, mixed, row[:n_heads].to(states)[None])
+
+
 def _scales(
-    attention: MultiHeadAttention, read: Sequence[Tensor], missing: Sequence[Tensor], kept: Tensor
+    attention: MultiHeadAttention, steps: Iterable[tuple[Tensor, Tensor]], kept: Tensor
 ) -> Float[Tensor, " kept"]:
     """The a_h that minimise sum ||missing - sum_h a_h c_h||^2, by the normal equations in float64.
 
-    With head h's outputs m_h and its part O_h of the output projection, c_h = O_h m_h: <c_h, c_g> and <c_h, missing>
-    follow from the second moments of m, which are smaller than the c_h themselves.
+    ``steps`` are what the heads read and what is missing, in chunks of prompts. With head h's outputs m_h and its part
+    O_h of the output projection, c_h = O_h m_h: <c_h, c_g> and <c_h, missing> follow from the second moments of m,
+    which are smaller than the c_h themselves and add up over the chunks.
     """
     by_head = (attention.n_heads, attention.head_dim)
-    m = torch.cat([mixed.transpose(1, 2).flatten(2).flatten(0, 1) for mixed in read]).double()
-    o, wanted = attention.output.weight.double(), torch.cat([part.flatten(0, 1) for part in missing]).double()
-    gram = ((o.T @ o) * (m.T @ m)).unflatten(0, by_head).unflatten(2, by_head).sum(dim=(1, 3))
-    moment = (o * (wanted.T @ m)).sum(dim=0).unflatten(0, by_head).sum(dim=1)
+    o = attention.output.weight.double()
+    among, with_missing = torch.zeros_like(o.T @ o), torch.zeros_like(o)
+    for read, missing in steps:
+        m = read.transpose(1, 2).flatten(2).flatten(0, 1).double()
+        among += m.T @ m
+        with_missing += missing.flatten(0, 1).double().T @ m
+    gram = ((o.T @ o) * among).unflatten(0, by_head).unflatten(2, by_head).sum(dim=(1, 3))
+    moment = (o * with_missing).sum(dim=0).unflatten(0, by_head).sum(dim=1)
     kept = kept.to(gram.device)
     return torch.linalg.pinv(gram[kept][:, kept], rtol=SINGULAR, hermitian=True) @ moment[kept]
 

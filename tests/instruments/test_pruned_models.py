@@ -1,6 +1,7 @@
 """Treatments of pruned models against numpy and scikit-learn on explicit design matrices, and on planted heads."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from lightning_icl.instruments.pruning import (
 )
 from lightning_icl.optimizers import BlockMuon, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
+from lightning_icl.transformer import Layer
 
 TASK = SparseLinearRegression(3, 2, noise_std=0.3)
 VARIANTS = [
@@ -228,6 +230,30 @@ def test_rescaled_masks_equal_lstsq(options, chunk_size):
         mask[0, 0] = 0  # or else all but the last layer, which has no context to count, is whole
     found = rescaled_masks(transformer, mask[None], prompt, chunk_size)[0]
     torch.testing.assert_close(found, rescaled_by_lstsq(transformer, mask, prompt), rtol=1e-6, atol=1e-8)
+
+
+def most_states_held(monkeypatch, n_prompts, chunk_size):
+    """The most prompts whose states after some layer are there at once while masks are rescaled."""
+    transformer, held, most = model(heads=[3, 2, 2, 2, 3]), [], 0
+    after_heads = Layer.after_heads
+
+    def recorded(layer, states, *args):
+        nonlocal most
+        found = after_heads(layer, states, *args)
+        held.append(weakref.ref(found))
+        most = max(most, sum(len(alive) for alive in (ref() for ref in held) if alive is not None))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Layer, "after_heads", recorded)
+        rescaled_masks(transformer, paper_mask(transformer).expand(3, -1, -1), sampled(n_prompts), chunk_size)
+    return most
+
+
+def test_rescaling_holds_the_states_of_one_chunk_of_prompts(monkeypatch):
+    """The full model's and the pruned one's, and of each what a layer makes of it."""
+    assert most_states_held(monkeypatch, 12, 2) == most_states_held(monkeypatch, 6, 2) <= 4 * 2
+    assert most_states_held(monkeypatch, 12, 12) >= 12  # and where they are in one chunk, of all
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
