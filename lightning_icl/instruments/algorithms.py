@@ -159,9 +159,9 @@ class TunedRidge(Ridge):
     def origin(self) -> str:
         return "tuned" if self.alpha is None else "given"
 
-    def candidates(self, tuning: Problems) -> list[Candidates]:
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
         # Up to where all but nothing is left, which is the closest to a layer that knows nothing.
-        return [strengths(tuning, 6) * 100 * tuning.sizes if self.alpha is None else [self.alpha]]
+        return strengths(tuning, 6) * 100 * tuning.sizes if self.alpha is None else [self.alpha]
 
 
 def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:

@@ -545,7 +545,7 @@ def test_every_reference_is_tuned_and_names_itself(reference):
 KINDS = {
     "GD": [r.GD(), r.GD(scale=1.0), r.GD(scale=0.5), r.GD(step_size="shared"), r.GD(step_size="shared", scale=0.1)],
     "preconditioners": [r.PreconditionedGD(), r.PreconditionedGD(GIVEN), r.PreconditionedGD(step_size="per_prompt")],
-    "powers": [r.PreprocessThenGD(), r.PreprocessThenGD(power=0.5)],
+    "powers": [r.PreprocessThenGD(), r.PreprocessThenGD(power=0.5), r.PreprocessThenGD(power=0.0)],
     "elastic net": [r.ElasticNet(), r.ElasticNet(l1_ratio=0.9), r.ElasticNet(0.1)],
     "adaptive lasso": [r.AdaptiveLasso(), r.AdaptiveLasso(gamma=0.5), r.AdaptiveLasso(pilot_alpha=0.0)],
     "ISTA": [r.ISTA(), r.ISTA(alpha=0.1), r.ISTA(alpha=0.2)],

@@ -1,6 +1,6 @@
 """References that iterate: how many steps, and of what size, is part of their name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -11,21 +11,30 @@ from torch import Tensor
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import Eigenbasis
+from lightning_icl.functional.references.linear import law_sparsity
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
     Candidates,
     Case,
     LinearReference,
     Reference,
-    Setting,
     Settings,
     Solver,
-    least_to_most,
     on_paths,
     paths,
     strengths,
-    unless,
 )
+
+__all__ = [
+    "FISTA",
+    "GD",
+    "ISTA",
+    "GDPlusPlus",
+    "IterativeHardThresholding",
+    "Newton",
+    "PreconditionedGD",
+    "PreprocessThenGD",
+]
 
 Steps = int | Literal["depth", "best"]
 StepSizeRule = Literal["per_prompt", "shared"]
@@ -52,6 +61,8 @@ class Iterative(LinearReference):
     max_steps: int
     step_size: StepSizeRule = "per_prompt"
     scale: float | None = 1.0
+    power: float = 0.0  # of the rescaling of features
+    main, unnamed = "steps", ("step_size", "scale", "max_steps")
 
     def __post_init__(self) -> None:
         steps, rules = self.steps, get_args(StepSizeRule)
@@ -65,54 +76,43 @@ class Iterative(LinearReference):
             raise InputError(f"scale is {self.scale}, but a step size must be a finite number above 0.")
 
     @property
-    def variant(self) -> str:
-        """What tells its key from others of its name, besides the steps."""
-        return ""
-
-    @property
     def key(self) -> str:
-        steps = "at_depth" if self.steps == "depth" else self.steps
+        name = super().key.replace("_depth", "_at_depth", 1)
         if self.step_size == "shared":
-            step = "_shared_step" if self.scale is None else f"_shared_step_{self.scale:g}"
-        else:  # of 1/lambda_max unless it says otherwise
-            step = "_tuned_step" if self.scale is None else unless(1.0, "step", self.scale)
-        return f"{self.name}_{steps}{self.variant}{step}"
+            return f"{name}_shared_step" + ("" if self.scale is None else f"_{self.scale:g}")
+        # of 1/lambda_max unless it says otherwise
+        return name + {None: "_tuned_step", 1.0: ""}.get(self.scale, f"_step_{self.scale:g}" if self.scale else "")
 
     def label(self, same: Sequence[Reference] = ()) -> str:
-        setting = self.side_by_side(same)
-        if not len(setting):
+        known = self.settings_in_words(same)
+        if not known:
             return f"{self.title}, {self.steps} steps"
         why = {"depth": " (= layers)", "best": f" (best up to {self.max_steps})"}.get(str(self.steps), "")
-        steps = least_to_most(setting[-1])
-        return f"{self.title}, {steps} step{'s' * (steps != '1')}{self.words(setting)}{why}"
+        return f"{self.title}, {known['steps']} step{'s' * (known['steps'] != '1')}{self.words(known)}{why}"
 
-    def words(self, setting: Setting) -> str:
-        """The parameters besides the number of steps, for the label."""
+    def words(self, known: Mapping[str, str]) -> str:
+        """The settings besides the number of steps, for the label: the steps' size, and alpha where there is one."""
         rule = "/λmax" if self.step_size == "per_prompt" else ", one for all prompts"
-        return f" of {least_to_most(setting[0])}{rule}"
+        return f" of {known.get('step', '1')}{rule}" + (f", alpha {known['alpha']}" if "alpha" in known else "")
 
-    def step_counts(self) -> Sequence[int]:
-        """The candidates for the number of steps."""
-        if self.steps == "best":
-            return range(self.max_steps + 1)
-        return [self.case.depth if self.steps == "depth" else self.steps]
-
-    def candidates(self, tuning: Problems) -> list[Candidates]:
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        if name == "steps":
+            known = self.case.depth if self.steps == "depth" else self.steps
+            return range(self.max_steps + 1) if isinstance(known, str) else [known]
         if self.scale is not None:
-            return [[self.scale], self.step_counts()]
+            return [self.scale]
         if self.step_size == "per_prompt":
-            return [RELATIVE_STEPS, self.step_counts()]
+            return RELATIVE_STEPS
         # From the typical prompt's 2/lambda_max down to the steepest's 1/lambda_max, which limits what is stable for
         # all, and to a thousandth, for where hardly a step is best.
         steps = self.stable_steps(tuning).cpu()
         typical, steepest = float(steps.median()), float(steps[steps > 0].min()) if steps.any() else 0.0
         ratio = max(2000.0, 2 * typical / steepest) if steepest > 0 else 1.0
-        sizes = [2 * typical * ratio ** (-k / (N_SHARED_STEPS - 1)) for k in range(N_SHARED_STEPS)]
-        return [sizes, self.step_counts()]
+        return [2 * typical * ratio ** (-k / (N_SHARED_STEPS - 1)) for k in range(N_SHARED_STEPS)]
 
     def basis(self, problems: Problems) -> Eigenbasis:
         """Where every direction goes on its own."""
-        return problems.eigenbasis()
+        return problems.eigenbasis(self.power)
 
     def stable_steps(self, problems: Problems) -> Float[Tensor, " rows"]:
         """1 / lambda_max of every problem, of the features it descends on; 0 where there is none."""
@@ -189,14 +189,9 @@ class PreprocessThenGD(Iterative):
 
     @property
     def title(self) -> str:
-        return "preprocess + GD" + ("" if self.power in (0, 1) else f" (power {self.power:g})")
-
-    @property
-    def variant(self) -> str:
-        return "" if self.power in (0, 1) else f"_power_{self.power:g}"
-
-    def basis(self, problems: Problems) -> Eigenbasis:
-        return problems.eigenbasis(self.power)
+        if self.power in (0, 1):
+            return "preprocess + GD"
+        return f"preprocess + GD (power {self.power:g})"
 
 
 @dataclass(frozen=True)
@@ -230,10 +225,6 @@ class PreconditionedGD(Iterative):
     @property
     def title(self) -> str:
         return "preconditioned GD" if self.matrix is None else "GD with a given preconditioner"
-
-    @property
-    def variant(self) -> str:
-        return "" if self.matrix is None else "_given_matrix"
 
     def check(self, case: Case) -> None:
         if self.matrix is not None and len(self.matrix) != case.task.n_dims:
@@ -284,19 +275,20 @@ class GDPlusPlus(Iterative):
     def key(self) -> str:
         return super().key.removesuffix("_tuned_step")
 
-    def candidates(self, tuning: Problems) -> list[Candidates]:
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        if name == "steps":
+            return super().candidates(name, tuning)
         # The transformed inputs' curvature is lambda (1 - gamma lambda)^2, so steps beyond 2 / lambda_max are stable,
         # and the more steps there are the larger the best ones: 16 to 24 of twelve layers.
         steps = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
         gammas = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         unit = float(self.stable_steps(tuning).median()) if self.step_size == "shared" else 1.0
-        return [[unit * step for step in steps], [unit * gamma for gamma in gammas], self.step_counts()]
+        return [unit * value for value in (gammas if name == "gamma" else steps)]
 
-    def words(self, setting: Setting) -> str:
-        step, gamma = least_to_most(setting[0]), least_to_most(setting[1])
+    def words(self, known: Mapping[str, str]) -> str:
         if self.step_size == "per_prompt":
-            return f" of {step}/λmax, gamma {gamma}/λmax"
-        return f" of {step}, gamma {gamma}, for all prompts"
+            return f" of {known['step']}/λmax, gamma {known['gamma']}/λmax"
+        return f" of {known['step']}, gamma {known['gamma']}, for all prompts"
 
 
 @dataclass(frozen=True)
@@ -312,14 +304,11 @@ class Newton(Iterative):
     max_steps: int = 30
     name, title, setting_names = "newton", "Newton", ("steps",)
 
-    def candidates(self, tuning: Problems) -> list[Candidates]:
-        return [self.step_counts()]
-
     def solver(self, problems: Problems) -> Solver:
         return on_paths(problems, lambda n_steps: estimators.newton_path(problems.eigenbasis(), n_steps))
 
-    def words(self, setting: Setting) -> str:
-        return ""
+    def words(self, known: Mapping[str, str]) -> str:
+        return ""  # its steps have no size
 
 
 @dataclass(frozen=True)
@@ -343,19 +332,14 @@ class ISTA(Iterative):
         if self.alpha is not None and not 0 <= self.alpha < float("inf"):
             raise InputError(f"alpha is {self.alpha}, but the strength of {type(self).__name__} must be 0 or larger.")
 
-    @property
-    def variant(self) -> str:
-        return unless(None, "alpha", self.alpha)
-
-    def candidates(self, tuning: Problems) -> list[Candidates]:
-        return [strengths(tuning, 3) if self.alpha is None else [self.alpha], self.step_counts()]
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        if name == "alpha":
+            return strengths(tuning, 3) if self.alpha is None else [self.alpha]
+        return super().candidates(name, tuning)
 
     def solver(self, problems: Problems) -> Solver:
         m, step = problems.moments, unit_steps(problems.eigenbasis())
         return on_paths(problems, lambda n_steps, alpha: self.path(m, alpha, n_steps, step))
-
-    def words(self, setting: Setting) -> str:
-        return f" of 1/λmax, alpha {least_to_most(setting[0])}"
 
 
 class FISTA(ISTA):
@@ -369,3 +353,33 @@ class FISTA(ISTA):
 
     name, title = "fista", "FISTA"
     path = staticmethod(estimators.fista_path)
+
+
+@dataclass(frozen=True)
+class IterativeHardThresholding(Iterative):
+    """Gradient descent that keeps the s largest weights after each step (Blumensath & Davies 2009), steps 1/lambda_max.
+
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        sparsity: how many weights are kept; left out, the law's.
+        max_steps: where the search for the best number of steps ends.
+    """
+
+    steps: Steps = "best"
+    sparsity: int | None = None
+    max_steps: int = 100
+    name, setting_names = "iterative_hard_thresholding", ("steps",)
+
+    @property
+    def title(self) -> str:
+        if self.sparsity is None:
+            return "iterative hard thresholding"
+        return f"iterative hard thresholding to {self.sparsity}"
+
+    def check(self, case: Case) -> None:
+        law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
+
+    def solver(self, problems: Problems) -> Solver:
+        kept = law_sparsity(self.case.task, self.sparsity, "IterativeHardThresholding")
+        m, step = problems.moments, unit_steps(problems.eigenbasis())
+        return on_paths(problems, lambda n: estimators.iterative_hard_thresholding_path(m, kept, n, step))

@@ -1,12 +1,16 @@
-"""References with a closed form, or solved to a certificate."""
+"""References with a closed form, or solved to a certificate; those that know the law; and the nearest neighbours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
     Candidates,
@@ -14,13 +18,31 @@ from lightning_icl.functional.references.reference import (
     Fit,
     LinearReference,
     Reference,
+    Settings,
     Solver,
-    least_to_most,
+    on_paths,
+    one_by_one,
     strengths,
-    unless,
     whatever_the_settings,
 )
-from lightning_icl.functional.tasks import Law
+from lightning_icl.functional.tasks import Law, TaskPool
+
+__all__ = [
+    "AdaptiveLasso",
+    "Averaging",
+    "Bayes",
+    "BestSubset",
+    "ElasticNet",
+    "Lasso",
+    "LeastSquares",
+    "NearestNeighbours",
+    "OracleLeastSquares",
+    "OrthogonalMatchingPursuit",
+    "PoolPosterior",
+    "Ridge",
+    "ZeroPredictor",
+    "has_weights",
+]
 
 
 class ZeroPredictor(LinearReference):
@@ -83,7 +105,7 @@ def least_squares(problems: Problems) -> Fit:
 class Penalised(LinearReference):
     """One with a strength alpha, for each number of examples."""
 
-    setting_names = ("alpha",)
+    main, setting_names = "alpha", ("alpha",)
     alpha: float | None
 
     def __post_init__(self) -> None:
@@ -92,20 +114,16 @@ class Penalised(LinearReference):
             raise InputError(f"alpha is {self.alpha}, but the strength of {name} must be a number above 0.")
 
     @property
-    def key(self) -> str:
-        return self.name if self.alpha is None else f"{self.name}_{self.alpha:g}"
-
-    @property
     def origin(self) -> str:
         """Where the strength comes from, for the label."""
         return "tuned" if self.alpha is None else "given"
 
     def label(self, same: Sequence[Reference] = ()) -> str:
-        setting = self.side_by_side(same)
-        return f"{self.title}, alpha {least_to_most(setting[0])} ({self.origin})" if len(setting) else self.title
+        known = self.settings_in_words(same)
+        return f"{self.title}, alpha {known['alpha']} ({self.origin})" if known else self.title
 
-    def candidates(self, tuning: Problems) -> list[Candidates]:
-        return [strengths(tuning) if self.alpha is None else [self.alpha]]
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        return strengths(tuning) if self.alpha is None else [self.alpha]
 
 
 @dataclass(frozen=True)
@@ -121,21 +139,19 @@ class Ridge(Penalised):
 
     @property
     def origin(self) -> str:
-        return "from the law" if self.alpha is None and self.case.task.ridge_alpha is not None else super().origin
+        if self.alpha is None and self.case.task.ridge_alpha is not None:
+            return "from the law"
+        return super().origin
 
-    def candidates(self, tuning: Problems) -> list[Candidates]:
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
         known = self.case.task.ridge_alpha if self.alpha is None else self.alpha
         # strengths() are of penalties beside a mean of squares; ridge's stands beside their sum.
-        return [strengths(tuning) * tuning.sizes if known is None else [known]]
+        return strengths(tuning) * tuning.sizes if known is None else [known]
 
     def solver(self, problems: Problems) -> Solver:
-        def weights(settings: torch.Tensor) -> torch.Tensor:
-            if not settings.any():  # noise-free, by its law
-                return whatever_the_settings(least_squares(problems))(settings)
-            alphas = problems.per_row(settings[:, 0])
-            return problems.by_size(torch.stack([estimators.ridge(problems.moments, alpha) for alpha in alphas]))
-
-        return weights
+        if self.origin == "from the law" and self.case.task.ridge_alpha == 0:
+            return whatever_the_settings(least_squares(problems))
+        return one_by_one(problems, lambda alpha: estimators.ridge(problems.moments, alpha))
 
 
 @dataclass(frozen=True)
@@ -150,7 +166,7 @@ class Lasso(Penalised):
     name, title = "lasso", "lasso"
 
     def solver(self, problems: Problems) -> Solver:
-        def weights(settings: torch.Tensor) -> torch.Tensor:
+        def weights(settings: Settings) -> Float[Tensor, "settings batch sizes dims"]:
             gap = 1e-8 if len(settings) == 1 else 1e-6  # of several, only the best is of interest
             fit = estimators.lasso_path_fit(problems.moments, problems.per_row(settings[:, 0]), relative_gap=gap)
             return problems.by_size(fit.w)
@@ -180,16 +196,9 @@ class ElasticNet(Penalised):
     def title(self) -> str:
         return f"elastic net ({self.l1_ratio:g} of it lasso)"
 
-    @property
-    def key(self) -> str:
-        return super().key + unless(0.5, "l1_ratio", self.l1_ratio)
-
     def solver(self, problems: Problems) -> Solver:
-        def weights(settings: torch.Tensor) -> torch.Tensor:
-            m, alphas = problems.moments, problems.per_row(settings[:, 0])
-            return problems.by_size(torch.stack([estimators.elastic_net(m, a, self.l1_ratio) for a in alphas]))
-
-        return weights
+        m, ratio = problems.moments, self.l1_ratio
+        return one_by_one(problems, lambda alpha: estimators.elastic_net(m, alpha, ratio))
 
 
 @dataclass(frozen=True)
@@ -219,14 +228,145 @@ class AdaptiveLasso(Penalised):
     def title(self) -> str:
         return "adaptive lasso" if self.gamma == 1 else f"adaptive lasso (gamma {self.gamma:g})"
 
-    @property
-    def key(self) -> str:
-        return super().key + unless(1.0, "gamma", self.gamma) + unless(1.0, "pilot_alpha", self.pilot_alpha)
+    def solver(self, problems: Problems) -> Solver:
+        m, power, pilot = problems.moments, self.gamma, self.pilot_alpha
+        return one_by_one(problems, lambda alpha: estimators.adaptive_lasso(m, alpha, power, pilot))
+
+
+def support_size(task: Law) -> int | None:
+    """The number of non-zero weights under the task's law, where it has one."""
+    size = getattr(task, "support_size", None)
+    return None if size is None else int(size)
+
+
+def law_sparsity(task: Law, asked_for: int | None, name: str) -> int:
+    """The number of non-zero weights: as given, or that of the task's law."""
+    sparsity = support_size(task) if asked_for is None else asked_for
+    if sparsity is None:
+        raise InputError(f"{name} needs a sparsity: {type(task).__name__} implies none, so set its option sparsity.")
+    if not 1 <= sparsity <= task.n_dims:
+        raise InputError(
+            f"sparsity of {name} is {sparsity}, but it must lie between 1 and n_dims, which is {task.n_dims}."
+        )
+    return sparsity
+
+
+class Subset(LinearReference):
+    """Least squares on a number of features that it chooses."""
+
+    main, setting_names = "sparsity", ("features",)
+    sparsity: int | None
+
+    def label(self, same: Sequence[Reference] = ()) -> str:
+        size = self.settings_in_words(same).get("features", "s")
+        return f"{self.title}, {size} {'feature' if size == '1' else 'features'}"
+
+    def check(self, case: Case) -> None:
+        law_sparsity(case.task, self.sparsity, type(self).__name__)
+
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        return [law_sparsity(self.case.task, self.sparsity, type(self).__name__)]
+
+
+@dataclass(frozen=True)
+class BestSubset(Subset):
+    """Least squares on the support of the given size that fits best, of all there are.
+
+    Args:
+        sparsity: size of the support; left out, the law's.
+    """
+
+    sparsity: int | None = None
+    name, title = "best_subset", "best subset"
+
+    def check(self, case: Case) -> None:
+        size = law_sparsity(case.task, self.sparsity, "BestSubset")
+        refuse_above_limit(comb(case.task.n_dims, size), f"supports of {size} among {case.task.n_dims} features")
 
     def solver(self, problems: Problems) -> Solver:
-        def weights(settings: torch.Tensor) -> torch.Tensor:
-            m, power, pilot = problems.moments, self.gamma, self.pilot_alpha
-            alphas = problems.per_row(settings[:, 0])
-            return problems.by_size(torch.stack([estimators.adaptive_lasso(m, a, power, pilot) for a in alphas]))
+        size = law_sparsity(self.case.task, self.sparsity, "BestSubset")
+        return whatever_the_settings(problems.by_size(estimators.best_subset(problems.moments, size)))
 
-        return weights
+
+@dataclass(frozen=True)
+class OrthogonalMatchingPursuit(Subset):
+    """Least squares on features added one at a time, each the most correlated with the residual.
+
+    Args:
+        sparsity: how many features; left out, the law's, and tuned where the law has none.
+    """
+
+    sparsity: int | None = None
+    name, title = "orthogonal_matching_pursuit", "orthogonal matching pursuit"
+
+    def check(self, case: Case) -> None:
+        if self.sparsity is not None or support_size(case.task) is not None:
+            super().check(case)
+
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        task = self.case.task
+        is_tuned = self.sparsity is None and support_size(task) is None
+        return range(task.n_dims + 1) if is_tuned else super().candidates(name, tuning)
+
+    def solver(self, problems: Problems) -> Solver:
+        return on_paths(problems, lambda most: estimators.orthogonal_matching_pursuit(problems.moments, most))
+
+
+class Bayes(LinearReference):
+    """The exact posterior mean of w under the law of the evaluated prompts: no predictor has a lower expected risk."""
+
+    name, title = "bayes", "Bayes (exact posterior mean)"
+
+    def check(self, case: Case) -> None:
+        law = type(case.task).__name__
+        if case.task.posterior_terms is None:
+            raise InputError(
+                f"Bayes needs an exact posterior, which this {law} has not in closed form: leave it out, or take Ridge "
+                "or Lasso."
+            )
+        refuse_above_limit(case.task.posterior_terms, f"hypotheses behind the posterior of this {law}")
+
+    def solver(self, problems: Problems) -> Solver:
+        return whatever_the_settings(problems.by_size(self.case.task.posterior(problems.moments).mean))
+
+
+class PoolPosterior(LinearReference):
+    """The posterior mean under the finite pool of tasks that the model was trained on (dMMSE; Raventos et al. 2023)."""
+
+    name, title = "pool_posterior", "posterior mean of the training pool (dMMSE)"
+
+    def check(self, case: Case) -> None:
+        if not isinstance(case.trained_on, TaskPool):
+            law = type(case.trained_on).__name__
+            raise InputError(f"PoolPosterior needs a model trained on a TaskPool, but data.task is a {law}.")
+
+    def solver(self, problems: Problems) -> Solver:
+        return whatever_the_settings(problems.by_size(self.case.trained_on.posterior(problems.moments).mean))
+
+
+@dataclass(frozen=True)
+class NearestNeighbours(Reference):
+    """Mean label of the k nearest examples (Garg et al. 2022).
+
+    Args:
+        k: how many; all of them where there are fewer.
+    """
+
+    k: int = 3
+    name, main = "nearest_neighbours", "k"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k is {self.k}, but there must be at least 1 neighbour.")
+
+    @property
+    def title(self) -> str:
+        return f"{self.k} nearest neighbours"
+
+    def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
+        x, y, k = problems.x, problems.y, self.k
+        if len(problems.sizes) == 1:
+            return estimators.nearest_neighbours(x, y, problems.targets[:, 0], k, problems.point_mask)[:, None]
+        # Those of no examples are not asked for.
+        after = [torch.cat([at[:, :1], at], dim=1) for at in problems.targets.unbind(2)]
+        return torch.stack([estimators.nearest_neighbours_prefixes(x, y, at, k)[:, 1:] for at in after], dim=2)

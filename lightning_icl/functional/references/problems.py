@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_icl.functional.estimators import Eigenbasis, Moments, eigenbasis, feature_scale, moments, prefix_moments
 from lightning_icl.functional.prompts import Prompt
 
+__all__ = ["Problems", "every_prefix", "whole_prompts"]
+
 ENTRIES_AT_ONCE = 2**24  # numbers in the largest tensor that an estimator makes of a part, 128 MB
 ITERATES = 256  # about as many as a path of solutions has
 

@@ -1,6 +1,7 @@
 """What a reference estimator is: options, a case it is bound to, settings chosen on other prompts, and weights."""
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from torch import Tensor
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Law
+
+__all__ = ["Case", "LinearReference", "Reference", "errors", "tuned"]
 
 Self = TypeVar("Self", bound="Reference")  # beartype takes typing.Self only where it decorates whole classes
 Setting = Float[Tensor, "parameters sizes"]
@@ -44,6 +47,8 @@ class Reference(ABC):
     """
 
     name: ClassVar[str]
+    main: ClassVar[str] = ""
+    unnamed: ClassVar[tuple[str, ...]] = ()  # options that the key tells in another way, or not at all
     _case: Case | None = None
 
     @property
@@ -53,8 +58,19 @@ class Reference(ABC):
 
     @property
     def key(self) -> str:
-        """Its name in logs and files, with the settings it was given: no two of a list may share one."""
-        return self.name
+        """Its name in logs and files, with the options it was given: no two of a list may share one.
+
+        The ``main`` option stands alone, others by their name where they differ from the default.
+        """
+        found, options = [self.name], inspect.signature(type(self)).parameters
+        for option in sorted(options.keys() - self.unnamed, key=[self.main, *options].index):
+            value = getattr(self, option, None)
+            if isinstance(value, list):
+                found.append(f"given_{option}")
+            elif value is not None and (option == self.main or value != options[option].default):
+                text = f"{value:g}" if isinstance(value, float) else str(value)
+                found.append(text if option == self.main else f"{option}_{text}")
+        return "_".join(found)
 
     def label(self, same: Sequence["Reference"] = ()) -> str:
         """Its name in figures and tables, with its settings: its own, or those of the ``same`` in other cases."""
@@ -97,9 +113,9 @@ class LinearReference(Reference):
     setting_names: ClassVar[tuple[str, ...]] = ()
     setting: Setting = torch.zeros(0, 0, dtype=torch.float64)
 
-    def candidates(self, tuning: Problems) -> list[Candidates]:
-        """The values that each of its settings may have, for every number of examples or alike for all."""
-        return []
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        """The values that the setting of this name may have, for every number of examples or alike for all."""
+        raise NotImplementedError(f"{type(self).__name__} has no candidates for {name}")
 
     @abstractmethod
     def solver(self, problems: Problems) -> Solver:
@@ -110,7 +126,10 @@ class LinearReference(Reference):
         n_sizes = len(tuning.sizes)
         if not self.setting_names:
             return torch.zeros(1, 0, n_sizes, dtype=torch.float64)
-        values = [torch.as_tensor(v, dtype=torch.float64) for v in self.candidates(tuning)]
+        values = [
+            torch.as_tensor(v, dtype=torch.float64)
+            for v in (self.candidates(name, tuning) for name in self.setting_names)
+        ]
         places = torch.meshgrid(*(torch.arange(len(v)) for v in values), indexing="ij")
         pairs = zip(values, places, strict=True)
         return torch.stack([v.view(len(v), -1).expand(-1, n_sizes)[place.flatten()] for v, place in pairs], dim=1)
@@ -128,9 +147,15 @@ class LinearReference(Reference):
     def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
         return problems.predictions(self.weights(problems))
 
-    def side_by_side(self, same: Sequence[Reference]) -> Setting:
-        """The settings of the ``same`` in other cases, or else its own, for a label; empty before they are chosen."""
-        return torch.cat([r.setting for r in same or (self,) if isinstance(r, LinearReference)], dim=1)
+    def settings_in_words(self, same: Sequence[Reference]) -> dict[str, str]:
+        """Its settings by name for a label, each one number or the least and the largest; none before they are chosen.
+
+        Those of the ``same`` in other cases side by side, or else its own.
+        """
+        settings = torch.cat([r.setting for r in same or (self,) if isinstance(r, LinearReference)], dim=1)
+        ends = [(f"{float(values.min()):.3g}", f"{float(values.max()):.3g}") for values in settings]
+        words = [low if low == high else f"{low} to {high}" for low, high in ends]
+        return dict(zip(self.setting_names, words, strict=False))
 
 
 def tuned(references: Sequence[Self], tuning: Problems) -> list[Self]:
@@ -190,6 +215,11 @@ def on_paths(problems: Problems, path: Callable[..., Float[Tensor, "iterates row
     return weights
 
 
+def one_by_one(problems: Problems, fit: Callable[[Float[Tensor, " rows"]], Float[Tensor, "rows dims"]]) -> Solver:
+    """A solver of one parameter from ``fit``, a function of its value for each row."""
+    return lambda settings: problems.by_size(torch.stack([fit(value) for value in problems.per_row(settings[:, 0])]))
+
+
 def whatever_the_settings(w_hat: Fit) -> Solver:
     """The solver of an estimator that has none."""
     return lambda settings: w_hat.expand(len(settings), *w_hat.shape)
@@ -204,14 +234,3 @@ def strengths(tuning: Problems, decades: int = 4) -> Float[Tensor, "candidates s
     largest = moment.abs().amax(-1).median(0).values.clamp(min=1e-12).cpu()
     powers = torch.arange(3, -4 * decades - 1, -1, dtype=largest.dtype) / 4
     return largest * 10 ** powers[:, None]
-
-
-def unless(default: float | None, name: str, value: int | float | None) -> str:
-    """The part of a key that says how one setting differs from its default."""
-    return "" if value is None or value == default else f"_{name}_{value:g}"
-
-
-def least_to_most(values: Tensor) -> str:
-    """One number, or the smallest and the largest of several."""
-    low, high = f"{float(values.min()):.3g}", f"{float(values.max()):.3g}"
-    return low if low == high else f"{low} to {high}"
