@@ -36,7 +36,7 @@ class TransformerOutput(NamedTuple):
     prefix_prediction: Float[Tensor, "batch points"] | None = None
 
 
-class _Places(NamedTuple):
+class _TokenCounts(NamedTuple):
     """How many tokens of each kind there are: the context, then prefix queries, then queries."""
 
     n_context: int
@@ -48,8 +48,8 @@ class _Places(NamedTuple):
         return sum(self)
 
 
-class View(NamedTuple):
-    """Which tokens the others attend to: the visible ones of the first ``n_keys`` (all of them where None).
+class VisibleKeys(NamedTuple):
+    """Which tokens, as keys, the others attend to: the visible ones of the first ``n_keys`` (all of them where None).
 
     Where all tokens see the same keys, ``visible`` has one row for all.
     """
@@ -57,7 +57,7 @@ class View(NamedTuple):
     n_keys: int
     visible: Bool[Tensor, "#batch #tokens keys"] | None
 
-    def of_copies(self, n: int) -> "View":
+    def of_copies(self, n: int) -> "VisibleKeys":
         """The view of a batch made of ``n`` copies of this one, one after the other."""
         if self.visible is None or len(self.visible) == 1:
             return self
@@ -86,7 +86,7 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
     def head_outputs(
-        self, states: Float[Tensor, "batch tokens d_model"], view: View, at: Tokens = ALL
+        self, states: Float[Tensor, "batch tokens d_model"], view: VisibleKeys, at: Tokens = ALL
     ) -> Float[Tensor, "batch heads attending head_dim"]:
         """What each head reads, A_h V_h, at some tokens."""
         keyed = states[:, : view.n_keys].contiguous()
@@ -106,7 +106,7 @@ class MultiHeadAttention(nn.Module):
         return (v.mT @ self._unnormalised(q, k, visible).mT).mT
 
     def pattern(
-        self, states: Float[Tensor, "batch tokens d_model"], view: View
+        self, states: Float[Tensor, "batch tokens d_model"], view: VisibleKeys
     ) -> Float[Tensor, "batch heads tokens keys"]:
         """A_h itself: how much of each key's value every token takes; 0 where a key is not visible."""
         q, k = self._by_head(self.query(states)), self._by_head(self.key(states[:, : view.n_keys]))
@@ -156,11 +156,11 @@ class Layer(nn.Module):
         )
         self.mlp_norm = nn.LayerNorm(d_model) if mlp and norm != "none" else nn.Identity()
 
-    def forward(self, states: Tensor, view: View, head_mask: Tensor | None, at: Tokens = ALL) -> Tensor:
+    def forward(self, states: Tensor, view: VisibleKeys, head_mask: Tensor | None, at: Tokens = ALL) -> Tensor:
         return self.after_heads(states[:, at], self.head_outputs(states, view, at), head_mask)
 
     def head_outputs(
-        self, states: Float[Tensor, "batch tokens d_model"], view: View, at: Tokens = ALL
+        self, states: Float[Tensor, "batch tokens d_model"], view: VisibleKeys, at: Tokens = ALL
     ) -> Float[Tensor, "batch heads attending head_dim"] | None:
         """What each head reads at some tokens; None for a layer without heads."""
         if self.attention is None:
@@ -194,7 +194,7 @@ class Embedded(NamedTuple):
     """
 
     states: Float[Tensor, "batch tokens d_model"]
-    view: View
+    view: VisibleKeys
     n_context: int
     n_queries: int
 
@@ -368,7 +368,7 @@ class Transformer(nn.Module):
         with without_autocast(tokens.device):
             states = self.read_in(tokens) + self._positions(places, point_mask)
         n_keys = places.n_context if self.mask == "context" else places.n_tokens
-        view = View(n_keys, self._visible(places, point_mask, tokens.device))
+        view = VisibleKeys(n_keys, self._visible(places, point_mask, tokens.device))
         return Embedded(states, view, places.n_context, n_queries)
 
     def read(self, states: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch tokens"]:
@@ -376,14 +376,14 @@ class Transformer(nn.Module):
         with without_autocast(states.device):
             return self.read_out(self.final_norm(states)).squeeze(-1)
 
-    def _places(self, n_tokens: int, n_queries: int) -> _Places:
+    def _places(self, n_tokens: int, n_queries: int) -> _TokenCounts:
         n_others = n_tokens - n_queries
         if self.layout != "pairs" and n_others % 2:
             raise InputError(
                 f"there are {n_others} tokens besides the queries, but layout={self.layout!r} has two for each example."
             )
         n_prefix = n_others // 2 if self.layout == "prefixes" else 0
-        return _Places(n_others - n_prefix, n_prefix, n_queries)
+        return _TokenCounts(n_others - n_prefix, n_prefix, n_queries)
 
     def _predicts(self, start: Embedded) -> Tokens:
         """Where predictions are read: at each example's prefix query or x token, if there are any, then the queries."""
@@ -404,7 +404,7 @@ class Transformer(nn.Module):
         batched = (head_mask if head_mask.dim() == 3 else head_mask[None]).to(device)
         return [batched[:, i, :h] for i, h in enumerate(self.heads)]
 
-    def _positions(self, places: _Places, point_mask: Tensor | None) -> Tensor | float:
+    def _positions(self, places: _TokenCounts, point_mask: Tensor | None) -> Tensor | float:
         """What is added to each token: (tokens, d_model), or (batch, tokens, d_model) where queries stand apart."""
         if self.position is None:
             return 0.0
@@ -422,7 +422,7 @@ class Transformer(nn.Module):
         return torch.cat([context.expand(len(after), -1, -1), after[:, None].expand(-1, n_queries, -1)], dim=1)
 
     def _visible(
-        self, places: _Places, point_mask: Tensor | None, device: torch.device
+        self, places: _TokenCounts, point_mask: Tensor | None, device: torch.device
     ) -> Bool[Tensor, "#batch #tokens keys"] | None:
         """Which keys each token sees (one row where all see the same), or None where all see all."""
         context_mask = None if point_mask is None else point_mask.repeat_interleave(self.tokens_per_point, dim=1)
@@ -435,7 +435,7 @@ class Transformer(nn.Module):
             visible = visible & padded[:, None]
         return visible | ((key == key[:, None]) & (key >= places.n_context))
 
-    def _n_seen(self, places: _Places, device: torch.device) -> Integer[Tensor, " tokens"]:
+    def _n_seen(self, places: _TokenCounts, device: torch.device) -> Integer[Tensor, " tokens"]:
         """How many of the context's tokens each token sees: always the first ones."""
         n_context, n_prefix, n_queries = places
         whole = torch.full((n_context + n_queries,), n_context, device=device)

@@ -89,8 +89,8 @@ def predictions_under_masks(
         if ablated.ablation == "resample":
             assert ablated.reference is not None
             replaced = head_outputs(transformer, ablated.reference.rows(start, start + size))
-        walk = _Walk(transformer, part, masks, replaced, max(1, chunk_size // size), out[:, start : start + size])
-        walk.descend()
+        at_once = max(1, chunk_size // size)
+        _MaskTree(transformer, part, masks, replaced, at_once, out[:, start : start + size]).walk()
     return out
 
 
@@ -116,8 +116,16 @@ def _mean_outputs(transformer: Transformer, ablated: AblatedHeads, chunk_size: i
     return [mean.to(reference.x.dtype) if isinstance(mean, Tensor) else None for mean in means]
 
 
-class _Walk:
-    """One chunk of prompts on its way through the tree of masks."""
+class _Branch(NamedTuple):
+    """Masks that agree up to and in a layer: by the place of their states before it, and their row of it."""
+
+    parent: int
+    row: tuple[float, ...]
+    masks: list[int]
+
+
+class _MaskTree:
+    """One chunk of prompts, run under all masks: a tree that branches where masks differ, walked depth first."""
 
     def __init__(
         self,
@@ -130,10 +138,10 @@ class _Walk:
     ) -> None:
         self.transformer, self.replaced, self.at_once, self.out = transformer, replaced, at_once, out
         self.start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-        self.n_prompts = len(prompt.x)
         self.rows = masks.tolist()
 
-    def descend(self) -> None:
+    def walk(self) -> None:
+        """Fill ``out`` with the predictions under each mask."""
         self._descend(0, self.start.states, [list(range(len(self.rows)))])
 
     def _descend(self, depth: int, states: Tensor, groups: list[list[int]]) -> None:
@@ -144,42 +152,40 @@ class _Walk:
             for group, prediction in zip(groups, predictions, strict=True):
                 self.out[group] = prediction.to(self.out.dtype)
             return
+        # The last layer is needed at the queries alone.
         first = self.start.first_query if depth == len(layers) - 1 else 0
         mixed = layers[depth].head_outputs(states, self.start.view.of_copies(len(groups)), slice(first, None))
-        children = [
-            (parent, row, group) for parent, masks in enumerate(groups) for row, group in self._split(masks, depth)
-        ]
-        for begin in range(0, len(children), self.at_once):
-            part = children[begin : begin + self.at_once]
-            parents = torch.tensor([parent for parent, _, _ in part], device=states.device)
-            below = self._of(states[:, first:], parents, len(groups))
-            read = None if mixed is None else self._masked(mixed, parents, len(groups), depth, first, part)
-            self._descend(depth + 1, layers[depth].after_heads(below, read), [group for _, _, group in part])
+        branches = self._branches(groups, depth)
+        for begin in range(0, len(branches), self.at_once):
+            part = branches[begin : begin + self.at_once]
+            parents = [branch.parent for branch in part]
+            read = None if mixed is None else _chosen(mixed, parents, len(groups))
+            if read is not None:
+                # (branches, 1, heads, 1, 1), beside (branches, prompts, heads, tokens, head_dim)
+                kept = read.new_tensor([branch.row for branch in part])[:, None, :, None, None]
+                read = read.unflatten(0, (len(part), -1)) * kept
+                if self.replaced is not None:
+                    other = self.replaced[depth]
+                    assert other is not None
+                    read = read + (1 - kept) * other[:, :, first:]
+                read = read.flatten(0, 1)
+            after = layers[depth].after_heads(_chosen(states[:, first:], parents, len(groups)), read)
+            self._descend(depth + 1, after, [branch.masks for branch in part])
 
-    def _split(self, masks: list[int], depth: int) -> list[tuple[tuple[float, ...], list[int]]]:
-        """The masks by their row of one layer, as far as this layer has heads."""
-        n_heads = self.transformer.heads[depth]
-        by_row: dict[tuple[float, ...], list[int]] = {}
-        for mask in masks:
-            by_row.setdefault(tuple(self.rows[mask][depth][:n_heads]), []).append(mask)
-        return list(by_row.items())
+    def _branches(self, groups: list[list[int]], depth: int) -> list[_Branch]:
+        """Each group's masks by their row of one layer, as far as this layer has heads."""
+        n_heads, found = self.transformer.heads[depth], dict[tuple[int, tuple[float, ...]], list[int]]()
+        for parent, masks in enumerate(groups):
+            for mask in masks:
+                found.setdefault((parent, tuple(self.rows[mask][depth][:n_heads])), []).append(mask)
+        return [_Branch(parent, row, masks) for (parent, row), masks in found.items()]
 
-    def _of(self, values: Tensor, parents: Tensor, n_groups: int) -> Tensor:
-        """The values of each child's parent."""
-        if len(parents) == n_groups == 1:
-            return values
-        return values.unflatten(0, (n_groups, -1))[parents].flatten(0, 1)
 
-    def _masked(
-        self, mixed: Tensor, parents: Tensor, n_groups: int, depth: int, first: int, children: list[Any]
-    ) -> Tensor:
-        kept = mixed.new_tensor([row for _, row, _ in children])[:, None, :, None, None]
-        read = self._of(mixed, parents, n_groups).unflatten(0, (len(children), -1)) * kept
-        if self.replaced is not None:
-            other = self.replaced[depth]
-            assert other is not None
-            read = read + (1 - kept) * other[:, :, first:]
-        return read.flatten(0, 1)
+def _chosen(values: Tensor, parents: list[int], n_groups: int) -> Tensor:
+    """Each parent's values, from those of all groups, one group after the other."""
+    if len(parents) == n_groups == 1:
+        return values  # without a copy
+    return values.unflatten(0, (n_groups, -1))[parents].flatten(0, 1)
 
 
 def _check(transformer: Transformer, prompt: Prompt, masks: Tensor, ablated: AblatedHeads, chunk_size: int) -> None:

@@ -181,6 +181,6 @@ def gradient_magnitudes(
 
 def check_scores(scores: Sequence[str], ablations: Sequence[str]) -> None:
     """Refuse names that are no scores or ablations, and the same one twice."""
-    for name, given, valid in (("scores", scores, SCORES), ("ablations", ablations, get_args(Ablation))):
-        if not given or set(given) - set(valid) or len(set(given)) < len(given):
-            raise InputError(f"{name} is {list(given)}, but it must be one or more of {', '.join(valid)}, each once.")
+    for name, asked, valid in (("scores", scores, SCORES), ("ablations", ablations, get_args(Ablation))):
+        if not asked or set(asked) - set(valid) or len(set(asked)) < len(asked):
+            raise InputError(f"{name} is {list(asked)}, but it must be one or more of {', '.join(valid)}, each once.")
