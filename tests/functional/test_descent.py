@@ -9,24 +9,20 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import (
     eigenbasis,
     feature_scale,
+    fista_path,
+    gd_plus_plus_path,
     gradient_descent_path,
     inverse_curvature,
+    ista_path,
     lasso,
     least_squares,
     moments,
+    newton_path,
     over_prefixes,
     predictions,
     preprocess_then_gd_path,
     preprocessed,
     ridge,
-)
-from lightning_icl.functional.estimators.proximal import (
-    fista_path,
-    ista_path,
-)
-from lightning_icl.functional.estimators.second_order import (
-    gd_plus_plus_path,
-    newton_path,
 )
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)

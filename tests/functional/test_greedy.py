@@ -9,12 +9,14 @@ from regression_cases import CASES, assert_close, each, problem, sparse_problem
 from sklearn.linear_model import orthogonal_mp
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators import inverse_curvature, least_squares, over_prefixes
-from lightning_icl.functional.estimators.greedy import (
+from lightning_icl.functional.estimators import (
+    all_supports,
+    inverse_curvature,
     iterative_hard_thresholding_path,
+    least_squares,
     orthogonal_matching_pursuit,
+    over_prefixes,
 )
-from lightning_icl.functional.estimators.subsets import all_supports
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 UNEQUAL = [case for case in CASES if case[3] != "duplicated feature"]  # equal weights compete for the last place

@@ -9,16 +9,12 @@ the square of its condition number. Those of every prefix need one factorisation
 prefix. Nearest neighbours are about distances to the queries, and ``inverse_curvature`` needs no labels.
 """
 
-from lightning_icl.functional.estimators.adaptive_lasso import *
 from lightning_icl.functional.estimators.bayes import *
 from lightning_icl.functional.estimators.descent import *
-from lightning_icl.functional.estimators.eigenbasis import *
-from lightning_icl.functional.estimators.elastic_net import *
-from lightning_icl.functional.estimators.greedy import *
 from lightning_icl.functional.estimators.lasso import *
+from lightning_icl.functional.estimators.lasso_variants import *
 from lightning_icl.functional.estimators.least_squares import *
 from lightning_icl.functional.estimators.moments import *
 from lightning_icl.functional.estimators.neighbours import *
-from lightning_icl.functional.estimators.proximal import *
 from lightning_icl.functional.estimators.second_order import *
 from lightning_icl.functional.estimators.subsets import *

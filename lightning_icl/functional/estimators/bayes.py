@@ -15,16 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators import subsets
 from lightning_icl.functional.estimators.moments import Moments, OneOrEach, PerRow, Weights, of_examples, per_row
-from lightning_icl.functional.estimators.subsets import (
-    BLOCK,
-    Supports,
-    block_shape,
-    checked_supports,
-    pairs_at_once,
-    refuse_above_limit,
-    ridge_on_supports,
-)
+from lightning_icl.functional.estimators.subsets import BLOCK, Supports
 
 __all__ = ["Posterior", "gaussian_posterior", "mixed", "pool_posterior", "sign_posterior"]
 
@@ -66,15 +59,15 @@ def gaussian_posterior(
     """
     if not 0 < slab_std < math.inf:
         raise InputError(f"slab_std is {slab_std}, but the spread of the weights must be a finite number above 0.")
-    refuse_above_limit(len(supports), "supports")
-    supports = checked_supports(supports, m)
+    subsets.refuse_above_limit(len(supports), "supports")
+    supports = subsets.checked_supports(supports, m)
     size = supports.shape[1]
 
     def of_block(sums: _Sums, chosen: slice) -> Posterior:
         alpha = sums.variance / slab_std**2
         gram = sums.gram.clone()
         gram.diagonal(dim1=0, dim2=1).add_(alpha[:, None])
-        fits = ridge_on_supports(gram, sums.moment + slab_mean * alpha, supports[chosen])
+        fits = subsets.ridge_on_supports(gram, sums.moment + slab_mean * alpha, supports[chosen])
         unexplained = sums.power + size * slab_mean**2 * alpha - fits.explained
         log_joint = sums.log_density(unexplained) - (fits.log_det - size * alpha.log()) / 2 - math.log(len(supports))
         share, log_evidence = _normalised(log_joint)
@@ -83,7 +76,7 @@ def gaussian_posterior(
         return Posterior(mean.T, log_evidence)
 
     variance = _variance(m, noise_std, size * (slab_std**2 + slab_mean**2))
-    return _in_blocks(m, variance, len(supports), pairs_at_once(block, size), of_block)
+    return _in_blocks(m, variance, len(supports), subsets.pairs_at_once(block, size), of_block)
 
 
 @of_examples
@@ -99,8 +92,8 @@ def sign_posterior(
         raise InputError(f"magnitude is {magnitude}, but the size of the weights must be a finite number above 0.")
     size = supports.shape[1]
     n_terms = len(supports) * 2**size
-    refuse_above_limit(n_terms, f"supports x sign patterns ({len(supports):,} x 2^{size})")
-    supports = checked_supports(supports, m)
+    subsets.refuse_above_limit(n_terms, f"supports x sign patterns ({len(supports):,} x 2^{size})")
+    supports = subsets.checked_supports(supports, m)
     device = m.gram.device
     signs = 1.0 - 2.0 * (torch.arange(2**size, device=device)[:, None] >> torch.arange(size, device=device) & 1)
     signs = magnitude * signs.to(m.gram)
@@ -179,7 +172,7 @@ def _in_blocks(
     m: Moments, variance: Tensor, n_terms: int, block: int, of_block: Callable[[_Sums, slice], Posterior]
 ) -> Posterior:
     """Sums a joint density over ``n_terms`` terms for all rows, in blocks of terms x rows that bound the memory."""
-    terms_at_once, rows_at_once = block_shape(n_terms, block)
+    terms_at_once, rows_at_once = subsets.block_shape(n_terms, block)
     terms = [slice(first, first + terms_at_once) for first in range(0, n_terms, terms_at_once)]
     answer = Posterior(torch.empty_like(m.moment), torch.empty_like(m.power))
     for start in range(0, len(variance), rows_at_once):
@@ -192,9 +185,7 @@ def _in_blocks(
     return answer
 
 
-def _normalised(
-    log_joint: Float[Tensor, "terms rows"],
-) -> tuple[Float[Tensor, "terms rows"], Float[Tensor, " rows"]]:
+def _normalised(log_joint: Float[Tensor, "terms rows"]) -> tuple[Float[Tensor, "terms rows"], Float[Tensor, " rows"]]:
     """The share of each term in the sum over terms, and the log of the sum. Overwrites its input."""
     highest = log_joint.amax(0)
     share = log_joint.sub_(highest).exp_()

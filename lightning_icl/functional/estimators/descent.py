@@ -1,4 +1,6 @@
-"""Gradient descent on the examples, as they are or preprocessed: all iterates."""
+"""Gradient descent on the examples, plain, preprocessed, and with a proximal step after each: all iterates."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,7 +20,16 @@ from lightning_icl.functional.estimators.moments import (
     per_row,
 )
 
-__all__ = ["feature_scale", "gradient_descent_path", "inverse_curvature", "preprocess_then_gd_path", "preprocessed"]
+__all__ = [
+    "feature_scale",
+    "fista_path",
+    "gradient_descent_path",
+    "inverse_curvature",
+    "ista_path",
+    "iterative_hard_thresholding_path",
+    "preprocess_then_gd_path",
+    "preprocessed",
+]
 
 
 @of_examples
@@ -38,11 +49,77 @@ def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: OneOrEach, powe
 @of_examples
 def gradient_descent_path(m: Moments, n_steps: int, step_size: OneOrEach) -> Path:
     """Gradient descent on (1/2n) ||y - X w||^2 from 0: preprocess-then-GD with unit feature weights."""
-    check_steps(n_steps)
-    step, w = per_row(step_size, m.moment)[:, None], torch.zeros_like(m.moment)
-    path = [w]
+    return _proximal_path(m, n_steps, step_size, lambda w: w)
+
+
+@of_examples
+def ista_path(m: Moments, alpha: OneOrEach, n_steps: int, step_size: OneOrEach) -> Path:
+    """Proximal gradient steps on (1/2n) ||y - X w||^2 + alpha ||w||_1 from 0, w_t for t = 0 .. n_steps.
+
+    w_{t+1} = S(w_t - step_size (1/n) X^T (X w_t - y), step_size alpha) with S soft thresholding (Beck & Teboulle
+    2009). The objective never grows with a step size of at most ``inverse_curvature(x)``. alpha = 0 is gradient
+    descent. A K-layer network unrolled from it is the (untrained) LISTA of Gregor & LeCun 2010.
+    """
+    return _proximal_path(m, n_steps, step_size, _soft_thresholding(m, alpha, step_size))
+
+
+@of_examples
+def fista_path(m: Moments, alpha: OneOrEach, n_steps: int, step_size: OneOrEach) -> Path:
+    """ISTA with momentum (Beck & Teboulle 2009, section 4): the objective's error falls as 1/t^2 instead of 1/t.
+
+    Steps from v_t = w_t + (tau_t - 1) / tau_{t+1} (w_t - w_{t-1}) instead of w_t, tau_1 = 1,
+    tau_{t+1} = (1 + sqrt(1 + 4 tau_t^2)) / 2.
+    """
+    momenta, tau = [], 1.0
     for _ in range(n_steps):
-        w = w - step * (torch.einsum("rij,rj->ri", m.gram, w) - m.moment)
+        following = (1 + (1 + 4 * tau**2) ** 0.5) / 2
+        momenta.append((tau - 1) / following)
+        tau = following
+    return _proximal_path(m, n_steps, step_size, _soft_thresholding(m, alpha, step_size), momenta)
+
+
+@of_examples
+def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, step_size: OneOrEach) -> Path:
+    """Gradient steps on (1/2n) ||y - X w||^2 from 0, keeping the ``sparsity`` largest weights after each.
+
+    w_{t+1} = H_s(w_t - step_size (1/n) X^T (X w_t - y)) for t = 0 .. n_steps (Blumensath & Davies 2009, in whose
+    scaling step_size / n = 1). The loss never grows with a step size of at most ``inverse_curvature(x)``.
+    """
+    n_dims = m.moment.shape[1]
+    if not 1 <= sparsity <= n_dims:
+        raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and {n_dims}, the number of features.")
+
+    def hard_thresholding(w: Weights) -> Weights:
+        kept = w.abs().topk(sparsity, dim=1).indices
+        return torch.zeros_like(w).scatter(1, kept, w.gather(1, kept))
+
+    return _proximal_path(m, n_steps, step_size, hard_thresholding)
+
+
+def _soft_thresholding(m: Moments, alpha: OneOrEach, step_size: OneOrEach) -> Callable[[Weights], Weights]:
+    strength = per_row(alpha, m.moment)[:, None]
+    if not (strength >= 0).all():
+        raise InputError(f"alpha is {alpha}, but the strength of the penalty must be 0 or larger.")
+    threshold = per_row(step_size, m.moment)[:, None] * strength
+    return lambda w: w.sign() * (w.abs() - threshold).clamp(min=0)
+
+
+def _proximal_path(
+    m: Moments,
+    n_steps: int,
+    step_size: OneOrEach,
+    proximal: Callable[[Weights], Weights],
+    momenta: Sequence[float] | None = None,
+) -> Path:
+    """``proximal`` of gradient steps; a step's momentum says how far ahead of its result the next one starts."""
+    check_steps(n_steps)
+    step = per_row(step_size, m.moment)[:, None]
+    w = ahead = torch.zeros_like(m.moment)
+    path = [w]
+    for momentum in momenta or [0.0] * n_steps:
+        following = proximal(ahead - step * (torch.einsum("rij,rj->ri", m.gram, ahead) - m.moment))
+        ahead = following + momentum * (following - w) if momentum else following
+        w = following
         path.append(w)
     return torch.stack(path)
 

@@ -29,18 +29,26 @@ def lasso_homotopy(
     mislead: check the answer by its duality gap.
     """
     path = torch.zeros(*alphas.shape, m.moment.shape[1], dtype=m.moment.dtype, device=m.moment.device)
-    track = Track.from_moments(m)
+    nothing = torch.zeros_like(m.moment)
+    track = Track(
+        tableau=torch.cat([m.gram, m.moment[:, None], nothing[:, None]], dim=1),
+        sign=nothing,
+        alpha=torch.full_like(m.power, torch.inf),
+        least_pivot=DEPENDENT * m.gram.diagonal(dim1=-2, dim2=-1),
+        problem=torch.arange(len(m.power), device=m.power.device),
+    )
     for _ in range(max_pivots + 1):
         event = next_event(track)
         wanted = alphas[:, track.problem]
         level, row = ((wanted <= track.alpha) & (wanted > event.alpha)).nonzero(as_tuple=True)
-        path[level, track.problem[row]] = track.weights(row, wanted[level, row])
+        u, v = track.tableau[row, -2], track.tableau[row, -1]
+        path[level, track.problem[row]] = torch.where(track.sign[row] != 0, u - wanted[level, row, None] * v, 0.0)
         going = (wanted <= event.alpha).any(0)
         n_going = int(going.sum())
         if n_going == 0:
             break
         if n_going <= COMPACT_BELOW * len(going):
-            track, event = track.rows(going), Event._make(part[going] for part in event)
+            track, event = Track._make(part[going] for part in track), Event._make(part[going] for part in event)
         track = pivoted(track, event)
     return path
 
@@ -57,25 +65,6 @@ class Track(NamedTuple):
     alpha: Float[Tensor, " rows"]
     least_pivot: Float[Tensor, "rows dims"]
     problem: Tensor
-
-    @classmethod
-    def from_moments(cls, m: Moments) -> "Track":
-        nothing = torch.zeros_like(m.moment)
-        return cls(
-            tableau=torch.cat([m.gram, m.moment[:, None], nothing[:, None]], dim=1),
-            sign=nothing,
-            alpha=torch.full_like(m.power, torch.inf),
-            least_pivot=DEPENDENT * m.gram.diagonal(dim1=-2, dim2=-1),
-            problem=torch.arange(len(m.power), device=m.power.device),
-        )
-
-    def rows(self, chosen: Tensor) -> "Track":
-        return Track._make(part[chosen] for part in self)
-
-    def weights(self, row: Tensor, alpha: Float[Tensor, " chosen"]) -> Float[Tensor, "chosen dims"]:
-        """w on the present line of some of the problems."""
-        u, v = self.tableau[row, -2], self.tableau[row, -1]
-        return torch.where(self.sign[row] != 0, u - alpha[:, None] * v, 0.0)
 
 
 class Event(NamedTuple):

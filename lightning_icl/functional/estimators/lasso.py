@@ -28,11 +28,7 @@ class CertifiedFit(NamedTuple):
 
 @of_examples
 def lasso(
-    m: Moments,
-    alpha: OneOrEach,
-    relative_gap: float = 1e-8,
-    max_iterations: int = 20_000,
-    start: Weights | None = None,
+    m: Moments, alpha: OneOrEach, relative_gap: float = 1e-8, max_iterations: int = 20_000, start: Weights | None = None
 ) -> Weights:
     """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1 (scikit-learn's scaling, no intercept).
 
@@ -53,11 +49,7 @@ def lasso_path(
 
 
 def lasso_fit(
-    m: Moments,
-    alpha: OneOrEach,
-    relative_gap: float = 1e-8,
-    max_iterations: int = 20_000,
-    start: Weights | None = None,
+    m: Moments, alpha: OneOrEach, relative_gap: float = 1e-8, max_iterations: int = 20_000, start: Weights | None = None
 ) -> CertifiedFit:
     """``lasso`` with its certificate."""
     fit = lasso_path_fit(m, per_row(alpha, m.moment)[None], relative_gap, max_iterations, start)

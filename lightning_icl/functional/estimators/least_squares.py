@@ -8,17 +8,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.eigenbasis import Eigenbasis, eigenbasis, singular_basis
 from lightning_icl.functional.estimators.moments import (
+    Eigenbasis,
     Moments,
     OneOrEach,
     PerRow,
     Weights,
     X,
     Y,
+    eigenbasis,
     in_float64,
     of_examples,
     per_row,
+    singular_basis,
 )
 
 __all__ = [
@@ -92,14 +94,10 @@ def ridge_prefixes(x: X, y: Y, alpha: OneOrEach) -> PrefixWeights:
 def _ridge_prefixes_by_svd(x: X, y: Y, alpha: PerRow) -> PrefixWeights:
     first = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device).tril()
     parts = max(1, ENTRIES_AT_ONCE // max(1, x.shape[1] * x[:1].numel()))
-    fits = [
-        ridge(
-            (x_part[:, None] * first[..., None]).flatten(0, 1),
-            (y_part[:, None] * first).flatten(0, 1),
-            alpha_part.repeat_interleave(x.shape[1]),
-        )
-        for x_part, y_part, alpha_part in zip(x.split(parts), y.split(parts), alpha.split(parts), strict=True)
-    ]
+    fits = []
+    for x_part, y_part, alpha_part in zip(x.split(parts), y.split(parts), alpha.split(parts), strict=True):
+        x_seen, y_seen = x_part[:, None] * first[..., None], y_part[:, None] * first
+        fits.append(ridge(x_seen.flatten(0, 1), y_seen.flatten(0, 1), alpha_part.repeat_interleave(x.shape[1])))
     return torch.cat(fits).view_as(x)
 
 

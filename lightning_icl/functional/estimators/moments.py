@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 
-__all__ = ["Moments", "moments", "over_prefixes", "prefix_moments"]
+__all__ = ["Eigenbasis", "Moments", "eigenbasis", "moments", "over_prefixes", "prefix_moments"]
 
 X = Float[Tensor, "batch points dims"]
 Y = Float[Tensor, "batch points"]
@@ -105,16 +105,41 @@ def over_prefixes(
     return estimate(prefix_moments(x, y)).unflatten(-2, x.shape[:2])
 
 
-Answer = TypeVar("Answer", bound="InDtype", covariant=True)
+class Eigenbasis(NamedTuple):
+    """Eigenvalues of X^T X / n, rounding set to 0; X^T y / n in the eigenbasis; the eigenvectors as columns; n.
+
+    There ridge, GD++ and Newton's iteration act on each direction alone.
+    """
+
+    curvature: Float[Tensor, "rows directions"]
+    moment: Float[Tensor, "rows directions"]
+    vectors: Float[Tensor, "rows dims directions"]
+    n_points: PerRow
+
+
+def eigenbasis(m: Moments | Eigenbasis) -> Eigenbasis:
+    """Each problem in its eigenbasis: to be found once where several paths or fits of the same problems are wanted."""
+    if isinstance(m, Eigenbasis):
+        return m
+    eigenvalues, vectors = torch.linalg.eigh(m.gram)
+    negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
+    moment = torch.einsum("rji,rj->ri", vectors, m.moment)
+    return Eigenbasis(torch.where(negligible, 0.0, eigenvalues), moment, vectors, m.n_points)
+
+
+def singular_basis(x: X, y: Y) -> Eigenbasis:
+    """The same from the singular values of X, which keep the digits that X^T X loses; min(points, dims) directions."""
+    x, y = in_float64(x, y)
+    n_points = x.new_full(x.shape[:1], x.shape[1])
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    s = torch.where(s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps, 0.0, s)
+    moment = s * torch.einsum("bpr,bp->br", u, y)
+    return Eigenbasis(s.square() / n_points[:, None], moment / n_points[:, None], vh.mT, n_points)
+
+
+Answer = TypeVar("Answer", covariant=True)
 Problems = TypeVar("Problems", contravariant=True)
 Settings = ParamSpec("Settings")
-
-
-@runtime_checkable
-class InDtype(Protocol):
-    """Weights, or a result that has some."""
-
-    def to(self, dtype: torch.dtype, /) -> Any: ...
 
 
 @runtime_checkable
@@ -145,7 +170,7 @@ def of_examples(
             return estimate(*args, **named)
         settings = signature.bind(*args, **named).arguments
         features, labels = settings.pop("x"), settings.pop("y")
-        return estimate(statistics(features, labels), **settings).to(labels.dtype)  # type: ignore[call-arg]
+        return estimate(statistics(features, labels), **settings).to(labels.dtype)  # type: ignore[call-arg, attr-defined]
 
     either.__signature__ = signature  # type: ignore[attr-defined]
     either.__doc__ = f"{inspect.getdoc(estimate)}\n\nIn place of x and y it takes the problems' ``Moments`` as well."

@@ -42,11 +42,7 @@ def nearest_neighbours_prefixes(
 
 
 def _mean_labels(
-    x: X,
-    y: Y,
-    x_query: Float[Tensor, "batch queries dims"],
-    seen: Bool[Tensor, "batch queries points"],
-    k: int,
+    x: X, y: Y, x_query: Float[Tensor, "batch queries dims"], seen: Bool[Tensor, "batch queries points"], k: int
 ) -> Float[Tensor, "batch queries"]:
     """The mean label of the k nearest of the examples that each query sees; 0 where it sees none."""
     if k < 1:

@@ -1,4 +1,4 @@
-"""Supports (all of a size, or unions of groups), ridge on many of them at once, and the best subset of the features."""
+"""Supports, all of a size or unions of groups; ridge on many of them at once; the best subset, and a greedy one."""
 
 import math
 from typing import NamedTuple
@@ -8,15 +8,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Weights, of_examples
+from lightning_icl.functional.estimators.moments import Moments, Path, Weights, of_examples
 
-__all__ = ["all_supports", "best_subset", "group_supports"]
+__all__ = ["all_supports", "best_subset", "group_supports", "orthogonal_matching_pursuit"]
 
 Supports = Int[Tensor, "supports size"]
 
 MAX_TERMS = 2**20  # supports (or supports x sign patterns) a prompt: .1 s each prompt on one CPU core at size 4
 BLOCK = 2**16  # (support, prompt) pairs worked on at once: some 30 numbers each at size 4, 16 MB, near a CPU's cache
 WRITTEN_OUT = 24  # size of a support up to which its factorisation is written out; beyond, torch's is faster
+EXPLAINED = 1e-10  # |<x_j, residual>| below this share of ||x_j|| ||y|| is rounding
 RANK_TOLERANCE = 1e-12  # eigenvalues of X^T X below this share of the largest count as 0
 
 
@@ -151,6 +152,31 @@ def block_shape(n_terms: int, block: int) -> tuple[int, int]:
     """How many terms (supports) and rows (problems) to work on at once, rows enough for the loops over them."""
     terms_at_once = max(1, min(n_terms, block // 32))
     return terms_at_once, max(1, block // terms_at_once)
+
+
+@of_examples
+def orthogonal_matching_pursuit(m: Moments, n_nonzero: int) -> Path:
+    """Adds the feature with the largest |<x_j, residual>|, refits by least squares, and so on: 0 .. n_nonzero features.
+
+    Features are compared as they are, not scaled to unit norm, and without intercept, as scikit-learn does; of equal
+    ones the first is taken. Once no feature correlates with the residual (the labels are explained, or the features
+    left depend on those chosen), the remaining iterates repeat the last.
+    """
+    n_dims = m.moment.shape[1]
+    if not 0 <= n_nonzero <= n_dims:
+        raise InputError(f"n_nonzero is {n_nonzero}, but it must lie between 0 and {n_dims}, the number of features.")
+    rounding = EXPLAINED * (m.gram.diagonal(dim1=1, dim2=2) * m.power[:, None]).sqrt()
+    w = torch.zeros_like(m.moment)
+    chosen = torch.zeros(len(w), 0, dtype=torch.long, device=w.device)
+    path = [w]
+    for _ in range(n_nonzero):
+        correlation = (m.moment - torch.einsum("rij,rj->ri", m.gram, w)).abs()
+        correlation = torch.where(correlation > rounding, correlation, 0.0).scatter(1, chosen, -1.0)
+        largest, feature = correlation.max(1)
+        chosen = torch.cat([chosen, feature[:, None]], 1)
+        w = torch.where(largest[:, None] > 0, least_squares_on(m, chosen), w)
+        path.append(w)
+    return torch.stack(path)
 
 
 def least_squares_on(m: Moments, support: Int[Tensor, "rows size"]) -> Weights:
