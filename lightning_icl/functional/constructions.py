@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_not_negative, check_positive
 from lightning_icl.functional.estimators import gd_plus_plus_path, preprocess_then_gd_path
 
 
@@ -40,10 +40,9 @@ class Head(NamedTuple):
     value: Float[Tensor, "value_size d_model"]
     output: Float[Tensor, "d_model value_size"]
 
-    @property
-    def size(self) -> int:
-        """The least head_dim it fits in."""
-        return max(len(self.query), len(self.value))
+    def times(self, factor: float) -> "Head":
+        """The head that adds so many times as much."""
+        return self._replace(output=factor * self.output)
 
 
 class WrittenNetwork(NamedTuple):
@@ -63,26 +62,29 @@ class WrittenNetwork(NamedTuple):
             "mask": "context",
             "mlp": False,
             "norm": "none",
-            "head_dim": [max((head.size for head in heads), default=1) for heads in self.layers],
+            "head_dim": [max((len(rows) for head in heads for rows in head[:3]), default=1) for heads in self.layers],
             "position": "none",
             "layout": "pairs",
         }
 
     def state(self) -> dict[str, Tensor]:
         """The state dict of a Transformer of this shape, in float64; smaller heads are filled up with zeros."""
-        weight, bias = self.read_out[None], torch.zeros(1, dtype=torch.float64)
-        state = {"read_in.weight": self.read_in, "read_in.bias": torch.zeros_like(self.read_out)}
+        state = {
+            "read_in.weight": self.read_in,
+            "read_in.bias": torch.zeros_like(self.read_out),
+            "read_out.weight": self.read_out[None],
+            "read_out.bias": torch.zeros(1, dtype=torch.float64),
+        }
         for i, (heads, size) in enumerate(zip(self.layers, self.options()["head_dim"], strict=True)):
             if not heads:
                 continue
-            for part in ("query", "key", "value"):
-                # Transformer divides scores by sqrt(head_dim), which the queries make good.
-                scale = size**0.5 if part == "query" else 1.0
-                rows = [scale * _filled(getattr(head, part), size) for head in heads]
-                state[f"layers.{i}.attention.{part}.weight"] = torch.cat(rows)
-            columns = [_filled(head.output.T, size).T for head in heads]
-            state[f"layers.{i}.attention.output.weight"] = torch.cat(columns, dim=1)
-        return state | {"read_out.weight": weight, "read_out.bias": bias}
+            at = f"layers.{i}.attention"
+            # Transformer divides scores by sqrt(head_dim), which the queries make good.
+            state[f"{at}.query.weight"] = size**0.5 * torch.cat([_filled(head.query, size) for head in heads])
+            state[f"{at}.key.weight"] = torch.cat([_filled(head.key, size) for head in heads])
+            state[f"{at}.value.weight"] = torch.cat([_filled(head.value, size) for head in heads])
+            state[f"{at}.output.weight"] = torch.cat([_filled(head.output.T, size).T for head in heads], dim=1)
+        return state
 
     def changed(self, layer: int, heads: Sequence[Head]) -> "WrittenNetwork":
         """The network with other heads in one layer, counted from 1."""
@@ -97,14 +99,10 @@ class WrittenNetwork(NamedTuple):
         log10(1 / c) digits, so that float32 is best near c = 1e-3.
         """
 
-        layers = [
-            [
-                head._replace(query=sign * scale * head.query, output=sign / (2 * scale) * head.output)
-                for head in heads
-                for sign in (1, -1)
-            ]
-            for heads in self.layers
-        ]
+        def pair(head: Head) -> list[Head]:
+            return [head._replace(query=c * head.query).times(1 / (2 * c)) for c in (scale, -scale)]
+
+        layers = [[half for head in heads for half in pair(head)] for heads in self.layers]
         return self._replace(layers=layers, attention="softmax")
 
 
@@ -134,14 +132,10 @@ class Construction(ABC):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps is {self.steps}, but a network needs at least 1.")
-        if not 0 < self.step_size < math.inf:
-            raise InputError(f"step_size is {self.step_size}, but it must be a finite number above 0.")
+        check_positive(step_size=self.step_size)
         if self.softmax_scale is not None and not 0 < self.softmax_scale < math.inf:
             raise InputError(f"softmax_scale is {self.softmax_scale}, but it must be a finite number above 0, or null.")
-        if not 0 <= self.weight_noise < math.inf:
-            raise InputError(
-                f"weight_noise is {self.weight_noise}, but it must be a finite number that is 0 or larger."
-            )
+        check_not_negative(weight_noise=self.weight_noise)
 
     @abstractmethod
     def linear_network(self, n_dims: int) -> WrittenNetwork:
@@ -161,9 +155,15 @@ class Construction(ABC):
     def __str__(self) -> str:
         """The algorithm in words, such as "preprocess + GD, 3 steps of 0.2"."""
 
-    def network(self, n_dims: int) -> WrittenNetwork:
-        """The network without noise."""
-        linear = self.linear_network(n_dims)
+    def network(self, n_dims: int, weight_noise: float = 0.0) -> WrittenNetwork:
+        """The network, without noise unless its standard deviation is given."""
+        linear, generator = self.linear_network(n_dims), Generator().manual_seed(self.seed)
+
+        def noisy(weight: Tensor) -> Tensor:
+            return weight + weight_noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+
+        layers = [[Head(*map(noisy, head)) for head in heads] for heads in linear.layers]
+        linear = WrittenNetwork(noisy(linear.read_in), layers, noisy(linear.read_out))
         return linear if self.softmax_scale is None else linear.in_softmax(self.softmax_scale)
 
     def options(self, n_dims: int) -> dict[str, Any]:
@@ -171,15 +171,8 @@ class Construction(ABC):
         return self.network(n_dims).options()
 
     def state(self, n_dims: int) -> dict[str, Tensor]:
-        """The state dict of its Transformer, in float64."""
-        generator, exact = Generator().manual_seed(self.seed), self.linear_network(n_dims)
-
-        def noisy(weight: Tensor) -> Tensor:
-            return weight + self.weight_noise * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-
-        layers = [[Head(*map(noisy, head)) for head in heads] for heads in exact.layers]
-        written = WrittenNetwork(noisy(exact.read_in), layers, noisy(exact.read_out))
-        return (written if self.softmax_scale is None else written.in_softmax(self.softmax_scale)).state()
+        """The state dict of its Transformer, in float64, with its noise."""
+        return self.network(n_dims, self.weight_noise).state()
 
     def path(
         self, x: Float[Tensor, "batch points dims"], y: Float[Tensor, "batch points"]
@@ -273,9 +266,7 @@ class ConstructedPreprocessThenGD(Construction):
 
     def linear_path(self, x: Tensor, y: Tensor) -> Tensor:
         if self.coordinates is not None:
-            kept = torch.zeros(x.shape[2], dtype=x.dtype, device=x.device)
-            kept[[j - 1 for j in self.coordinates]] = 1
-            x = x * kept
+            x = x * x.new_tensor([j in self.coordinates for j in range(1, x.shape[2] + 1)])
         path = preprocess_then_gd_path(x, y, self.steps, self.step_size)
         return torch.cat([path[:1], path])  # layer 1 predicts nothing yet
 
@@ -299,8 +290,7 @@ class ConstructedGDPlusPlus(Construction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.gamma < math.inf:
-            raise InputError(f"gamma is {self.gamma}, but it must be a finite number that is 0 or larger.")
+        check_not_negative(gamma=self.gamma)
 
     def linear_network(self, n_dims: int) -> WrittenNetwork:
         x, y = _eye(n_dims + 1).split([n_dims, 1])
@@ -317,24 +307,22 @@ class ConstructedGDPlusPlus(Construction):
 
 def with_idle_head(network: WrittenNetwork, layer: int, generator: Generator, size: float = 0.0) -> WrittenNetwork:
     """One head more in a layer, counted from 1, that attends at random and adds next to nothing: ``size`` times it."""
-    query, key, value, output = (
-        torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in network.layers[layer - 1][0]
-    )
-    return network.changed(layer, [*network.layers[layer - 1], Head(query, key, value, size * output)])
+    heads = network.layers[layer - 1]
+    drawn = Head(*(torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in heads[0]))
+    return network.changed(layer, [*heads, drawn.times(size)])
 
 
 def with_duplicate(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:
     """The head (counted from 1) as two alike, each of which adds half: the function is the same."""
     heads = list(network.layers[layer - 1])
-    half = heads[head - 1]._replace(output=heads[head - 1].output / 2)
-    return network.changed(layer, [*heads[: head - 1], half, half, *heads[head:]])
+    heads[head - 1 : head] = 2 * [heads[head - 1].times(0.5)]
+    return network.changed(layer, heads)
 
 
 def with_cancelling_pair(network: WrittenNetwork, layer: int, head: int, size: float = 1.0) -> WrittenNetwork:
     """Two heads more: one adds ``size`` times what a head adds, the other subtracts it. The function is the same."""
     heads = network.layers[layer - 1]
-    pair = [heads[head - 1]._replace(output=sign * size * heads[head - 1].output) for sign in (1, -1)]
-    return network.changed(layer, [*heads, *pair])
+    return network.changed(layer, [*heads, heads[head - 1].times(size), heads[head - 1].times(-size)])
 
 
 def with_swapped_heads(network: WrittenNetwork, one: tuple[int, int], other: tuple[int, int]) -> WrittenNetwork:
@@ -348,7 +336,7 @@ def with_swapped_heads(network: WrittenNetwork, one: tuple[int, int], other: tup
 def with_flipped_sign(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:
     """A head that subtracts what it added: a step of descent becomes one of ascent."""
     heads = list(network.layers[layer - 1])
-    heads[head - 1] = heads[head - 1]._replace(output=-heads[head - 1].output)
+    heads[head - 1] = heads[head - 1].times(-1.0)
     return network.changed(layer, heads)
 
 

@@ -1,5 +1,6 @@
 """The one error that is the user's to mend."""
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -29,3 +30,17 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a value that is not one of ``choices``."""
     if value not in choices:
         raise InputError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}.")
+
+
+def check_positive(**numbers: float) -> None:
+    """Refuse a number that is not above 0, and one without end."""
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} is {value}, but it must be a finite number above 0.")
+
+
+def check_not_negative(**numbers: float) -> None:
+    """Refuse a number below 0, and one without end."""
+    for name, value in numbers.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} is {value}, but it must be a finite number that is 0 or larger.")
