@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import subsets
-from lightning_icl.functional.estimators.moments import Moments, OneOrEach, PerRow, Weights, of_examples, per_row
+from lightning_icl.functional.estimators.moments import Moments, of_examples
+from lightning_icl.functional.estimators.shapes import OneOrEach, PerRow, Weights, per_row
 from lightning_icl.functional.estimators.subsets import BLOCK, Supports
 
 __all__ = ["Posterior", "gaussian_posterior", "mixed", "pool_posterior", "sign_posterior"]

@@ -7,18 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import (
-    Moments,
-    OneOrEach,
-    Path,
-    PerRow,
-    Weights,
-    X,
-    Y,
-    moments,
-    of_examples,
-    per_row,
-)
+from lightning_icl.functional.estimators.moments import Moments, moments, of_examples
+from lightning_icl.functional.estimators.shapes import OneOrEach, Path, PerRow, Weights, X, Y, per_row
 
 __all__ = [
     "feature_scale",

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.homotopy import lasso_homotopy
-from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Path, PerRow, Weights, of_examples, per_row
+from lightning_icl.functional.estimators.moments import Moments, of_examples
+from lightning_icl.functional.estimators.shapes import OneOrEach, Path, PerRow, Weights, per_row
 
 __all__ = ["CertifiedFit", "lasso", "lasso_duality_gap", "lasso_fit", "lasso_path", "lasso_path_fit"]
 

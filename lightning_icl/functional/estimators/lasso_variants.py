@@ -5,7 +5,8 @@ import torch
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators.lasso import CertifiedFit, lasso_fit, positive
 from lightning_icl.functional.estimators.least_squares import ridge
-from lightning_icl.functional.estimators.moments import Moments, OneOrEach, Weights, of_examples, per_row
+from lightning_icl.functional.estimators.moments import Moments, of_examples
+from lightning_icl.functional.estimators.shapes import OneOrEach, Weights, per_row
 
 __all__ = ["adaptive_lasso", "adaptive_lasso_fit", "elastic_net", "elastic_net_fit"]
 

@@ -8,20 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import (
-    Eigenbasis,
-    Moments,
-    OneOrEach,
-    PerRow,
-    Weights,
-    X,
-    Y,
-    eigenbasis,
-    in_float64,
-    of_examples,
-    per_row,
-    singular_basis,
-)
+from lightning_icl.functional.estimators.moments import Eigenbasis, Moments, eigenbasis, in_float64, of_examples
+from lightning_icl.functional.estimators.shapes import OneOrEach, PerRow, Weights, X, Y, per_row
 
 __all__ = [
     "averaging",
@@ -52,6 +40,16 @@ def predictions(
 def averaging(m: Moments) -> Weights:
     """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022)."""
     return m.moment
+
+
+def singular_basis(x: X, y: Y) -> Eigenbasis:
+    """By the singular values of X, which keep the digits that X^T X loses; min(points, dims) directions."""
+    x, y = in_float64(x, y)
+    n_points = x.new_full(x.shape[:1], x.shape[1])
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    s = torch.where(s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps, 0.0, s)
+    moment = s * torch.einsum("bpr,bp->br", u, y)
+    return Eigenbasis(s.square() / n_points[:, None], moment / n_points[:, None], vh.mT, n_points)
 
 
 @partial(of_examples, statistics=singular_basis)

@@ -13,15 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.estimators.shapes import PerRow, Weights, X, Y
 
 __all__ = ["Eigenbasis", "Moments", "eigenbasis", "moments", "over_prefixes", "prefix_moments"]
-
-X = Float[Tensor, "batch points dims"]
-Y = Float[Tensor, "batch points"]
-Weights = Float[Tensor, "rows dims"]
-Path = Float[Tensor, "iterates rows dims"]
-PerRow = Float[Tensor, " rows"]
-OneOrEach = float | PerRow  # one number for all problems, or one for each
 
 
 class Moments(NamedTuple):
@@ -53,11 +47,6 @@ def in_float64(*parts: Float[Tensor, "batch ..."]) -> tuple[Tensor, ...]:
             "such prompts out."
         )
     return tuple(part.double() for part in parts)
-
-
-def per_row(value: OneOrEach, like: Float[Tensor, "rows ..."]) -> PerRow:
-    """A number for each row of ``like``, in its dtype and on its device."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like))
 
 
 def without_padding(x: X, y: Y, point_mask: Bool[Tensor, "batch points"]) -> tuple[X, Y]:
@@ -125,16 +114,6 @@ def eigenbasis(m: Moments | Eigenbasis) -> Eigenbasis:
     negligible = eigenvalues <= eigenvalues[:, -1:] * m.gram.shape[-1] * torch.finfo(m.gram.dtype).eps
     moment = torch.einsum("rji,rj->ri", vectors, m.moment)
     return Eigenbasis(torch.where(negligible, 0.0, eigenvalues), moment, vectors, m.n_points)
-
-
-def singular_basis(x: X, y: Y) -> Eigenbasis:
-    """The same from the singular values of X, which keep the digits that X^T X loses; min(points, dims) directions."""
-    x, y = in_float64(x, y)
-    n_points = x.new_full(x.shape[:1], x.shape[1])
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
-    s = torch.where(s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps, 0.0, s)
-    moment = s * torch.einsum("bpr,bp->br", u, y)
-    return Eigenbasis(s.square() / n_points[:, None], moment / n_points[:, None], vh.mT, n_points)
 
 
 Answer = TypeVar("Answer", covariant=True)

@@ -5,7 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import X, Y, in_float64, without_padding
+from lightning_icl.functional.estimators.moments import in_float64, without_padding
+from lightning_icl.functional.estimators.shapes import X, Y
 
 __all__ = ["nearest_neighbours", "nearest_neighbours_prefixes"]
 

@@ -12,15 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional.estimators.descent import check_steps
-from lightning_icl.functional.estimators.moments import (
-    Eigenbasis,
-    Moments,
-    OneOrEach,
-    Path,
-    eigenbasis,
-    of_examples,
-    per_row,
-)
+from lightning_icl.functional.estimators.moments import Eigenbasis, Moments, eigenbasis, of_examples
+from lightning_icl.functional.estimators.shapes import OneOrEach, Path, per_row
 
 __all__ = ["gd_plus_plus_factors", "gd_plus_plus_path", "newton_path"]
 

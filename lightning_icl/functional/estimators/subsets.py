@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Moments, Path, Weights, of_examples
+from lightning_icl.functional.estimators.moments import Moments, of_examples
+from lightning_icl.functional.estimators.shapes import Path, Weights
 
 __all__ = ["all_supports", "best_subset", "group_supports", "orthogonal_matching_pursuit"]
 
@@ -35,9 +36,7 @@ def all_supports(n_dims: int, sparsity: int, device: torch.device | str | None =
     return supports
 
 
-def group_supports(
-    n_dims: int, group_size: int, n_groups: int, device: torch.device | str | None = None
-) -> Int[Tensor, "supports size"]:
+def group_supports(n_dims: int, group_size: int, n_groups: int, device: torch.device | str | None = None) -> Supports:
     """Every union of ``n_groups`` of the n_dims / group_size groups of consecutive features."""
     if not (group_size >= 1 and n_dims % group_size == 0):
         raise InputError(f"group_size is {group_size}, but it must divide n_dims, which is {n_dims}.")

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.tasks.features import NoiseLaw
+from lightning_icl.functional.tasks.law import Inputs, Labels, Targets
 from lightning_icl.functional.tasks.linear import SparseLinearRegression
 from lightning_icl.functional.tasks.task import Task
-from lightning_icl.functional.tasks.unit_variance import NoiseLaw
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,12 @@ class LinearClassification(Task):
         every = {"sparsity": None} if self.sparsity == self.n_dims else {}
         return super().shifted(**every | changes)
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw w for each prompt; return the mean labels."""
         scores, _ = self.scores.sample_targets(x, generator)
         return (1 - 2 * self.flip_probability) * torch.where(scores < 0, -1.0, 1.0), None
 
-    def sample_labels(self, f: Float[Tensor, "batch points"], generator: Generator) -> Float[Tensor, "batch points"]:
+    def sample_labels(self, f: Labels, generator: Generator) -> Labels:
         """Draw +-1 with mean f."""
         uniform = torch.rand(f.shape, generator=generator, device=f.device)
         return torch.where(uniform < (1 + f) / 2, 1.0, -1.0)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import check_at_least
+from lightning_icl.functional.tasks.law import Inputs, Labels, Targets
 from lightning_icl.functional.tasks.task import Task
 
 
@@ -26,9 +27,7 @@ class DecisionTree(Task):
         super().__post_init__()
         check_at_least(1, depth=self.depth)
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw a tree for each prompt; there are no linear weights to return."""
         batch, device, n_leaves = x.shape[0], generator.device, 2**self.depth
         tested = torch.randint(self.n_dims, (batch, n_leaves - 1), generator=generator, device=device)
@@ -36,9 +35,7 @@ class DecisionTree(Task):
         return tree_values(x, tested, leaves), None
 
 
-def tree_values(
-    x: Float[Tensor, "batch points dims"], tested: Int[Tensor, "batch nodes"], leaves: Float[Tensor, "batch leaves"]
-) -> Float[Tensor, "batch points"]:
+def tree_values(x: Inputs, tested: Int[Tensor, "batch nodes"], leaves: Float[Tensor, "batch leaves"]) -> Labels:
     """The leaf that each point falls into: node i goes on to 2i + 2 where its feature is above 0, else to 2i + 1.
 
     Nodes are numbered from the root, 0, level by level; the leaves come last.

@@ -11,6 +11,10 @@ from lightning_icl.functional.errors import InputError, did_you_mean
 from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.prompts import Prompt
 
+Inputs = Float[Tensor, "batch points dims"]
+Labels = Float[Tensor, "batch points"]
+Weights = Float[Tensor, "batch dims"]
+Targets = tuple[Labels, Weights | None]  # noise-free, and the weights behind them where they are linear in x
 Self = TypeVar("Self", bound="Law")  # beartype takes typing.Self only where it decorates whole classes
 
 
@@ -40,9 +44,7 @@ class Law(ABC):
         """Draw ``batch_size`` fresh prompts on the generator's device, in torch's default dtype."""
 
     @abstractmethod
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"] | None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw one target function per prompt; return its noise-free values at x, and its weights if it is linear."""
 
     @property

@@ -8,20 +8,15 @@ from math import comb
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
+from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError, check_choice
-from lightning_icl.functional.estimators import (
-    Moments,
-    Posterior,
-    gaussian_posterior,
-    group_supports,
-    mixed,
-    sign_posterior,
-)
+from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.tasks.constant import Constant
+from lightning_icl.functional.tasks.law import Inputs, Targets, Weights
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]
@@ -74,7 +69,7 @@ class LinearTask(Task):
 
     def supports(self) -> Int[Tensor, "supports size"]:
         """Every such set, as increasing indices, in lexicographic order; ``n_supports`` says how many beforehand."""
-        return group_supports(self.n_dims, *self.groups)
+        return estimators.group_supports(self.n_dims, *self.groups)
 
     def sample_supports(self, batch_size: int, generator: Generator) -> Bool[Tensor, "batch dims"]:
         """Draw which weights are non-zero, uniformly among ``supports``: the first groups of a uniform permutation."""
@@ -120,20 +115,18 @@ class LinearTask(Task):
         refuse_above_limit(self.posterior_terms, "hypotheses behind the posterior of this law")
         supports = self.supports().to(m.gram.device)
         if self.weight_law in SIGNS:
-            by_level = [sign_posterior(m, supports, std) for std in self.noise_levels]
+            by_level = [estimators.sign_posterior(m, supports, std) for std in self.noise_levels]
         else:
             slab = (self.slab_std, self.weight_mean)
-            by_level = [gaussian_posterior(m, supports, std, *slab) for std in self.noise_levels]
-        return mixed(by_level, [1.0] * len(by_level))
+            by_level = [estimators.gaussian_posterior(m, supports, std, *slab) for std in self.noise_levels]
+        return estimators.mixed(by_level, [1.0] * len(by_level))
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"]]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw w for each prompt; return <w, x> and w."""
         w = self.sample_weights(x.shape[0], generator)
         return torch.einsum("bpd,bd->bp", x, w), w
 
-    def sample_weights(self, batch_size: int, generator: Generator) -> Float[Tensor, "batch dims"]:
+    def sample_weights(self, batch_size: int, generator: Generator) -> Weights:
         """Draw the task weights of each prompt."""
         values = torch.randn(batch_size, self.n_dims, generator=generator, device=generator.device)
         if self.weight_law == "sign":
@@ -203,7 +196,7 @@ class LinearRegression(SparseLinearRegression):
         of_v = super().posterior(m._replace(gram=unmixing @ m.gram @ unmixing.T, moment=m.moment @ unmixing.T))
         return of_v._replace(mean=of_v.mean @ unmixing)
 
-    def sample_weights(self, batch_size: int, generator: Generator) -> Float[Tensor, "batch dims"]:
+    def sample_weights(self, batch_size: int, generator: Generator) -> Weights:
         v = super().sample_weights(batch_size, generator)
         return v if self.unmixing is None else v @ self.unmixing.like(v)
 

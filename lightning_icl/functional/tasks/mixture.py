@@ -14,7 +14,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.estimators import Moments, Posterior, mixed
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.law import Law
+from lightning_icl.functional.tasks.law import Inputs, Law, Targets
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,7 @@ class Mixture(Law):
         prompts = (task.sample(batch_size, n_points, n_queries, generator) for task in self.tasks)
         return Prompt._make(_chosen(choice, prompts))
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"] | None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw a task and one of its target functions for each prompt, whatever the law of x."""
         choice = self._sample_choice(len(x), generator)
         f, w = _chosen(choice, (task.sample_targets(x, generator) for task in self.tasks))

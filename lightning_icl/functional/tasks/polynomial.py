@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import check_at_least
+from lightning_icl.functional.tasks.law import Inputs, Labels, Targets
 from lightning_icl.functional.tasks.task import Task
 
 
@@ -17,9 +18,7 @@ class QuadraticRegression(Task):
     Since E x^4 = 3, the scaling gives E f^2 = n_dims for x ~ N(0, I), as in linear regression.
     """
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw w for each prompt; there are no linear weights to return."""
         w = torch.randn(x.shape[0], self.n_dims, generator=generator, device=generator.device)
         return torch.einsum("bpd,bd->bp", x.square(), w) / 3**0.5, None
@@ -42,17 +41,13 @@ class PolynomialRegression(Task):
         super().__post_init__()
         check_at_least(1, degree=self.degree)
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw w for each prompt; there are no linear weights to return."""
         w = torch.randn(x.shape[0], self.degree, self.n_dims, generator=generator, device=generator.device)
         return hermite_sum(x, w) / self.degree**0.5, None
 
 
-def hermite_sum(
-    x: Float[Tensor, "batch points dims"], w: Float[Tensor, "batch degree dims"]
-) -> Float[Tensor, "batch points"]:
+def hermite_sum(x: Inputs, w: Float[Tensor, "batch degree dims"]) -> Labels:
     """sum_jk w_kj h_k(x_j), k = 1 ... degree, by h_(k+1)(x) = (x h_k(x) - sqrt(k) h_(k-1)(x)) / sqrt(k + 1)."""
     previous, current = torch.zeros_like(x), torch.ones_like(x)  # h_-1 and h_0
     total = torch.zeros_like(x[..., 0])

@@ -12,7 +12,7 @@ from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Law
+from lightning_icl.functional.tasks.law import Inputs, Law, Targets
 from lightning_icl.functional.tasks.linear import LinearTask
 from lightning_icl.functional.tasks.task import split_prompt
 
@@ -84,9 +84,7 @@ class TaskPool(Law):
         f, w = self.sample_targets(x, generator)
         return split_prompt(x, self.task.sample_labels(f, generator), f, w, n_points)
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch dims"]]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Take w from the pool for each prompt; return <w, x> and w."""
         w = self.weights.like(x)[torch.randint(self.n_tasks, (len(x),), generator=generator, device=x.device)]
         return torch.einsum("bpd,bd->bp", x, w), w

@@ -10,7 +10,7 @@ from torch.nn.functional import leaky_relu
 
 from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Law
+from lightning_icl.functional.tasks.law import Inputs, Law, Targets
 from lightning_icl.functional.tasks.task import Task
 
 SLOPE = 0.01
@@ -55,9 +55,7 @@ class HiddenRepresentation(Task):
             x = leaky_relu(x @ layer.like(x).T, SLOPE)
         return x
 
-    def sample_targets(
-        self, x: Float[Tensor, "batch points dims"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch points"], None]:
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw w for each prompt; as weights of Phi(x), not of x, they are not returned."""
         w = torch.randn(x.shape[0], self.width, generator=generator, device=generator.device)
         return torch.einsum("bpw,bw->bp", self.representation(x), w), None

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Law
+from lightning_icl.functional.tasks.law import Inputs, Law
 from lightning_icl.functional.tasks.linear import SparseLinearRegression
 
 Design = Literal["fixed", "fresh"]
@@ -50,9 +50,7 @@ class SparseRecovery(SparseLinearRegression):
         """As for every task, where the design is fresh; the rows of a fixed one are no draws."""
         return super().covariance if self.design == "fresh" else None
 
-    def sample_inputs(
-        self, batch_size: int, n_points: int, n_queries: int, generator: Generator
-    ) -> Float[Tensor, "batch points dims"]:
+    def sample_inputs(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Inputs:
         """The first ``n_points`` rows of the design, then fresh queries."""
         if self.design == "fresh":
             return super().sample_inputs(batch_size, n_points, n_queries, generator)

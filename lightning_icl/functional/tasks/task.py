@@ -12,10 +12,16 @@ from torch import Generator, Tensor
 from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.features import Rotation, haar_rotations, mixing_matrix
-from lightning_icl.functional.tasks.law import Law
+from lightning_icl.functional.tasks.features import (
+    FeatureLaw,
+    NoiseLaw,
+    Rotation,
+    haar_rotations,
+    mixing_matrix,
+    unit_variance,
+)
+from lightning_icl.functional.tasks.law import Inputs, Labels, Law, Weights
 from lightning_icl.functional.tasks.spectrum import Spectrum
-from lightning_icl.functional.tasks.unit_variance import FeatureLaw, NoiseLaw, unit_variance
 
 
 @dataclass(frozen=True)
@@ -94,15 +100,11 @@ class Task(Law):
         f, w = self.sample_targets(x, generator)
         return split_prompt(x, self.sample_labels(f, generator), f, w, n_points)
 
-    def sample_inputs(
-        self, batch_size: int, n_points: int, n_queries: int, generator: Generator
-    ) -> Float[Tensor, "batch points dims"]:
+    def sample_inputs(self, batch_size: int, n_points: int, n_queries: int, generator: Generator) -> Inputs:
         """Draw the x of the examples and then of the queries, here by one law."""
         return self.sample_features(batch_size, n_points + n_queries, generator)
 
-    def sample_features(
-        self, batch_size: int, n_points: int, generator: Generator
-    ) -> Float[Tensor, "batch points dims"]:
+    def sample_features(self, batch_size: int, n_points: int, generator: Generator) -> Inputs:
         """Draw independent x for each point; a fresh rotation is shared by the points of a prompt."""
         x = unit_variance(self.features, (batch_size, n_points, self.n_dims), generator, self.feature_df)
         if self.mixing is not None:
@@ -111,7 +113,7 @@ class Task(Law):
             x = x @ haar_rotations(batch_size, self.n_dims, generator).mT
         return x
 
-    def sample_labels(self, f: Float[Tensor, "batch points"], generator: Generator) -> Float[Tensor, "batch points"]:
+    def sample_labels(self, f: Labels, generator: Generator) -> Labels:
         """Draw y given its mean f."""
         noise = unit_variance(self.noise, f.shape, generator, self.noise_df)
         if not isinstance(self.noise_std, Sequence):
@@ -127,23 +129,10 @@ class Task(Law):
         return self.shifted(n_dims=n_dims)
 
 
-def split_prompt(
-    x: Float[Tensor, "batch points dims"],
-    y: Float[Tensor, "batch points"],
-    f: Float[Tensor, "batch points"],
-    w: Float[Tensor, "batch dims"] | None,
-    n_points: int,
-) -> Prompt:
+def split_prompt(x: Inputs, y: Labels, f: Labels, w: Weights | None, n_points: int) -> Prompt:
     """The prompts whose first ``n_points`` points are examples and whose others are queries."""
-    return Prompt(
-        x=x[:, :n_points],
-        y=y[:, :n_points],
-        x_query=x[:, n_points:],
-        y_query=y[:, n_points:],
-        f_query=f[:, n_points:],
-        w=w,
-        f=f[:, :n_points],
-    )
+    (x, x_query), (y, y_query), (f, f_query) = ((part[:, :n_points], part[:, n_points:]) for part in (x, y, f))
+    return Prompt(x, y, x_query, y_query, f_query, w, f=f)
 
 
 def is_isotropic(covariance: Float[Tensor, "dims dims"]) -> bool:

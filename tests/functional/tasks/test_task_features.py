@@ -9,8 +9,7 @@ from margins import assert_mean_within_4_standard_errors, generator
 from scipy.stats import kstest
 
 from lightning_icl import Eigenvalues, Flat, InputError, LinearRegression, PowerLaw, Spiked
-from lightning_icl.functional.tasks.features import ar1_factor, haar_rotations, mixing_matrix
-from lightning_icl.functional.tasks.unit_variance import unit_variance
+from lightning_icl.functional.tasks.features import ar1_factor, haar_rotations, mixing_matrix, unit_variance
 
 FOURTH_MOMENTS = {"gaussian": 3, "uniform": 9 / 5, "rademacher": 1, "laplace": 6, "student_t": 3 + 6 / (12 - 4)}
 SPECTRA = [None, Flat(1 / 12), Spiked(2, 9.0), PowerLaw(1.5), Eigenvalues([1.0, 1.0, 0.5, 0.25, 1.0])]
