@@ -10,6 +10,7 @@ from regression_cases import CASES, assert_close, problem
 from lightning_icl import SparseLinearRegression
 from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import concatenated
 from lightning_icl.functional.risk import excess_risk
 
 SUPPORTS, POOL = estimators.all_supports(3, 2), torch.eye(2, 3, dtype=torch.float64)
@@ -27,6 +28,7 @@ IN_BOTH_FORMS = {  # each with its settings
     estimators.lasso: {"alpha": 0.1},
     estimators.lasso_duality_gap: {"w": POOL, "alpha": 0.1},
     estimators.lasso_path: {"alphas": [0.1, 0.01]},
+    estimators.least_squares: {},
     estimators.newton_path: {"n_steps": 3},
     estimators.orthogonal_matching_pursuit: {"n_nonzero": 2},
     estimators.preprocess_then_gd_path: {"n_steps": 3, "step_size": 0.1},
@@ -86,6 +88,22 @@ def test_a_prompt_that_is_all_padding_is_named():
         estimators.moments(x, y, mask)
 
 
+@pytest.mark.parametrize(("estimate", "settings"), (IN_BOTH_FORMS | POSTERIORS).items())
+def test_a_padded_prompt_has_the_estimate_of_its_own_examples(estimate, settings):
+    task = SparseLinearRegression(n_dims=3, sparsity=2, noise_std=0.4)
+    whole = task.sample(2, 9, 1, torch.Generator().manual_seed(0)).double()
+    padded = concatenated([whole.rows(0, 1).padded_after(4), whole.rows(1, 2)])
+    ours = estimate(padded, **settings)
+    for b, n in enumerate((4, 9)):
+        x, y = whole.x[b : b + 1, :n], whole.y[b : b + 1, :n]
+        at = {name: value[b : b + 1] if name == "w" else value for name, value in settings.items()}
+        found = ours if isinstance(ours, tuple) else (ours,)
+        alone = estimate(x, y, **at)
+        for mine, expected in zip(found, alone if isinstance(alone, tuple) else (alone,), strict=True):
+            mine = mine[b : b + 1] if isinstance(ours, tuple) or mine.dim() < 3 else mine[:, b : b + 1]
+            torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
+
+
 # Both forms
 
 
@@ -122,7 +140,7 @@ def test_help_shows_the_signature_of_examples(estimate, settings):
     assert set(settings) <= set(names[2:])
     shown = pydoc.plain(pydoc.render_doc(estimate))
     assert f"{estimate.__name__}(x: " in shown
-    assert "In place of x and y it takes the problems' ``Moments`` as well." in shown
+    assert "In place of x and y it takes a Prompt, or ``Moments``." in shown
 
 
 def test_a_forgotten_argument_is_named():

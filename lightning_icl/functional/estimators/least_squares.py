@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.moments import Eigenbasis, Moments, eigenbasis, in_float64, of_examples
+from lightning_icl.functional.estimators.moments import (
+    Eigenbasis,
+    Moments,
+    eigenbasis,
+    in_float64,
+    of_examples,
+    without_padding,
+)
 from lightning_icl.functional.estimators.shapes import OneOrEach, PerRow, Weights, X, Y, per_row
 
 __all__ = [
@@ -42,10 +49,12 @@ def averaging(m: Moments) -> Weights:
     return m.moment
 
 
-def singular_basis(x: X, y: Y) -> Eigenbasis:
+def singular_basis(x: X, y: Y, point_mask: Bool[Tensor, "batch points"] | None = None) -> Eigenbasis:
     """By the singular values of X, which keep the digits that X^T X loses; min(points, dims) directions."""
+    if point_mask is not None:
+        x, y = without_padding(x, y, point_mask)
     x, y = in_float64(x, y)
-    n_points = x.new_full(x.shape[:1], x.shape[1])
+    n_points = x.new_full(x.shape[:1], x.shape[1])  # padding is zero: counted or not, it changes no fit
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     s = torch.where(s <= s[:, :1] * max(x.shape[1:]) * torch.finfo(s.dtype).eps, 0.0, s)
     moment = s * torch.einsum("bpr,bp->br", u, y)
@@ -99,9 +108,10 @@ def _ridge_prefixes_by_svd(x: X, y: Y, alpha: PerRow) -> PrefixWeights:
     return torch.cat(fits).view_as(x)
 
 
-def least_squares(x: X, y: Y) -> Weights:
-    """Minimises ||y - X w||^2; among several minimisers, the one of smallest norm."""
-    return ridge(x, y, alpha=0.0)
+@partial(of_examples, statistics=singular_basis)
+def least_squares(m: Moments | Eigenbasis) -> Weights:
+    """Minimises ||y - X w||^2; among several minimisers, the one of smallest norm. As ``ridge`` at alpha = 0."""
+    return ridge(m, 0.0)
 
 
 def least_squares_prefixes(x: X, y: Y) -> PrefixWeights:

@@ -1,6 +1,6 @@
 """What a linear estimator needs to know of the examples, for a whole prompt or for each of its prefixes.
 
-An estimator is a function of ``Moments``; ``of_examples`` lets it take the examples themselves as well.
+An estimator is a function of ``Moments``; ``of_examples`` lets it take prompts, or their examples, as well.
 """
 
 import inspect
@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.estimators.shapes import PerRow, Weights, X, Y
+from lightning_icl.functional.estimators.shapes import PerRow, X, Y
+from lightning_icl.functional.prompts import Prompt
 
 __all__ = ["Eigenbasis", "Moments", "eigenbasis", "moments", "over_prefixes", "prefix_moments"]
 
@@ -33,7 +34,7 @@ class Moments(NamedTuple):
         """Some of the problems."""
         return Moments._make(field[chosen] for field in self)
 
-    def rescaled(self, scale: Weights) -> "Moments":
+    def rescaled(self, scale: Float[Tensor, "#rows dims"]) -> "Moments":
         """The problems on the features scale_j x_j."""
         return self._replace(gram=scale[:, :, None] * self.gram * scale[:, None], moment=scale * self.moment)
 
@@ -117,27 +118,31 @@ def eigenbasis(m: Moments | Eigenbasis) -> Eigenbasis:
 
 
 Answer = TypeVar("Answer", covariant=True)
-Problems = TypeVar("Problems", contravariant=True)
+Statistics = TypeVar("Statistics", contravariant=True)
 Settings = ParamSpec("Settings")
 
 
 @runtime_checkable
-class Estimator(Protocol[Problems, Settings, Answer]):
+class Estimator(Protocol[Statistics, Settings, Answer]):
     """What ``of_examples`` makes of a function of moments."""
 
     @overload
-    def __call__(self, m: Problems, /, *settings: Settings.args, **named: Settings.kwargs) -> Answer: ...
+    def __call__(self, m: Statistics, /, *settings: Settings.args, **named: Settings.kwargs) -> Answer: ...
+
+    @overload
+    def __call__(self, prompt: Prompt, /, *settings: Settings.args, **named: Settings.kwargs) -> Answer: ...
 
     @overload
     def __call__(self, x: X, y: Y, /, *settings: Settings.args, **named: Settings.kwargs) -> Answer: ...
 
 
 def of_examples(
-    estimate: Callable[Concatenate[Problems, Settings], Answer], statistics: Callable[[X, Y], Any] = moments
-) -> Estimator[Problems, Settings, Answer]:
-    """Lets an ``estimate(m, ...)`` be called with tensors (x, y) in place of m: the examples of unpadded prompts.
+    estimate: Callable[Concatenate[Statistics, Settings], Answer], statistics: Callable[..., Any] = moments
+) -> Estimator[Statistics, Settings, Answer]:
+    """Lets an ``estimate(m, ...)`` be called with a Prompt, padded or not, or examples (x, y), of unpadded prompts.
 
-    These are turned into ``statistics(x, y)`` and the answer into y's dtype. ``help`` shows the form with x and y.
+    These are turned into ``statistics(x, y, point_mask)`` and the answer into y's dtype. ``help`` shows the form with x
+    and y.
     """
     parameters = [*inspect.signature(estimate).parameters.values()]
     x, y = (inspect.Parameter(name, parameters[0].kind, annotation=kind) for name, kind in (("x", X), ("y", Y)))
@@ -145,12 +150,15 @@ def of_examples(
 
     @wraps(estimate)
     def either(*args: Any, **named: Any) -> Any:
-        if args and not isinstance(args[0], Tensor):
+        mask = None
+        if args and isinstance(args[0], Prompt):
+            mask, args = args[0].point_mask, (args[0].x, args[0].y, *args[1:])
+        elif args and not isinstance(args[0], Tensor):
             return estimate(*args, **named)
         settings = signature.bind(*args, **named).arguments
         features, labels = settings.pop("x"), settings.pop("y")
-        return estimate(statistics(features, labels), **settings).to(labels.dtype)  # type: ignore[call-arg, attr-defined]
+        return estimate(statistics(features, labels, mask), **settings).to(labels.dtype)  # type: ignore[call-arg, attr-defined]
 
     either.__signature__ = signature  # type: ignore[attr-defined]
-    either.__doc__ = f"{inspect.getdoc(estimate)}\n\nIn place of x and y it takes the problems' ``Moments`` as well."
+    either.__doc__ = f"{inspect.getdoc(estimate)}\n\nIn place of x and y it takes a Prompt, or ``Moments``."
     return either

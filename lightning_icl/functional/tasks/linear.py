@@ -16,7 +16,7 @@ from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Inputs, Targets, Weights
+from lightning_icl.functional.tasks.law import Inputs, Law, Targets, Weights
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]
@@ -39,6 +39,19 @@ class LinearTask(Task):
     _: KW_ONLY
     weight_law: WeightLaw = "gaussian"
     weight_mean: float = 0.0
+
+    def __init_subclass__(cls) -> None:
+        """A subclass that draws in its own way is of another law, for which only what it says itself holds."""
+        super().__init_subclass__()
+        own = set(vars(cls))
+        if own & {"sample_weights", "sample_targets", "sample_labels"}:
+            for name, of in (
+                ("ridge_alpha", "ridge_alpha"),
+                ("posterior", "posterior"),
+                ("posterior_terms", "posterior"),
+            ):
+                if not own & {name, of}:
+                    setattr(cls, name, getattr(Law, name))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ from lightning_icl import (
     TaskPool,
 )
 from lightning_icl.functional import estimators
+from lightning_icl.functional.references import default_bayes
 from lightning_icl.functional.tasks.features import haar_rotations
 
 D = 4
@@ -324,3 +325,24 @@ def test_every_task_with_hypotheses_has_a_posterior_and_no_other():
                 task.posterior(m)
         else:
             assert task.posterior(m).mean.isfinite().all()
+
+
+@pytest.mark.parametrize("redrawn", ["sample_weights", "sample_targets", "sample_labels"])
+def test_a_subclass_that_draws_in_its_own_way_promises_only_what_it_says(redrawn):
+    """The prior of its base class would be wrong, and Bayes no bound."""
+    own = type("Own", (LinearRegression,), {redrawn: getattr(LinearRegression, redrawn)})(3, noise_std=0.4)
+    assert (own.ridge_alpha, own.posterior_terms, default_bayes(own)) == (None, None, [])
+    m = estimators.moments(*examples(2, 5, d=3))
+    with pytest.raises(InputError, match="has no exact posterior in closed form"):
+        own.posterior(m)
+
+    said = {
+        redrawn: getattr(LinearRegression, redrawn),
+        "ridge_alpha": property(lambda self: 0.7),
+        "posterior": lambda self, m: LinearRegression.posterior(self, m),
+    }
+    own, base = type("Said", (LinearRegression,), said)(3, noise_std=0.4), LinearRegression(3, noise_std=0.4)
+    assert (own.ridge_alpha, own.posterior_terms) == (0.7, 1)
+    assert torch.equal(own.posterior(m).mean, base.posterior(m).mean)
+    wider = type("Wider", (LinearRegression,), {"sample_features": LinearRegression.sample_features})(3, noise_std=0.4)
+    assert (wider.ridge_alpha, wider.posterior_terms) == (base.ridge_alpha, base.posterior_terms)
