@@ -1,9 +1,10 @@
-"""What every law of regression problems promises."""
+"""What every law of regression problems promises, and the tensors that it may hold."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
@@ -102,3 +103,24 @@ def _passed_on(value: Any, changes: dict[str, Any]) -> Any:
     if isinstance(value, Law):
         return value.shifted(**{name: changes[name] for name in changes.keys() & value.options()})
     return value
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor made on the CPU, so that a seed means the same everywhere, and copied once to each device it is used on.
+
+    Copied anew for every batch it would make each one wait for the device. Copies of the task start without copies.
+    """
+
+    value: Tensor
+    _copies: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def like(self, x: Tensor) -> Tensor:
+        """The tensor on the device of ``x`` and in its dtype."""
+        key = x.device, x.dtype
+        if key not in self._copies:
+            self._copies[key] = self.value.to(x)
+        return self._copies[key]
+
+    def __reduce__(self) -> tuple[type["Constant"], tuple[Tensor]]:
+        return Constant, (self.value,)

@@ -15,8 +15,7 @@ from lightning_icl.functional import estimators
 from lightning_icl.functional.errors import InputError, check_choice
 from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
-from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Inputs, Law, Targets, Weights
+from lightning_icl.functional.tasks.law import Constant, Inputs, Law, Targets, Weights
 from lightning_icl.functional.tasks.task import Task
 
 WeightLaw = Literal["gaussian", "sign", "unit_norm", "scaled"]

@@ -11,8 +11,7 @@ from torch import Generator, Tensor
 from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Inputs, Law, Targets
+from lightning_icl.functional.tasks.law import Constant, Inputs, Law, Targets
 from lightning_icl.functional.tasks.linear import LinearTask
 from lightning_icl.functional.tasks.task import split_prompt
 

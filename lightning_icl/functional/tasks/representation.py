@@ -9,8 +9,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import leaky_relu
 
 from lightning_icl.functional.errors import InputError, check_at_least
-from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Inputs, Law, Targets
+from lightning_icl.functional.tasks.law import Constant, Inputs, Law, Targets
 from lightning_icl.functional.tasks.task import Task
 
 SLOPE = 0.01

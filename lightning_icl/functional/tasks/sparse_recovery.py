@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from lightning_icl.functional.errors import InputError, check_choice
-from lightning_icl.functional.tasks.constant import Constant
-from lightning_icl.functional.tasks.law import Inputs, Law
+from lightning_icl.functional.tasks.law import Constant, Inputs, Law
 from lightning_icl.functional.tasks.linear import SparseLinearRegression
 
 Design = Literal["fixed", "fresh"]

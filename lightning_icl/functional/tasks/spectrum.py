@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.errors import InputError, check_at_least
+from lightning_icl.functional.errors import InputError, check_at_least, check_positive
 
 
 class Spectrum(ABC):
@@ -31,7 +31,7 @@ class Flat(Spectrum):
     variance: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("variance", self.variance)
+        check_positive(variance=self.variance)
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         return torch.full((n_dims,), self.variance, dtype=torch.float64)
@@ -51,7 +51,7 @@ class Spiked(Spectrum):
 
     def __post_init__(self) -> None:
         check_at_least(1, n_spikes=self.n_spikes)
-        _check_positive("spike", self.spike)
+        check_positive(spike=self.spike)
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         if self.n_spikes > n_dims:
@@ -92,14 +92,9 @@ class Eigenvalues(Spectrum):
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", list(self.values))  # a tuple is the same configuration
         for value in self.values:
-            _check_positive("a value of values", value)
+            check_positive(**{"a value of values": value})
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         if len(self.values) != n_dims:
             raise InputError(f"values lists {len(self.values)} variances, but it must list n_dims, which is {n_dims}.")
         return torch.tensor(self.values, dtype=torch.float64)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name} is {value}, but it must be a finite number above 0.")

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, check_choice
+from lightning_icl.functional.errors import InputError, check_choice, check_not_negative
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.tasks.constant import Constant
 from lightning_icl.functional.tasks.features import (
     FeatureLaw,
     NoiseLaw,
@@ -20,7 +19,7 @@ from lightning_icl.functional.tasks.features import (
     mixing_matrix,
     unit_variance,
 )
-from lightning_icl.functional.tasks.law import Inputs, Labels, Law, Weights
+from lightning_icl.functional.tasks.law import Constant, Inputs, Labels, Law, Weights
 from lightning_icl.functional.tasks.spectrum import Spectrum
 
 
@@ -65,8 +64,7 @@ class Task(Law):
         if not self.noise_levels:
             raise InputError("noise_std is [], but it must be a number or list at least one.")
         for level in self.noise_levels:
-            if not 0 <= level < float("inf"):
-                raise InputError(f"noise_std is {level}, but it must be a finite number that is 0 or larger.")
+            check_not_negative(noise_std=level)
         check_choice("noise", self.noise, get_args(NoiseLaw))
         check_choice("features", self.features, get_args(FeatureLaw))
         check_choice("rotation", self.rotation, get_args(Rotation))

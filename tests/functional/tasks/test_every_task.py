@@ -40,7 +40,7 @@ from lightning_icl import (
     TaskPool,
 )
 from lightning_icl.cli import ICLCommandLine
-from lightning_icl.functional.tasks.constant import Constant
+from lightning_icl.functional.tasks.law import Constant
 
 NAMES = list(EVERY_TASK)
 # Two points at which targets are compared; their first two features agree in sign.

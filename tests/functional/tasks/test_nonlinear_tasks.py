@@ -16,9 +16,7 @@ from lightning_icl import (
     QuadraticRegression,
     ReLUNetwork,
 )
-from lightning_icl.functional.tasks.decision_tree import tree_values
-from lightning_icl.functional.tasks.polynomial import hermite_sum
-from lightning_icl.functional.tasks.relu_network import relu_network
+from lightning_icl.functional.tasks.nonlinear import hermite_sum, relu_network, tree_values
 
 SHAPES = [(3, 5, 4), (1, 1, 1), (1, 6, 1), (2, 1, 7)]  # batch, points, dims
 

@@ -1,0 +1,123 @@
+"""Regression on squares, on polynomials of single features, on random two-layer ReLU networks and decision trees."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from lightning_icl.functional.errors import check_at_least
+from lightning_icl.functional.tasks.law import Inputs, Labels, Targets
+from lightning_icl.functional.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class QuadraticRegression(Task):
+    """f(x) = sum_j w_j x_j^2 / sqrt 3 with w ~ N(0, I), as in the code of Garg et al. 2022.
+
+    Since E x^4 = 3, the scaling gives E f^2 = n_dims for x ~ N(0, I), as in linear regression.
+    """
+
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
+        """Draw w for each prompt; there are no linear weights to return."""
+        w = torch.randn(x.shape[0], self.n_dims, generator=generator, device=generator.device)
+        return torch.einsum("bpd,bd->bp", x.square(), w) / 3**0.5, None
+
+
+@dataclass(frozen=True)
+class PolynomialRegression(Task):
+    """f(x) = sum_j sum_k w_jk h_k(x_j) / sqrt(degree), k = 1 ... degree, with w ~ N(0, I).
+
+    h_k are the Hermite polynomials orthonormal under N(0, 1) (probabilists' He_k / sqrt(k!)), so Var f = n_dims for
+    x ~ N(0, I), as in linear regression, which is degree 1. Our choice: the literature has no one normalisation.
+
+    Args:
+        degree: highest power of a feature, at least 1. There are no products of two features.
+    """
+
+    degree: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, degree=self.degree)
+
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
+        """Draw w for each prompt; there are no linear weights to return."""
+        w = torch.randn(x.shape[0], self.degree, self.n_dims, generator=generator, device=generator.device)
+        return hermite_sum(x, w) / self.degree**0.5, None
+
+
+def hermite_sum(x: Inputs, w: Float[Tensor, "batch degree dims"]) -> Labels:
+    """sum_jk w_kj h_k(x_j), k = 1 ... degree, by h_(k+1)(x) = (x h_k(x) - sqrt(k) h_(k-1)(x)) / sqrt(k + 1)."""
+    previous, current = torch.zeros_like(x), torch.ones_like(x)  # h_-1 and h_0
+    total = torch.zeros_like(x[..., 0])
+    for k in range(w.shape[1]):
+        previous, current = current, (x * current - k**0.5 * previous) / (k + 1) ** 0.5
+        total = total + torch.einsum("bpd,bd->bp", current, w[:, k])
+    return total
+
+
+@dataclass(frozen=True)
+class ReLUNetwork(Task):
+    """f(x) = sqrt(2 / width) sum_i a_i relu(<u_i, x>) with a and u standard gaussian (Garg et al. 2022).
+
+    The scaling gives E f(x)^2 = |x|^2, so n_dims on average, as in linear regression.
+
+    Args:
+        width: number of hidden units.
+    """
+
+    width: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, width=self.width)
+
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
+        """Draw a network for each prompt; there are no linear weights to return."""
+        u = torch.randn(x.shape[0], self.width, self.n_dims, generator=generator, device=generator.device)
+        a = torch.randn(x.shape[0], self.width, generator=generator, device=generator.device)
+        return relu_network(x, u, a), None
+
+
+def relu_network(x: Inputs, u: Float[Tensor, "batch width dims"], a: Float[Tensor, "batch width"]) -> Labels:
+    """sqrt(2 / width) sum_i a_i relu(<u_i, x>)."""
+    hidden = torch.einsum("bpd,bwd->bpw", x, u).relu()
+    return (2 / u.shape[1]) ** 0.5 * torch.einsum("bpw,bw->bp", hidden, a)
+
+
+@dataclass(frozen=True)
+class DecisionTree(Task):
+    """f is a full binary tree whose inner nodes test the sign of one feature and whose leaves are N(0, 1).
+
+    The feature of each node is uniform, with replacement (Garg et al. 2022).
+
+    Args:
+        depth: number of tests from the root to a leaf, at least 1.
+    """
+
+    depth: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, depth=self.depth)
+
+    def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
+        """Draw a tree for each prompt; there are no linear weights to return."""
+        batch, device, n_leaves = x.shape[0], generator.device, 2**self.depth
+        tested = torch.randint(self.n_dims, (batch, n_leaves - 1), generator=generator, device=device)
+        leaves = torch.randn(batch, n_leaves, generator=generator, device=device)
+        return tree_values(x, tested, leaves), None
+
+
+def tree_values(x: Inputs, tested: Int[Tensor, "batch nodes"], leaves: Float[Tensor, "batch leaves"]) -> Labels:
+    """The leaf that each point falls into: node i goes on to 2i + 2 where its feature is above 0, else to 2i + 1.
+
+    Nodes are numbered from the root, 0, level by level; the leaves come last.
+    """
+    node = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+    for _ in range(leaves.shape[1].bit_length() - 1):
+        feature = tested.gather(1, node)
+        above = x.gather(2, feature[..., None])[..., 0] > 0
+        node = 2 * node + 1 + above
+    return leaves.gather(1, node - tested.shape[1])
