@@ -104,9 +104,9 @@ def sign_posterior(
     def of_block(sums: _Sums, chosen: slice) -> Posterior:
         columns = supports[chosen].T
         diagonal = magnitude**2 * sums.gram.diagonal(dim1=0, dim2=1).T[columns].sum(0)
-        constant = sums.log_density(sums.power + diagonal) - math.log(n_terms)
+        free_of_signs = sums.log_density(sums.power + diagonal) - math.log(n_terms)
         products = torch.cat([sums.moment[columns], -sums.gram[columns[first], columns[second]]]) / sums.variance
-        log_joint = torch.einsum("pf,fsr->psr", patterns, torch.cat([products, constant[None]]))
+        log_joint = torch.einsum("pf,fsr->psr", patterns, torch.cat([products, free_of_signs[None]]))
         share, log_evidence = _normalised(log_joint.flatten(0, 1))
         weights = (signs.T @ share.reshape(len(signs), -1)).view(-1, share.shape[-1])
         mean = torch.zeros_like(sums.moment).index_add_(0, columns.flatten(), weights)

@@ -16,6 +16,8 @@ from lightning_icl.functional.estimators.shapes import OneOrEach, Path, PerRow, 
 
 __all__ = ["CertifiedFit", "lasso", "lasso_duality_gap", "lasso_fit", "lasso_path", "lasso_path_fit"]
 
+Solver = Callable[[Moments, Weights, PerRow], Weights]
+
 FISTA_ROUND = 50  # iterations between two looks at the duality gap
 PIVOTS_PER_DIM = 50  # a path has one to three events per dimension; far more are a cycle among ties
 
@@ -82,7 +84,7 @@ def lasso_path_fit(
         w[:, unsolved] = lasso_homotopy(m.rows(unsolved), alphas[:, unsolved], max_pivots)
     fit = CertifiedFit(w, lasso_duality_gap(m, w, alphas))
     for solve in (solved_on_support, partial(fista, relative_gap=relative_gap, max_iterations=max_iterations)):
-        fit = _resolved(fit, m, alphas, tolerance, solve)
+        _resolve(fit, m, alphas, tolerance, solve)
     above = ~(fit.gap <= tolerance)  # a gap that is no number is above too
     if above.any():
         largest = float((fit.gap / (m.power / 2))[above].max())
@@ -104,24 +106,17 @@ def positive(alpha: Tensor) -> Tensor:
     return alpha
 
 
-def _resolved(
-    fit: CertifiedFit,
-    m: Moments,
-    alphas: Float[Tensor, "alphas rows"],
-    tolerance: PerRow,
-    solve: Callable[[Moments, Weights, PerRow], Weights],
-) -> CertifiedFit:
-    """``solve`` tried on the problems whose gap is above the tolerance (or no number), kept where it lowers the gap."""
+def _resolve(fit: CertifiedFit, m: Moments, alphas: Tensor, tolerance: PerRow, solve: Solver) -> None:
+    """Tries ``solve`` on the problems whose gap is above the tolerance, or no number; ``fit`` keeps the lower gap."""
     level, row = (~(fit.gap <= tolerance)).nonzero(as_tuple=True)
     if len(row) == 0:
-        return fit
+        return
     problems, alpha, before = m.rows(row), alphas[level, row], fit.gap[level, row]
     w = solve(problems, fit.w[level, row], alpha)
     gap = lasso_duality_gap(problems, w, alpha)
     better = (gap < before) | before.isnan()
     level, row = level[better], row[better]
     fit.w[level, row], fit.gap[level, row] = w[better], gap[better]
-    return fit
 
 
 def solved_on_support(m: Moments, w: Weights, alpha: PerRow) -> Weights:

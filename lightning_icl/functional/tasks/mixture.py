@@ -64,8 +64,8 @@ class Mixture(Law):
     def covariance(self) -> Float[Tensor, "dims dims"] | None:
         """That of all its tasks, if it is the same."""
         first, *others = (task.covariance for task in self.tasks)
-        alike = first is not None and all(other is not None and torch.allclose(first, other) for other in others)
-        return first if alike else None
+        all_equal = first is not None and all(other is not None and torch.allclose(first, other) for other in others)
+        return first if all_equal else None
 
     @cached_property
     def parts(self) -> list[tuple[Law, float]]:
