@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_icl import Prompt, SparseLinearRegression, Transformer
-from lightning_icl.functional.heads import full_mask, leave_one_out_masks
+from lightning_icl.functional.heads import full_mask, single_removals
 from lightning_icl.functional.seeds import seeded
 from lightning_icl.instruments.ablation import predictions_under_masks
 
@@ -42,7 +42,7 @@ def prompts(n: int) -> Prompt:
 
 
 def all_masks(heads: list[int]) -> Tensor:
-    return torch.cat([full_mask(heads)[None], leave_one_out_masks(heads)])
+    return torch.cat([full_mask(heads)[None], single_removals(full_mask(heads))])
 
 
 @torch.no_grad()

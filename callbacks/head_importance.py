@@ -7,19 +7,14 @@ from typing import Any
 import pandas as pd
 from lightning.pytorch import LightningModule, Trainer
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module, progress, trained_steps
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
 from lightning_icl.instruments.ablation import AblatedHeads, Ablation
-from lightning_icl.instruments.importance import (
-    SCORES,
-    HeadScores,
-    Score,
-    check_scores,
-    head_importance,
-)
+from lightning_icl.instruments.importance import SCORES, HeadScores, Score, check_scores, head_importance
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
@@ -151,9 +146,26 @@ class HeadImportance(Analysis):
 
 
 def score_rows(found: HeadScores, heads: Sequence[int]) -> Iterator[Row]:
-    """The rows of one set of scores."""
-    for name, value, (low, high), layer, head in found.numbers(heads):
-        yield Row(f"heads/{name}", value, low, high, layer, head)
+    """A row for every number; of heads that are there, also where they have no share."""
+
+    def row(name: str, value: Tensor, interval: Tensor, layer: int | None = None, head: int | None = None) -> Row:
+        low, high = interval
+        return Row(f"heads/{name}", value, low, high, layer, head)
+
+    yield row("risk", found.risk.value, found.risk.interval)
+    for name, scores in found.scores.items():
+        by_layer = {"effective": scores.effective_heads, "top_share": scores.top_share, "total": scores.total}
+        by_head = {"importance": scores.raw, "share": scores.share}
+        for i, n_heads in enumerate(heads):
+            for of, measured in by_layer.items():
+                yield row(f"{name}/{of}", measured.value[i], measured.interval[:, i], i + 1)
+            for h in range(n_heads):
+                for of, measured in by_head.items():
+                    yield row(f"{name}/{of}", measured.value[i, h], measured.interval[:, i, h], i + 1, h + 1)
+    for pair, agreement in found.agreement.items():
+        yield row(f"agreement/{pair}", agreement.overall, agreement.interval)
+        for i, value in enumerate(agreement.by_layer):
+            yield row(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i + 1)
 
 
 def _of(rows: pd.DataFrame, metric: str) -> list[Any]:

@@ -17,7 +17,7 @@ from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodul
 from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.moments import no_training_follows
 from lightning_icl.functional import pruning
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.heads import HeadMask, full_mask
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, PruningStrategy
@@ -99,7 +99,7 @@ class HeadPruning(Analysis):
             )
         if strategies is None:
             strategies = [pruning.TopHeads(), pruning.ImportanceThreshold(), GreedyRemoval()]
-        pruning.check_strategies(strategies)
+        check_each_once("strategies", [strategy.key for strategy in strategies])
         self.strategies = [PaperPruning(), *(s for s in strategies if not isinstance(s, PaperPruning))]
         self.n_prompts, self.n_random, self.chunk_size, self.path_to = n_prompts, n_random, chunk_size, path_to
         self.fit_prompts = fit_prompts
@@ -143,8 +143,9 @@ class HeadPruning(Analysis):
             others = errors[RANDOM][(masks[RANDOM] != masks[PAPER]).flatten(1).any(dim=1)[:n]]
             if len(others):
                 rank = pruning.rank_among(errors[PAPER][0], others)
-                note = f"{rank.place} of {rank.n}" + f" drawn from {possible:,}" * (rank.n < possible)
-                yield Row(f"prune/{treatment}/{PAPER}/rank", rank.place, rank.low, rank.high, note=note)
+                among = len(others) + 1
+                note = f"{rank.value:.0f} of {among}" + f" drawn from {possible:,}" * (among < possible)
+                yield Row(f"prune/{treatment}/{PAPER}/rank", *rank, note=note)
         for name, other in self.others.items():
             network, whole = other.to(module.device).transformer, full_mask(other.transformer.heads)[None]
             alone = errors_under_masks(network, score, whole, chunk_size=self.chunk_size).cpu()
@@ -204,7 +205,7 @@ class HeadPruning(Analysis):
         said = f"The full model's is {plus_minus(whole.loc[f'prune/as_is/{FULL}/excess_risk'], '.4g')} as is."
         if (place := f"prune/as_is/{PAPER}/rank") in whole.index:
             rank, times = whole.loc[place], whole["note"][f"prune/as_is/{RANDOM}/ratio"]
-            said += f" Random heads come to {times}; the paper's heads are {pruning.ranked(rank['note'])} as is"
+            said += f" Random heads come to {times}; the paper's heads are {ranked(rank['note'])} as is"
             said += f" (place {rank.low:.0f} to {rank.high:.0f} at 95 %, 1 the best)."
         cut = f"  lightning-icl prune --keep '{whole['note'][f'prune/{PAPER}/n_heads']}'"
         return [*lines, *wrapped(said, ""), "To cut for good what the paper's strategy cuts:", cut]
@@ -221,6 +222,15 @@ def _risk_rows(place: str, found: pruning.BesideFull, label: str) -> Iterator[Ro
     yield Row(f"{place}/excess_risk", *found.excess_risk, note=label)
     yield Row(f"{place}/difference", *found.difference)
     yield Row(f"{place}/ratio", *found.ratio, note=found.spread)
+
+
+def ranked(note: str) -> str:
+    """A place in words: "63 of 64" is the 2nd worst of 64."""
+    place, _, of = note.split(" ", 2)
+    from_end = int(of.split()[0]) + 1 - int(place)
+    n, end = min((int(place), "best"), (from_end, "worst"))
+    suffix = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{end} of {of}" if n == 1 else f"{n}{suffix} {end} of {of}"
 
 
 def _times(row: pd.Series) -> str:

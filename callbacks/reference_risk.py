@@ -13,11 +13,11 @@ from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, all_ranks, check_at_least, datamodule, icl_module
+from lightning_icl.functional.errors import check_each_once
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import (
     Case,
     Reference,
-    check_references,
     default_references,
     errors,
     every_prefix,
@@ -71,7 +71,7 @@ class ReferenceRisk(Analysis):
         super().__init__(every_n_validations)
         check_at_least(1, tuning_prompts=tuning_prompts)
         check_at_least(2, curve_prompts=curve_prompts)
-        check_references(references or [])
+        check_each_once("references", [reference.key for reference in references or []])
         self.tuning_prompts, self.curve_prompts, self.references = tuning_prompts, curve_prompts, references
         self._reset()
 

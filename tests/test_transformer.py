@@ -10,7 +10,6 @@ import torch
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
-from lightning_icl.functional.prompts import pair_tokens
 from lightning_icl.functional.prompts import tokens as tokens_of
 from lightning_icl.functional.tasks import SparseLinearRegression
 from lightning_icl.module import ICLModule
@@ -33,9 +32,8 @@ def model(heads=(4, 2, 4), **options):
 
 def tokens(batch=5, n_points=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return pair_tokens(
-        SparseLinearRegression(3, 2, noise_std=0.1).sample(batch, n_points, N_QUERIES, generator)
-    ).double()
+    prompt = SparseLinearRegression(3, 2, noise_std=0.1).sample(batch, n_points, N_QUERIES, generator)
+    return tokens_of(prompt, "pairs").double()
 
 
 def sampled(batch=5, n_points=6, n_queries=N_QUERIES, seed=0):
@@ -388,8 +386,8 @@ def test_a_padded_prompt_predicts_what_the_short_one_does(attention, mask, optio
     padded = prompt.padded_after(4)
     short = prompt._replace(x=prompt.x[:, :4], y=prompt.y[:, :4])
     torch.testing.assert_close(
-        predict(transformer, pair_tokens(padded), point_mask=padded.point_mask),
-        predict(transformer, pair_tokens(short)),
+        predict(transformer, tokens_of(padded, "pairs"), point_mask=padded.point_mask),
+        predict(transformer, tokens_of(short, "pairs")),
         rtol=0,
         atol=1e-12,
     )

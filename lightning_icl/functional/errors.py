@@ -1,7 +1,7 @@
 """The one error that is the user's to mend."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -30,6 +30,13 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a value that is not one of ``choices``."""
     if value not in choices:
         raise InputError(f"{name} is {value!r}, but it must be one of {', '.join(choices)}.")
+
+
+def check_each_once(name: str, keys: Sequence[str]) -> None:
+    """Refuse two of a list that would be logged under one name."""
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"{name} has {key} {keys.count(key)} times, but each must be there once.")
 
 
 def check_positive(**numbers: float) -> None:

@@ -11,17 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.risk import (
-    Measured,
-    bootstrap_half_width,
-    bootstrap_weights,
-    jackknife_errors,
-    joint_quantile,
-    measured_mean,
-)
+from lightning_icl.functional import risk
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.risk import Measured, measured_mean
 
 DRAWS = 1000  # of the bootstrap
 HeadMask = Float[Tensor, "layers heads"]
+HeadMasks = Float[Tensor, "masks layers heads"]
 
 
 def full_mask(heads: Sequence[int]) -> HeadMask:
@@ -29,7 +25,7 @@ def full_mask(heads: Sequence[int]) -> HeadMask:
     return (torch.arange(max(heads)) < torch.tensor(list(heads))[:, None]).float()
 
 
-def single_removals(mask: HeadMask) -> Float[Tensor, "removals layers heads"]:
+def single_removals(mask: HeadMask) -> HeadMasks:
     """The mask without one of its heads, for each in layer order."""
     layer, head = mask.nonzero(as_tuple=True)
     masks = mask.expand(len(layer), -1, -1).clone()
@@ -37,9 +33,11 @@ def single_removals(mask: HeadMask) -> Float[Tensor, "removals layers heads"]:
     return masks
 
 
-def leave_one_out_masks(heads: Sequence[int]) -> Float[Tensor, "ablations layers heads"]:
-    """One mask per head, in layer order, that ablates this head alone."""
-    return single_removals(full_mask(heads))
+def check_mask_shape(said: str, shape: Sequence[int], heads: Sequence[int]) -> None:
+    """Refuse a mask of another shape than ``full_mask``; ``said`` is what the sentence says has it ("keep has")."""
+    if tuple(shape) != (len(heads), max(heads)):
+        expected = f"{(len(heads), max(heads))} (layers, heads of the widest layer)"
+        raise InputError(f"{said} shape {tuple(shape)}, but this model needs {expected}.")
 
 
 def layer_ablation_masks(heads: Sequence[int]) -> Float[Tensor, "layers layers heads"]:
@@ -47,10 +45,10 @@ def layer_ablation_masks(heads: Sequence[int]) -> Float[Tensor, "layers layers h
     return full_mask(heads) * (1 - torch.eye(len(heads)))[..., None]
 
 
-def leave_one_in_masks(heads: Sequence[int]) -> Float[Tensor, "ablations layers heads"]:
+def leave_one_in_masks(heads: Sequence[int]) -> HeadMasks:
     """One mask per head, in layer order, that ablates all heads of its layer but this one."""
     full = full_mask(heads)
-    return full - leave_one_out_masks(heads) + layer_ablation_masks(heads).repeat_interleave(torch.tensor(heads), 0)
+    return full - single_removals(full) + layer_ablation_masks(heads).repeat_interleave(torch.tensor(heads), 0)
 
 
 class ImportanceScores(NamedTuple):
@@ -101,7 +99,7 @@ def importance_scores(
     raw = Measured(*(_by_layer(moment, heads) for moment in measured_mean(by_prompt)))
     total = measured_mean(torch.stack([of.sum(dim=1) for of in by_prompt.split(list(heads), dim=1)], dim=1))
     shares = _shares(raw.value)
-    errors = jackknife_errors(by_prompt, lambda means: _shares(_by_layer(means, heads)))
+    errors = risk.jackknife_errors(by_prompt, lambda means: _shares(_by_layer(means, heads)))
     weak = ~(total.interval[0] > total.value - total.interval[0])
     intervals = _share_intervals(raw, _by_layer(weights @ by_prompt, heads), heads, weak)
     within_noise = ~(total.interval[0] > 0)
@@ -115,7 +113,7 @@ def importance_scores(
 
 def prompt_weights(values: Float[Tensor, "*rest batch"]) -> Float[Tensor, "draws batch"]:
     """The weights of DRAWS resamples of the prompts, the same for any values of as many prompts."""
-    return bootstrap_weights(values.shape[-1], DRAWS, Generator().manual_seed(0)).to(values)
+    return risk.bootstrap_weights(values.shape[-1], DRAWS, Generator().manual_seed(0)).to(values)
 
 
 def _share_intervals(
@@ -127,8 +125,9 @@ def _share_intervals(
     # The top share moves no more than the share that moves most. What resampling does to the top share itself says too
     # little of nearly equal heads: whichever is drawn as the top one, it lies above both.
     most_moved = (moved_share - share).abs().nan_to_num().amax(dim=-1)
-    halves = [bootstrap_half_width(moved) for moved in (moved_uncut - uncut, moved_effective - effective, most_moved)]
-    joint = torch.tensor([[joint_quantile(max(n, 1))] for n in heads]).to(share)
+    moved = moved_uncut - uncut, moved_effective - effective, most_moved
+    halves = [risk.bootstrap_half_width(of) for of in moved]
+    joint = torch.tensor([[risk.joint_quantile(max(n, 1))] for n in heads]).to(share)
     _, fewest, _ = _shares(raw.value * (raw.interval[0] > 0))
     largest_share, _, largest_top = _shares(raw.value * (raw.value > joint * raw.error))
     # Where no head is above zero there is no such value, which fmin and fmax pass over.

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple, assert_never
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lightning_icl.functional.errors import InputError
 
@@ -79,8 +80,8 @@ class Prompt(NamedTuple):
     def widened(self, n_dims: int) -> "Prompt":
         """The same prompts in ``n_dims`` dimensions, of which the new ones are zero."""
         missing = (0, n_dims - self.x.shape[-1])
-        x, x_query = (torch.nn.functional.pad(field, missing) for field in (self.x, self.x_query))
-        w = None if self.w is None else torch.nn.functional.pad(self.w, missing)
+        x, x_query = (pad(field, missing) for field in (self.x, self.x_query))
+        w = None if self.w is None else pad(self.w, missing)
         return self._replace(x=x, x_query=x_query, w=w)
 
 
@@ -92,40 +93,23 @@ def concatenated(prompts: Sequence[Prompt]) -> Prompt:
 
 
 def tokens(prompt: Prompt, layout: Layout) -> Float[Tensor, "batch tokens width"]:
-    """The prompt in one of the layouts, for a Transformer of that ``layout``; width = dims + 1 in each."""
+    """The prompt for a Transformer of that ``layout``: the context, then one token per query, (x_q; 0).
+
+    width = dims + 1 in each (PAPER.md section 2):
+
+    - pairs: one token per example, (x_i; y_i).
+    - prefixes: the n pairs (x_i; y_i), then each example once more as a query, (x_i; 0).
+    - alternating: x_1, y_1, ..., x_n, y_n, (x; 0) for an x and (0; y) for a y. Garg et al. (2022) write a y as
+      (y, 0, ..., 0); with a coordinate of its own it is their input up to a linear map, which the read-in learns.
+    """
     match layout:
         case "pairs":
-            return pair_tokens(prompt)
+            context = [torch.cat([prompt.x, prompt.y[..., None]], dim=-1)]
         case "prefixes":
-            return prefix_tokens(prompt)
+            context = [torch.cat([prompt.x, prompt.y[..., None]], dim=-1), pad(prompt.x, (0, 1))]
         case "alternating":
-            return alternating_tokens(prompt)
+            y = pad(prompt.y[..., None], (prompt.x.shape[-1], 0))
+            context = [torch.stack([pad(prompt.x, (0, 1)), y], dim=2).flatten(1, 2)]  # (batch, 2 points, width)
         case _:
             assert_never(layout)
-
-
-def pair_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
-    """One token per example, (x_i; y_i), then one per query, (x_q; 0); width = dims + 1 (PAPER.md section 2)."""
-    context = torch.cat([prompt.x, prompt.y[..., None]], dim=-1)
-    return torch.cat([context, _without_label(prompt.x_query)], dim=1)
-
-
-def prefix_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
-    """The n pairs (x_i; y_i), then each example once more as a query, (x_i; 0), then the queries, (x_q; 0)."""
-    context = torch.cat([prompt.x, prompt.y[..., None]], dim=-1)
-    return torch.cat([context, _without_label(prompt.x), _without_label(prompt.x_query)], dim=1)
-
-
-def alternating_tokens(prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
-    """x_1, y_1, ..., x_n, y_n, then the queries: (x; 0) for an x and (0; y) for a y.
-
-    Garg et al. (2022) write a y as (y, 0, ..., 0); with a coordinate of its own it is their input up to a linear map,
-    which the read-in learns.
-    """
-    y = torch.nn.functional.pad(prompt.y[..., None], (prompt.x.shape[-1], 0))
-    context = torch.stack([_without_label(prompt.x), y], dim=2).flatten(1, 2)  # (batch, 2 points, width)
-    return torch.cat([context, _without_label(prompt.x_query)], dim=1)
-
-
-def _without_label(x: Tensor) -> Tensor:
-    return torch.nn.functional.pad(x, (0, 1))
+    return torch.cat([*context, pad(prompt.x_query, (0, 1))], dim=1)

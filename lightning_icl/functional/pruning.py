@@ -8,17 +8,18 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import HeadMask, single_removals
+from lightning_icl.functional.errors import InputError, check_not_negative
+from lightning_icl.functional.heads import HeadMask, HeadMasks, single_removals
 from lightning_icl.functional.risk import Interval, joint_quantile, mean_and_standard_error, t_quantile
 
-Errors = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
+Errors = Callable[[HeadMasks], Float[Tensor, "masks batch"]]
 Rounds = Callable[[range], Iterable[int]]  # what goes through a loop, such as a progress bar
 ENUMERATED = 128  # random choices of heads up to which all are scored: their masks share most of their layers
 
@@ -34,9 +35,7 @@ def n_choices(living: Bool[Tensor, "layers heads"]) -> int:
     return math.prod(max(1, n) for n in living[1:].sum(dim=1).tolist())
 
 
-def random_choices(
-    living: Bool[Tensor, "layers heads"], n: int, generator: Generator
-) -> Float[Tensor, "choices layers heads"]:
+def random_choices(living: Bool[Tensor, "layers heads"], n: int, generator: Generator) -> HeadMasks:
     """``n`` different choices of one head in each later layer beside all of layer 1, drawn uniformly (CPU generator).
 
     In random order, so that the first few are a sample themselves; all choices where there are no more than ``n``.
@@ -59,9 +58,7 @@ def random_choices(
     return masks
 
 
-def pruning_controls(
-    raw: Float[Tensor, "layers heads"], n_random: int, generator: Generator
-) -> dict[str, Float[Tensor, "draws layers heads"]]:
+def pruning_controls(raw: Float[Tensor, "layers heads"], n_random: int, generator: Generator) -> dict[str, HeadMasks]:
     """The masks that must stand beside the paper's pruned model (PAPER.md section 5).
 
     prune_layer1_instead: the top head of layer 1, all later heads. random_head: all of layer 1, a random head of each
@@ -127,17 +124,8 @@ def beside_full(
     return BesideFull(mean(errors), mean(errors - full), Interval(ratio, ratio / factor, ratio * factor), said)
 
 
-class Rank(NamedTuple):
-    """The place of one model among ``n``, 1 the best, and the ends of its 95 % interval."""
-
-    place: int
-    low: int
-    high: int
-    n: int
-
-
-def rank_among(errors: Float[Tensor, " batch"], others: Float[Tensor, "others batch"]) -> Rank:
-    """The rank of a model's risk among that of ``others``, from errors on the same prompts.
+def rank_among(errors: Float[Tensor, " batch"], others: Float[Tensor, "others batch"]) -> Interval:
+    """The place of a model's risk among its own and those of ``others``, 1 the best, from errors on the same prompts.
 
     Its interval leaves out the places of those that are better or worse beyond noise: by paired intervals that hold at
     once (Bonferroni), so that it covers the rank on all prompts with at least 95 %.
@@ -145,16 +133,7 @@ def rank_among(errors: Float[Tensor, " batch"], others: Float[Tensor, "others ba
     difference, error = mean_and_standard_error((others - errors).T)
     margin, n = joint_quantile(len(others)) * error, len(others) + 1
     better, surely_better = int((difference < 0).sum()), int((difference < -margin).sum())
-    return Rank(1 + better, 1 + surely_better, n - int((difference > margin).sum()), n)
-
-
-def ranked(note: str) -> str:
-    """A place in words: "63 of 64" is the 2nd worst of 64."""
-    place, _, of = note.split(" ", 2)
-    from_end = int(of.split()[0]) + 1 - int(place)
-    n, end = min((int(place), "best"), (from_end, "worst"))
-    suffix = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{end} of {of}" if n == 1 else f"{n}{suffix} {end} of {of}"
+    return Interval(1 + better, 1 + surely_better, n - int((difference > margin).sum()))
 
 
 class GreedyPath(NamedTuple):
@@ -179,25 +158,6 @@ class GreedyPath(NamedTuple):
         """The total after each removal, the start first."""
         return [int(mask.sum()) for mask in self.masks]
 
-    def at(self, n_heads: int) -> HeadMask:
-        """The mask with ``n_heads`` heads left, or the path's first where that has fewer."""
-        return self.masks[max(0, self.heads_left[0] - n_heads)]
-
-
-def greedy_path(mask: HeadMask, errors: Errors, n_heads: int, rounds: Rounds = iter) -> GreedyPath:
-    """Remove heads from ``mask`` until ``n_heads`` are left; each round scores every single removal anew.
-
-    Of h heads down to k it takes h + (h - 1) + ... + (k + 1) masks.
-    """
-    path = GreedyPath([mask], [errors(mask[None])[0]])
-    for _ in rounds(range(int(mask.sum()), n_heads, -1)):
-        candidates = single_removals(path.masks[-1])
-        scores = errors(candidates)
-        cheapest = int(scores.mean(dim=1).argmin())
-        path.masks.append(candidates[cheapest])
-        path.errors.append(scores[cheapest])
-    return path
-
 
 class PruningCase:
     """What a strategy may know of a model, all of it from prompts that are not scored later.
@@ -206,44 +166,56 @@ class PruningCase:
         importance: rise of the excess risk without each head; NaN where there is none.
         errors: squared error of each prompt under each of several head masks.
         living: the heads there are to choose from, as a mask.
+        paper_total: how many heads the paper's strategy keeps.
     """
 
     def __init__(self, importance: Float[Tensor, "layers heads"], errors: Errors, rounds: Rounds = iter) -> None:
         self.importance, self.errors, self.rounds = importance, errors, rounds
         self.living: HeadMask = (~importance.isnan()).float()
-        self._path: GreedyPath | None = None
-
-    @property
-    def paper_total(self) -> int:
-        """How many heads the paper's strategy keeps."""
-        return int(self.living[0].sum() + self.living[1:].amax(dim=1).sum())
+        self.paper_total = int(self.living[0].sum() + self.living[1:].amax(dim=1).sum())
+        self._path = GreedyPath([], [])
 
     def path(self, n_heads: int) -> GreedyPath:
-        """The greedy path down to ``n_heads`` at least; it is walked once, however many ask."""
-        walked = self._path
-        if walked is None or n_heads < walked.heads_left[-1]:
-            start = self.living if walked is None else walked.masks[-1]
-            further = greedy_path(start, self.errors, n_heads, self.rounds)
-            so_far = ([], []) if walked is None else (walked.masks[:-1], walked.errors[:-1])
-            self._path = walked = GreedyPath(so_far[0] + further.masks, so_far[1] + further.errors)
-        return walked
+        """The greedy path down to ``n_heads`` at least; it is walked once, however many ask.
+
+        Each round scores every single removal anew: of h heads down to k, h + (h - 1) + ... + (k + 1) masks.
+        """
+        masks, errors = [*self._path.masks], [*self._path.errors]  # those who have the path so far keep that
+        if not masks:
+            masks.append(self.living)
+            errors.append(self.errors(self.living[None])[0])
+        missing = range(int(masks[-1].sum()), n_heads, -1)
+        for _ in self.rounds(missing) if missing else ():
+            candidates = single_removals(masks[-1])
+            scores = self.errors(candidates)
+            cheapest = int(scores.mean(dim=1).argmin())
+            masks.append(candidates[cheapest])
+            errors.append(scores[cheapest])
+        if len(masks) > len(self._path.masks):
+            self._path = GreedyPath(masks, errors)
+        return self._path
 
 
 class PruningStrategy(ABC):
-    """Says which heads to keep; its settings are its constructor's."""
+    """Says which heads to keep, by settings such as how many: ``n_heads``, where it has that.
+
+    ``key`` is its name in logs and files, with the settings it was given, ``label`` that in figures and tables.
+    """
 
     name: ClassVar[str]
     n_heads: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.n_heads is not None and self.n_heads < 1:
+            raise InputError(f"n_heads is {self.n_heads}, but {type(self).__name__} must keep at least 1 head.")
+
     @property
     def key(self) -> str:
-        """Its name in logs and files, with the settings it was given."""
         return self.name if self.n_heads is None else f"{self.name}_{self.n_heads}"
 
     @property
     @abstractmethod
-    def label(self) -> str:
-        """Its name in figures and tables."""
+    def label(self) -> str: ...
 
     @abstractmethod
     def keep(self, case: PruningCase) -> HeadMask:
@@ -254,12 +226,8 @@ class PruningStrategy(ABC):
         if self.n_heads is not None and self.n_heads > total:
             raise InputError(f"{self.key}: n_heads is {self.n_heads}, but the model has {total} heads.")
 
-    def _checked(self, n_heads: int | None) -> int | None:
-        if n_heads is not None and n_heads < 1:
-            raise InputError(f"n_heads is {n_heads}, but {type(self).__name__} must keep at least 1 head.")
-        return n_heads
 
-
+@dataclass(frozen=True)
 class PaperPruning(PruningStrategy):
     """All heads of layer 1 and the most important head of each later layer [ours, after the paper's captions]."""
 
@@ -270,6 +238,7 @@ class PaperPruning(PruningStrategy):
         return torch.cat([case.living[:1], keep_top(case.importance)[1:].float()])
 
 
+@dataclass(frozen=True)
 class TopHeads(PruningStrategy):
     """The most important heads, of whichever layer.
 
@@ -279,9 +248,7 @@ class TopHeads(PruningStrategy):
 
     name = "top"
     label = "most important heads of all layers"
-
-    def __init__(self, n_heads: int | None = None) -> None:
-        self.n_heads = self._checked(n_heads)
+    n_heads: int | None = None
 
     def keep(self, case: PruningCase) -> HeadMask:
         n = min(self.n_heads or case.paper_total, int(case.living.sum()))
@@ -289,6 +256,7 @@ class TopHeads(PruningStrategy):
         return torch.zeros_like(case.living).flatten().index_fill(0, best, 1).unflatten(0, case.living.shape)
 
 
+@dataclass(frozen=True)
 class ImportanceThreshold(PruningStrategy):
     """The heads whose importance is at least ``threshold`` times the full model's excess risk.
 
@@ -297,11 +265,10 @@ class ImportanceThreshold(PruningStrategy):
     """
 
     name = "threshold"
+    threshold: float = 0.1
 
-    def __init__(self, threshold: float = 0.1) -> None:
-        if not 0 <= threshold < torch.inf:
-            raise InputError(f"threshold is {threshold}, but it must be a finite number that is 0 or larger.")
-        self.threshold = threshold
+    def __post_init__(self) -> None:
+        check_not_negative(threshold=self.threshold)
 
     @property
     def key(self) -> str:
@@ -316,6 +283,7 @@ class ImportanceThreshold(PruningStrategy):
         return (case.importance >= self.threshold * full_risk).float()  # NaN is not
 
 
+@dataclass(frozen=True)
 class GreedyRemoval(PruningStrategy):
     """What is left when the cheapest head is removed, again and again, each time scoring all that are left anew.
 
@@ -325,21 +293,11 @@ class GreedyRemoval(PruningStrategy):
 
     name = "greedy"
     label = "greedy removal"
-
-    def __init__(self, n_heads: int | None = None) -> None:
-        self.n_heads = self._checked(n_heads)
+    n_heads: int | None = None
 
     def keep(self, case: PruningCase) -> HeadMask:
         n = self.n_heads or case.paper_total
-        return case.path(n).at(n)
-
-
-def check_strategies(strategies: list[PruningStrategy]) -> None:
-    """Refuse two strategies that would be logged under one name."""
-    keys = [strategy.key for strategy in strategies]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"strategies has {key} {keys.count(key)} times, but each must be there once.")
+        return case.path(n).masks[max(0, int(case.living.sum()) - n)]
 
 
 def keep_lists(mask: HeadMask) -> list[list[int]]:

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least, check_choice
+from lightning_icl.functional.heads import HeadMasks, check_mask_shape
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.transformer import Transformer
+from lightning_icl.transformer import Embedded, Transformer
 
 Ablation = Literal["zero", "mean", "resample"]
 HeadOutputs = list[Tensor | None]  # one a layer, (batch or 1, heads, tokens, head_dim); None where it has no heads
@@ -40,10 +41,6 @@ class AblatedHeads(NamedTuple):
     ablation: Ablation = "zero"
     reference: Prompt | None = None
 
-    def first(self, n_points: int) -> "AblatedHeads":
-        """The same on the first ``n_points`` examples of the reference prompts."""
-        return self if self.reference is None else self._replace(reference=self.reference.first(n_points))
-
 
 ZERO = AblatedHeads()
 
@@ -52,7 +49,7 @@ ZERO = AblatedHeads()
 def errors_under_masks(
     transformer: Transformer,
     prompt: Prompt,
-    masks: Float[Tensor, "masks layers heads"],
+    masks: HeadMasks,
     ablated: AblatedHeads = ZERO,
     metric: Metric = squared_error,
     chunk_size: int = 512,
@@ -67,7 +64,7 @@ def errors_under_masks(
 def predictions_under_masks(
     transformer: Transformer,
     prompt: Prompt,
-    masks: Float[Tensor, "masks layers heads"],
+    masks: HeadMasks,
     ablated: AblatedHeads = ZERO,
     chunk_size: int = 512,
     progress: Progress = silent,
@@ -80,23 +77,27 @@ def predictions_under_masks(
     bounded by depth times ``chunk_size`` prompts' states whatever the number of masks.
     """
     _check(transformer, prompt, masks, ablated, chunk_size)
-    mean = _mean_outputs(transformer, ablated, chunk_size) if ablated.ablation == "mean" else None
+    reference, rows, replaced = ablated.reference, masks.tolist(), None
+    if ablated.ablation == "mean" and reference is not None:
+        replaced = _mean_outputs(transformer, reference, chunk_size)
     out = prompt.x.new_empty(len(masks), *prompt.f_query.shape)
     size = min(chunk_size, len(prompt.x))
-    for start in progress(range(0, len(prompt.x), size), "head masks"):
-        part = prompt.rows(start, start + size)
-        replaced = mean
-        if ablated.ablation == "resample":
-            assert ablated.reference is not None
-            replaced = head_outputs(transformer, ablated.reference.rows(start, start + size))
-        at_once = max(1, chunk_size // size)
-        _MaskTree(transformer, part, masks, replaced, at_once, out[:, start : start + size]).walk()
+    for first in progress(range(0, len(prompt.x), size), "head masks"):
+        if ablated.ablation == "resample" and reference is not None:
+            replaced = head_outputs(transformer, reference.rows(first, first + size))
+        start = _embedded(transformer, prompt.rows(first, first + size))
+        tree = _MaskTree(transformer, start, rows, replaced, max(1, chunk_size // size), out[:, first : first + size])
+        tree.fill(0, start.states, [list(range(len(masks)))])
     return out
+
+
+def _embedded(transformer: Transformer, prompt: Prompt) -> Embedded:
+    return transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
 
 
 def head_outputs(transformer: Transformer, prompt: Prompt) -> HeadOutputs:
     """What every head reads at every token, before the output projection, one tensor a layer."""
-    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    start = _embedded(transformer, prompt)
     states, outputs = start.states, []
     for layer in transformer.blocks:
         outputs.append(layer.head_outputs(states, start.view))
@@ -104,48 +105,29 @@ def head_outputs(transformer: Transformer, prompt: Prompt) -> HeadOutputs:
     return outputs
 
 
-def _mean_outputs(transformer: Transformer, ablated: AblatedHeads, chunk_size: int) -> HeadOutputs:
-    assert ablated.reference is not None
-    reference = ablated.reference
-    totals: list[Tensor | float] = [0.0] * len(transformer.heads)
+def _mean_outputs(transformer: Transformer, reference: Prompt, chunk_size: int) -> HeadOutputs:
+    totals: HeadOutputs = [None] * len(transformer.heads)
     for part in reference.chunks(chunk_size):
-        for i, outputs in enumerate(head_outputs(transformer, part)):
-            if outputs is not None:
-                totals[i] = totals[i] + outputs.double().sum(dim=0, keepdim=True)
-    means = [total / len(reference.x) for total in totals]
-    return [mean.to(reference.x.dtype) if isinstance(mean, Tensor) else None for mean in means]
+        sums = [None if of is None else of.double().sum(dim=0, keepdim=True) for of in head_outputs(transformer, part)]
+        totals = [of if total is None or of is None else total + of for total, of in zip(totals, sums, strict=True)]
+    return [None if total is None else (total / len(reference.x)).to(reference.x.dtype) for total in totals]
 
 
-class _Branch(NamedTuple):
-    """Masks that agree up to and in a layer: by the place of their states before it, and their row of it."""
-
-    parent: int
-    row: tuple[float, ...]
-    masks: list[int]
-
-
-class _MaskTree:
+class _MaskTree(NamedTuple):
     """One chunk of prompts, run under all masks: a tree that branches where masks differ, walked depth first."""
 
-    def __init__(
-        self,
-        transformer: Transformer,
-        prompt: Prompt,
-        masks: Tensor,
-        replaced: HeadOutputs | None,
-        at_once: int,
-        out: Tensor,
-    ) -> None:
-        self.transformer, self.replaced, self.at_once, self.out = transformer, replaced, at_once, out
-        self.start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-        self.rows = masks.tolist()
+    transformer: Transformer
+    start: Embedded
+    rows: list[list[list[float]]]  # of each mask, by layer
+    replaced: HeadOutputs | None
+    at_once: int
+    out: Tensor
 
-    def walk(self) -> None:
-        """Fill ``out`` with the predictions under each mask."""
-        self._descend(0, self.start.states, [list(range(len(self.rows)))])
+    def fill(self, depth: int, states: Tensor, groups: list[list[int]]) -> None:
+        """Fill ``out`` with the predictions under the masks of ``groups``, from their states before a layer.
 
-    def _descend(self, depth: int, states: Tensor, groups: list[list[int]]) -> None:
-        """``states`` hold the prompts once for each group of masks, group after group: those that agree below."""
+        ``states`` hold the prompts once for each group, group after group: masks of a group agree below.
+        """
         layers = self.transformer.blocks
         if depth == len(layers):
             predictions = self.transformer.read(states[:, -self.start.n_queries :]).unflatten(0, (len(groups), -1))
@@ -155,30 +137,24 @@ class _MaskTree:
         # The last layer is needed at the queries alone.
         first = self.start.first_query if depth == len(layers) - 1 else 0
         mixed = layers[depth].head_outputs(states, self.start.view.of_copies(len(groups)), slice(first, None))
-        branches = self._branches(groups, depth)
-        for begin in range(0, len(branches), self.at_once):
-            part = branches[begin : begin + self.at_once]
-            parents = [branch.parent for branch in part]
+        # Each group's masks by their row of this layer, as far as it has heads.
+        n_heads, branches = self.transformer.heads[depth], dict[tuple[int, tuple[float, ...]], list[int]]()
+        for parent, group in enumerate(groups):
+            for mask in group:
+                branches.setdefault((parent, tuple(self.rows[mask][depth][:n_heads])), []).append(mask)
+        ends = list(branches)
+        for begin in range(0, len(ends), self.at_once):
+            part = ends[begin : begin + self.at_once]
+            parents, rows = [parent for parent, _ in part], [row for _, row in part]
             read = None if mixed is None else _chosen(mixed, parents, len(groups))
             if read is not None:
                 # (branches, 1, heads, 1, 1), beside (branches, prompts, heads, tokens, head_dim)
-                kept = read.new_tensor([branch.row for branch in part])[:, None, :, None, None]
+                kept = read.new_tensor(rows)[:, None, :, None, None]
                 read = read.unflatten(0, (len(part), -1)) * kept
-                if self.replaced is not None:
-                    other = self.replaced[depth]
-                    assert other is not None
-                    read = read + (1 - kept) * other[:, :, first:]
-                read = read.flatten(0, 1)
+                other = None if self.replaced is None else self.replaced[depth]
+                read = (read if other is None else read + (1 - kept) * other[:, :, first:]).flatten(0, 1)
             after = layers[depth].after_heads(_chosen(states[:, first:], parents, len(groups)), read)
-            self._descend(depth + 1, after, [branch.masks for branch in part])
-
-    def _branches(self, groups: list[list[int]], depth: int) -> list[_Branch]:
-        """Each group's masks by their row of one layer, as far as this layer has heads."""
-        n_heads, found = self.transformer.heads[depth], dict[tuple[int, tuple[float, ...]], list[int]]()
-        for parent, masks in enumerate(groups):
-            for mask in masks:
-                found.setdefault((parent, tuple(self.rows[mask][depth][:n_heads])), []).append(mask)
-        return [_Branch(parent, row, masks) for (parent, row), masks in found.items()]
+            self.fill(depth + 1, after, [branches[end] for end in part])
 
 
 def _chosen(values: Tensor, parents: list[int], n_groups: int) -> Tensor:
@@ -189,16 +165,9 @@ def _chosen(values: Tensor, parents: list[int], n_groups: int) -> Tensor:
 
 
 def _check(transformer: Transformer, prompt: Prompt, masks: Tensor, ablated: AblatedHeads, chunk_size: int) -> None:
-    expected = (len(transformer.heads), max(transformer.heads))
-    if tuple(masks.shape[1:]) != expected:
-        raise InputError(
-            f"the masks have shape {tuple(masks.shape[1:])}, but this model needs {expected} (layers, heads of the "
-            "widest layer)."
-        )
-    if chunk_size < 1:
-        raise InputError(f"chunk_size is {chunk_size}, but it must be at least 1.")
-    if ablated.ablation not in get_args(Ablation):
-        raise InputError(f"ablation is {ablated.ablation!r}, but it must be one of {', '.join(get_args(Ablation))}.")
+    check_mask_shape("the masks have", masks.shape[1:], transformer.heads)
+    check_at_least(1, chunk_size=chunk_size)
+    check_choice("ablation", ablated.ablation, get_args(Ablation))
     if ablated.ablation == "zero":
         return
     if ablated.reference is None:

@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.probes import ridge_probe
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import (
@@ -58,7 +58,6 @@ from lightning_icl.functional.references import (
     Problems,
     Reference,
     Ridge,
-    check_references,
     default_bayes,
     whole_prompts,
 )
@@ -420,7 +419,7 @@ def _ratios(means: Float[Tensor, "batch 5"]) -> tuple[Tensor, Tensor]:
 
 def comparable(algorithms: Sequence[Reference]) -> list[LinearReference]:
     """The algorithms, unless one has no weights to compare or two go by one name."""
-    check_references(algorithms)
+    check_each_once("references", [algorithm.key for algorithm in algorithms])
     for algorithm in algorithms:
         if not isinstance(algorithm, LinearReference):
             raise InputError(f"algorithms has {algorithm.key}, but only estimators of linear weights can be compared.")

@@ -7,7 +7,7 @@ found.scores["leave_one_out"].raw.value  # (layers, heads), in squared label uni
 found.agreement["leave_one_out_and_leave_one_in"].overall
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
@@ -15,29 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_icl.functional import heads
 from lightning_icl.functional.agreement import Agreement, rank_agreement
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import (
-    ImportanceScores,
-    full_mask,
-    importance_scores,
-    layer_ablation_masks,
-    leave_one_in_masks,
-    leave_one_out_masks,
-    prompt_weights,
-)
+from lightning_icl.functional.heads import ImportanceScores, full_mask, prompt_weights
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import Measured, measured_mean
-from lightning_icl.instruments.ablation import (
-    ZERO,
-    AblatedHeads,
-    Ablation,
-    Metric,
-    Progress,
-    errors_under_masks,
-    silent,
-    squared_error,
-)
+from lightning_icl.instruments import ablation
+from lightning_icl.instruments.ablation import ZERO, AblatedHeads, Metric, Progress, errors_under_masks
 from lightning_icl.transformer import Transformer
 
 Score = Literal["leave_one_out", "leave_one_in", "gradient"]
@@ -59,45 +44,15 @@ class HeadScores(NamedTuple):
     agreement: dict[str, Agreement]
     risk: Measured
 
-    def numbers(self, heads: Sequence[int]) -> Iterator["HeadNumber"]:
-        """All of it, number by number; of heads that are there, also where they have no share."""
-        yield HeadNumber("risk", self.risk.value, self.risk.interval)
-        for name, scores in self.scores.items():
-            by_layer = {"effective": scores.effective_heads, "top_share": scores.top_share, "total": scores.total}
-            by_head = {"importance": scores.raw, "share": scores.share}
-            for i, n_heads in enumerate(heads):
-                for of, found in by_layer.items():
-                    yield HeadNumber(f"{name}/{of}", found.value[i], found.interval[:, i], i + 1)
-                for h in range(n_heads):
-                    for of, found in by_head.items():
-                        yield HeadNumber(f"{name}/{of}", found.value[i, h], found.interval[:, i, h], i + 1, h + 1)
-        for pair, agreement in self.agreement.items():
-            yield HeadNumber(f"agreement/{pair}", agreement.overall, agreement.interval)
-            for i, value in enumerate(agreement.by_layer):
-                yield HeadNumber(f"agreement/{pair}", value, agreement.by_layer_interval[:, i], i + 1)
-
-
-class HeadNumber(NamedTuple):
-    """One number of HeadScores, with its interval and its place, counted from 1; None where it is about no single one.
-
-    ``name`` is risk, <score>/effective, top_share, total, importance or share, or agreement/<score>_and_<score>.
-    """
-
-    name: str
-    value: Float[Tensor, ""]
-    interval: Float[Tensor, " bounds"]
-    layer: int | None = None
-    head: int | None = None
-
 
 def head_importance(
     transformer: Transformer,
     prompt: Prompt,
     scores: Sequence[Score] = SCORES,
     ablations: Sequence[AblatedHeads] = (ZERO,),
-    metric: Metric = squared_error,
+    metric: Metric = ablation.squared_error,
     chunk_size: int = 512,
-    progress: Progress = silent,
+    progress: Progress = ablation.silent,
     n_points: int | None = None,
 ) -> HeadScores:
     """Each score of ``values_by_score`` averaged over the prompts, with intervals, and their agreement.
@@ -108,12 +63,13 @@ def head_importance(
     if n_points is not None:
         if not 1 <= n_points <= prompt.x.shape[1]:
             raise InputError(f"n_points is {n_points}, but the prompts have 1 to {prompt.x.shape[1]} examples.")
-        prompt, ablations = prompt.first(n_points), [ablated.first(n_points) for ablated in ablations]
+        prompt = prompt.first(n_points)
+        ablations = [a if a.reference is None else a._replace(reference=a.reference.first(n_points)) for a in ablations]
     errors, values = values_by_score(transformer, prompt, scores, ablations, metric, chunk_size, progress)
-    heads, weights = transformer.heads, prompt_weights(errors)
+    n_heads, weights = transformer.heads, prompt_weights(errors)
     return HeadScores(
-        {name: importance_scores(value, heads, weights) for name, value in values.items()},
-        {f"{a}_and_{b}": rank_agreement(values[a], values[b], heads, weights) for a, b in combinations(values, 2)},
+        {name: heads.importance_scores(value, n_heads, weights) for name, value in values.items()},
+        {f"{a}_and_{b}": rank_agreement(values[a], values[b], n_heads, weights) for a, b in combinations(values, 2)},
         measured_mean(errors),
     )
 
@@ -123,9 +79,9 @@ def values_by_score(
     prompt: Prompt,
     scores: Sequence[Score] = SCORES,
     ablations: Sequence[AblatedHeads] = (ZERO,),
-    metric: Metric = squared_error,
+    metric: Metric = ablation.squared_error,
     chunk_size: int = 512,
-    progress: Progress = silent,
+    progress: Progress = ablation.silent,
 ) -> tuple[Float[Tensor, " batch"], dict[str, Float[Tensor, "heads batch"]]]:
     """The full model's errors on each prompt, and each score's values, heads in layer order.
 
@@ -142,11 +98,12 @@ def values_by_score(
     The first two are there once for each of ``ablations``, all their masks in one walk (instruments/ablation.py).
     """
     check_scores(scores, [ablated.ablation for ablated in ablations])
-    heads, values = transformer.heads, dict[str, Tensor]()
-    errors = errors_under_masks(transformer, prompt, full_mask(heads)[None], metric=metric, chunk_size=chunk_size)[0]
-    sets = {"out": leave_one_out_masks(heads)} if "leave_one_out" in scores else {}
+    n_heads = transformer.heads
+    full, values = full_mask(n_heads), dict[str, Tensor]()
+    errors = errors_under_masks(transformer, prompt, full[None], metric=metric, chunk_size=chunk_size)[0]
+    sets = {"out": heads.single_removals(full)} if "leave_one_out" in scores else {}
     if "leave_one_in" in scores:
-        sets |= {"layer": layer_ablation_masks(heads), "in": leave_one_in_masks(heads)}
+        sets |= {"layer": heads.layer_ablation_masks(n_heads), "in": heads.leave_one_in_masks(n_heads)}
     for ablated in ablations if sets else ():
         masks = torch.cat(list(sets.values()))
         under = errors_under_masks(transformer, prompt, masks, ablated, metric, chunk_size, progress)
@@ -155,7 +112,7 @@ def values_by_score(
         if "leave_one_out" in scores:
             values[f"leave_one_out{suffix}"] = by_set["out"] - errors
         if "leave_one_in" in scores:
-            layer_of = [layer for layer, n in enumerate(heads) for _ in range(n)]
+            layer_of = [layer for layer, n in enumerate(n_heads) for _ in range(n)]
             values[f"leave_one_in{suffix}"] = by_set["layer"][layer_of] - by_set["in"]
     if "gradient" in scores:
         values["gradient"] = gradient_magnitudes(transformer, prompt, metric, chunk_size)
@@ -163,7 +120,7 @@ def values_by_score(
 
 
 def gradient_magnitudes(
-    transformer: Transformer, prompt: Prompt, metric: Metric = squared_error, chunk_size: int = 512
+    transformer: Transformer, prompt: Prompt, metric: Metric = ablation.squared_error, chunk_size: int = 512
 ) -> Float[Tensor, "heads batch"]:
     """|dL / dmask| of each prompt's metric L with respect to each head's mask, heads in layer order."""
     layer, head = full_mask(transformer.heads).nonzero(as_tuple=True)
@@ -181,6 +138,6 @@ def gradient_magnitudes(
 
 def check_scores(scores: Sequence[str], ablations: Sequence[str]) -> None:
     """Refuse names that are no scores or ablations, and the same one twice."""
-    for name, asked, valid in (("scores", scores, SCORES), ("ablations", ablations, get_args(Ablation))):
+    for name, asked, valid in (("scores", scores, SCORES), ("ablations", ablations, get_args(ablation.Ablation))):
         if not asked or set(asked) - set(valid) or len(set(asked)) < len(asked):
             raise InputError(f"{name} is {list(asked)}, but it must be one or more of {', '.join(valid)}, each once.")

@@ -14,14 +14,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import HeadMask, full_mask, single_removals
+from lightning_icl.functional.heads import HeadMask, HeadMasks, check_mask_shape, full_mask, single_removals
 from lightning_icl.functional.probes import best_probe, state_spectrum
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import OF_WHOLE, remove_heads
-from lightning_icl.transformer import ALL, Embedded, MultiHeadAttention, Transformer, without_autocast
+from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer, without_autocast
 
 RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
 SINGULAR = 1e-12  # times the largest eigenvalue: below it, kept heads say the same and share the weight
@@ -43,8 +42,9 @@ def living_heads(transformer: Transformer) -> Bool[Tensor, "layers heads"]:
     living = full_mask(transformer.heads).bool()
     for row, layer in zip(living, transformer.blocks, strict=True):
         if layer.attention is not None:
-            values, outputs = _value_rows(layer.attention), _output_columns(layer.attention)
-            alive = values.ne(0).any(dim=2).any(dim=1) & outputs.ne(0).any(dim=2).any(dim=0)
+            by_head = (layer.attention.n_heads, layer.attention.head_dim)
+            written = layer.attention.value.weight.ne(0).any(dim=1), layer.attention.output.weight.ne(0).any(dim=0)
+            alive = torch.stack(written).unflatten(1, by_head).any(dim=2).all(dim=0)
             row[: len(alive)] = alive.cpu()
     return living
 
@@ -82,10 +82,14 @@ def read_out_refitted(
     the read-out (after the final norm) under the mask, in float64. alpha is c tr(S^T S) / d_model, S the centred
     states, with the c of 1e-9, 1e-8, ..., 1 whose squared error on the prompts ``choice`` is smallest.
     """
-    (states, f), (others, true) = (
-        (_read_states(transformer, mask, prompt, chunk_size).flatten(0, 1), prompt.f_query.double().reshape(-1, 1))
-        for prompt in (fit, choice)
-    )
+
+    def read(prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """What the read-out reads at the queries, and f there."""
+        outputs = (transformer.on_prompt(part, mask.to(part.x)) for part in prompt.chunks(chunk_size))
+        states = [transformer.final_norm(of.query_states[-1]).double().flatten(0, 1) for of in outputs]
+        return torch.cat(states), prompt.f_query.double().reshape(-1, 1)
+
+    (states, f), (others, true) = read(fit), read(choice)
     spectrum = state_spectrum(states)
     probe, _ = best_probe(spectrum, f, [1], others, true, [c * spectrum.unit for c in RELATIVE_STRENGTHS])
     model = copy.deepcopy(transformer)
@@ -94,21 +98,8 @@ def read_out_refitted(
     return PrunedModel(model, mask)
 
 
-def _read_states(
-    transformer: Transformer, mask: HeadMask, prompt: Prompt, chunk_size: int
-) -> Float[Tensor, "batch queries d_model"]:
-    """What the read-out reads at the queries, in float64."""
-    states = []
-    for part in prompt.chunks(chunk_size):
-        last = transformer.on_prompt(part, mask.to(part.x)).query_states[-1]
-        states.append(transformer.final_norm(last).double())
-    return torch.cat(states)
-
-
 @torch.no_grad()
-def rescaled_masks(
-    transformer: Transformer, masks: Float[Tensor, "masks layers heads"], fit: Prompt, chunk_size: int = 512
-) -> Float[Tensor, "masks layers heads"]:
+def rescaled_masks(transformer: Transformer, masks: HeadMasks, fit: Prompt, chunk_size: int = 512) -> HeadMasks:
     """The masks with each kept head's 1 replaced by the scale that keeps the stream closest to the full model's.
 
     Layer by layer from below, the scales a_h minimise sum ||F - P - sum_h a_h c_h||^2 over the context and the queries
@@ -122,39 +113,43 @@ def rescaled_masks(
     """
     chunks, scales = fit.chunks(chunk_size), torch.zeros_like(masks)
     full = list(_after_attention(transformer, chunks[0])) if len(chunks) == 1 else []
+
+    def run_again(found: Tensor, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in chunks:
+            yield next(islice(_steps(transformer, part, found, _after_attention(transformer, part)), depth, None))
+
     for mask, found in zip(masks, scales, strict=True):
-        only = _steps(transformer, chunks[0], found, full)
+        once = _steps(transformer, chunks[0], found, full)
         for depth, layer in enumerate(transformer.blocks):
-            steps: Iterable[tuple[Tensor, Tensor]] = (
-                [next(only)]
-                if len(chunks) == 1
-                else (
-                    next(islice(_steps(transformer, part, found, _after_attention(transformer, part)), depth, None))
-                    for part in chunks
-                )
-            )
+            steps = [next(once)] if len(chunks) == 1 else run_again(found, depth)
             kept = mask[depth, : transformer.heads[depth]].nonzero().flatten()
             if layer.attention is not None and len(kept):
                 found[depth, kept] = _scales(layer.attention, steps, kept).to(found)
     return scales
 
 
-def _start(transformer: Transformer, prompt: Prompt) -> tuple[Embedded, list[slice]]:
-    """A prompt before the first layer, and the tokens of each layer that are asked for."""
+def _reads(
+    transformer: Transformer, prompt: Prompt, scales: HeadMask | None = None
+) -> Iterator[tuple[Tensor | None, Tensor]]:
+    """Layer by layer what the heads read, and the stream that they add to; in the last layer at the queries alone.
+
+    Between one layer and the next the caller fills in the first one's row of ``scales``; without, all heads are whole.
+    """
     start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-    return start, [ALL] * (len(transformer.heads) - 1) + [slice(start.first_query, None)]
+    states = start.states
+    for depth, (layer, n_heads) in enumerate(zip(transformer.blocks, transformer.heads, strict=True)):
+        at = ALL if depth < len(transformer.heads) - 1 else slice(start.first_query, None)
+        mixed = layer.head_outputs(states, start.view, at)
+        states = states[:, at]
+        yield mixed, states
+        row = None if scales is None else scales[depth, :n_heads].to(states)[None]
+        states = layer.after_heads(states, mixed, row)
 
 
 def _after_attention(transformer: Transformer, prompt: Prompt) -> Iterator[Tensor]:
     """The full model's stream after the attention of each layer."""
-    start, tokens = _start(transformer, prompt)
-    states = start.states
-    for layer, at in zip(transformer.blocks, tokens, strict=True):
-        mixed = layer.head_outputs(states, start.view, at)
-        states = states[:, at]
-        added = layer.attention.combined(mixed, None) if layer.attention and mixed is not None else 0.0
-        yield states + added
-        states = layer.after_heads(states, mixed)
+    for layer, (mixed, states) in zip(transformer.blocks, _reads(transformer, prompt), strict=True):
+        yield states + layer.attention.combined(mixed, None) if layer.attention and mixed is not None else states
 
 
 def _steps(
@@ -162,21 +157,14 @@ def _steps(
 ) -> Iterator[tuple[Float[Tensor, "batch heads counted head_dim"], Float[Tensor, "batch counted d_model"]]]:
     """Layer by layer what the pruned model's heads read, and what its stream lacks of the ``full`` one's.
 
-    At the tokens that the predictions at the queries depend on: not at the prefix queries. Between one layer and the
-    next the caller fills in the first one's row of ``scales``.
+    At the tokens that the predictions at the queries depend on: not at the prefix queries.
     """
-    start, tokens = _start(transformer, prompt)
-    states = start.states
-    for layer, at, after_attention, row in zip(transformer.blocks, tokens, full, scales, strict=True):
-        mixed = layer.head_outputs(states, start.view, at)
-        states = states[:, at]
-        n_tokens = states.shape[1]
-        n_context = min(start.n_context, n_tokens - start.n_queries)
-        counted = [*range(n_context), *range(n_tokens - start.n_queries, n_tokens)]
+    n_context, n_queries = transformer.tokens_per_point * prompt.x.shape[1], prompt.x_query.shape[1]
+    for (mixed, states), after_attention in zip(_reads(transformer, prompt, scales), full, strict=True):
+        first_query = states.shape[1] - n_queries
+        counted = [*range(min(n_context, first_query)), *range(first_query, states.shape[1])]
         read = states.new_empty(len(states), 0, len(counted), 0) if mixed is None else mixed[:, :, counted]
         yield read, (after_attention - states)[:, counted]
-        n_heads = 0 if mixed is None else mixed.shape[1]
-        states = layer.after_heads(states, mixed, row[:n_heads].to(states)[None])
 
 
 def _scales(
@@ -202,11 +190,7 @@ def _scales(
 
 
 def fine_tuned(
-    transformer: Transformer,
-    mask: HeadMask,
-    batch: Callable[[int], Prompt],
-    n_steps: int,
-    learning_rate: float = 1e-3,
+    transformer: Transformer, mask: HeadMask, batch: Callable[[int], Prompt], n_steps: int, learning_rate: float = 1e-3
 ) -> PrunedModel:
     """The model without the heads that are cut, trained a little further.
 
@@ -216,25 +200,22 @@ def fine_tuned(
     # Outside of any inference mode and autocast: the first forbids gradients, the second would reuse old weights.
     device = transformer.read_out.weight.device
     with torch.inference_mode(False), torch.enable_grad(), without_autocast(device):
-        model, mask = _cut(transformer, mask.clone())
-        constant = mask.to(model.read_out.weight)
+        mask = mask.clone()
+        if mask.any():
+            model = remove_heads(transformer, mask)
+            mask = full_mask(model.heads)
+        else:  # a copy under the mask, as no Transformer is without any head
+            model = copy.deepcopy(transformer)
+        on_device = mask.to(model.read_out.weight)
         optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
         for step in range(n_steps):
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
             prompt = batch(step)
             optimizer.zero_grad()
-            prediction = model.on_prompt(prompt, constant, last_context=False).prediction
+            prediction = model.on_prompt(prompt, on_device, last_context=False).prediction
             (prediction - prompt.f_query).square().mean().backward()
             optimizer.step()
     return PrunedModel(model.requires_grad_(False), mask)
-
-
-def _cut(transformer: Transformer, mask: HeadMask) -> PrunedModel:
-    """A smaller model of its own; where no head is left, which no Transformer is, a copy under the mask."""
-    if not mask.any():
-        return PrunedModel(copy.deepcopy(transformer), mask)
-    smaller = remove_heads(transformer, mask)
-    return PrunedModel(smaller, full_mask(smaller.heads))
 
 
 @torch.no_grad()
@@ -246,8 +227,7 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
     momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW, Muon and SOAP, which finds the
     bases of these matrices, and its moments in them, anew.
     """
-    if keep.shape != (expected := full_mask(transformer.heads).shape):
-        raise InputError(f"keep has shape {tuple(keep.shape)}, but this model needs {tuple(expected)} (layers, heads).")
+    check_mask_shape("keep has", keep.shape, transformer.heads)
     for layer, row in zip(transformer.blocks, keep, strict=True):
         attention = layer.attention
         if attention is None:
@@ -260,11 +240,3 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
                 state.clear()
             for tensor in (weight, *(m for m in state.values() if isinstance(m, Tensor) and m.shape == weight.shape)):
                 tensor.index_fill_(dim, entries, 0)
-
-
-def _value_rows(attention: MultiHeadAttention) -> Float[Tensor, "heads head_dim d_model"]:
-    return attention.value.weight.unflatten(0, (attention.n_heads, attention.head_dim))
-
-
-def _output_columns(attention: MultiHeadAttention) -> Float[Tensor, "d_model heads head_dim"]:
-    return attention.output.weight.unflatten(1, (attention.n_heads, attention.head_dim))

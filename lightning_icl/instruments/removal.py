@@ -1,6 +1,5 @@
 """Heads taken out of a transformer for good: a smaller model with the predictions of the masked one."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import HeadMask
-from lightning_icl.transformer import Layer, Transformer
+from lightning_icl.functional.heads import HeadMask, check_mask_shape
+from lightning_icl.transformer import Transformer
 
 # Where an optimizer's state of a matrix has this, as SOAP's does, it is in bases of the whole: none of it can be cut.
 OF_WHOLE = "left_basis"
@@ -36,7 +35,14 @@ def remove_heads(transformer: Transformer, keep: HeadMask) -> Transformer:
     options = transformer.options | smaller_options(transformer, keep)
     with torch.device("meta"):  # where nothing is drawn and nothing takes up memory
         smaller = Transformer(**options)
-    smaller.load_state_dict(_smaller_state(transformer, keep), assign=True)
+    state = {name: values.detach() for name, values in transformer.state_dict().items()}
+    for i, (row, n_heads, size) in enumerate(zip(keep, transformer.heads, transformer.head_dims, strict=True)):
+        if n_heads:
+            name = f"layers.{i}.attention.output.weight"
+            state[name] = state[name] * row[:n_heads].repeat_interleave(size).to(state[name])
+    parts = kept_parts(transformer, keep)
+    remain = {name: parts[name].of(values) if name in parts else values.clone() for name, values in state.items()}
+    smaller.load_state_dict({name: values for name, values in remain.items() if values.numel()}, assign=True)
     return smaller.train(transformer.training)
 
 
@@ -48,11 +54,7 @@ def smaller_options(transformer: Transformer, keep: HeadMask) -> dict[str, Any]:
 
 def kept_heads(transformer: Transformer, keep: HeadMask) -> list[Tensor]:
     """The numbers, from 0, of the heads of each layer whose entry is not 0."""
-    expected = (len(transformer.heads), max(transformer.heads))
-    if tuple(keep.shape) != expected:
-        raise InputError(
-            f"keep has shape {tuple(keep.shape)}, but this model needs {expected} (layers, heads of the widest layer)."
-        )
+    check_mask_shape("keep has", keep.shape, transformer.heads)
     kept = [row[:n_heads].nonzero().flatten() for row, n_heads in zip(keep, transformer.heads, strict=True)]
     if not any(map(len, kept)):
         raise InputError("keep is 0 for every head, but a model needs at least one.")
@@ -70,34 +72,7 @@ def kept_parts(transformer: Transformer, keep: HeadMask) -> dict[str, Part]:
         place = f"layers.{i}.attention"
         parts |= {f"{place}.{name}.weight": Part(0, entries) for name in ("query", "key", "value")}
         parts[f"{place}.output.weight"] = Part(1, entries)
-        parts |= {} if len(kept) else _unused_norm(layer, i)
+        if len(kept) == 0:  # then a norm before the heads goes too
+            norm = layer.attention_norm.state_dict() if layer.norm == "pre" else {}
+            parts |= {f"layers.{i}.attention_norm.{name}": Part(0, entries) for name in norm}
     return parts
-
-
-def _unused_norm(layer: Layer, i: int) -> dict[str, Part]:
-    """A norm before heads that are gone goes too."""
-    if layer.norm != "pre":
-        return {}
-    return {
-        f"layers.{i}.attention_norm.{name}": Part(0, torch.empty(0, dtype=torch.long))
-        for name, _ in layer.attention_norm.named_parameters()
-    }
-
-
-def _smaller_state(transformer: Transformer, keep: Tensor) -> Mapping[str, Tensor]:
-    parts, state = kept_parts(transformer, keep), dict[str, Tensor]()
-    for name, values in _scaled_state(transformer, keep).items():
-        part = parts[name].of(values) if name in parts else values.clone()
-        if part.numel():
-            state[name] = part
-    return state
-
-
-def _scaled_state(transformer: Transformer, keep: Tensor) -> dict[str, Tensor]:
-    """The parameters, with each head's mask as a factor of its columns of the output projection."""
-    state = {name: values.detach() for name, values in transformer.state_dict().items()}
-    for i, (row, n_heads, size) in enumerate(zip(keep, transformer.heads, transformer.head_dims, strict=True)):
-        if n_heads:
-            name = f"layers.{i}.attention.output.weight"
-            state[name] = state[name] * row[:n_heads].repeat_interleave(size).to(state[name])
-    return state

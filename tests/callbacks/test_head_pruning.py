@@ -9,9 +9,10 @@ import torch
 from conftest import small_data, small_module, small_trainer
 
 from lightning_icl.callbacks import HeadImportance, HeadPruning
+from lightning_icl.callbacks.head_pruning import ranked
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
-from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, TopHeads, ranked
+from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, TopHeads
 from lightning_icl.functional.risk import t_quantile
 from lightning_icl.instruments.importance import head_importance
 from lightning_icl.instruments.pruning import PrunedModel, pruning_case, read_out_refitted, rescaled_masks

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from lightning_icl.callbacks import LinearProbe, linear_probe
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import shuffled_prompts
-from lightning_icl.functional.prompts import pair_tokens
+from lightning_icl.functional.prompts import tokens
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
 from lightning_icl.instruments.probing import probe_layers, untrained_like
 from lightning_icl.record import Row, frame
@@ -29,7 +29,7 @@ def hooked_states(module, prompt):
     modules = [module.transformer.read_in, *module.transformer.layers]
     hooks = [m.register_forward_hook(lambda _m, _i, output: captured.append(output)) for m in modules]
     with torch.no_grad():
-        module.transformer(pair_tokens(prompt), n_queries=3)
+        module.transformer(tokens(prompt, "pairs"), n_queries=3)
     for hook in hooks:
         hook.remove()
     return [states[:, -3:].reshape(-1, states.shape[-1]).double().numpy() for states in captured]

@@ -13,7 +13,7 @@ from lightning_icl.functional.heads import (
     importance_scores,
     layer_ablation_masks,
     leave_one_in_masks,
-    leave_one_out_masks,
+    single_removals,
 )
 from lightning_icl.functional.risk import bootstrap_weights
 
@@ -42,7 +42,7 @@ def test_full_mask_by_hand(heads, expected):
 
 
 def test_leave_one_out_masks_by_hand():
-    assert leave_one_out_masks([3, 1, 2]).tolist() == [
+    assert single_removals(full_mask([3, 1, 2])).tolist() == [
         [[0, 1, 1], [1, 0, 0], [1, 1, 0]],
         [[1, 0, 1], [1, 0, 0], [1, 1, 0]],
         [[1, 1, 0], [1, 0, 0], [1, 1, 0]],
@@ -50,7 +50,7 @@ def test_leave_one_out_masks_by_hand():
         [[1, 1, 1], [1, 0, 0], [0, 1, 0]],
         [[1, 1, 1], [1, 0, 0], [1, 0, 0]],
     ]
-    assert leave_one_out_masks([1]).tolist() == [[[0]]]
+    assert single_removals(full_mask([1])).tolist() == [[[0]]]
 
 
 def test_leave_one_in_masks_by_hand():

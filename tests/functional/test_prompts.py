@@ -8,10 +8,7 @@ import torch
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import (
     Prompt,
-    alternating_tokens,
     concatenated,
-    pair_tokens,
-    prefix_tokens,
     tokens,
 )
 from lightning_icl.functional.tasks import SparseLinearRegression
@@ -38,18 +35,18 @@ def test_pair_tokens_by_hand():
     x, y, x_query = [[1.0, 2.0], [3.0, 4.0]], [5.0, 6.0], [[7.0, 8.0], [9.0, 10.0]]
     prompt = Prompt(*(torch.tensor([field]) for field in (x, y, x_query, [50.0, 60.0], [70.0, 80.0], [90.0, 91.0])))
     expected = torch.tensor([[[1.0, 2.0, 5.0], [3.0, 4.0, 6.0], [7.0, 8.0, 0.0], [9.0, 10.0, 0.0]]])
-    torch.testing.assert_close(pair_tokens(prompt), expected, rtol=0, atol=0)
+    torch.testing.assert_close(tokens(prompt, "pairs"), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("batch", "points", "dims", "queries"), SHAPES)
 def test_pair_tokens_equal_a_loop(batch, points, dims, queries):
     prompt = numbered(batch, points, dims, queries)
-    tokens = pair_tokens(prompt)
-    assert tokens.shape == (batch, points + queries, dims + 1)
+    pairs = tokens(prompt, "pairs")
+    assert pairs.shape == (batch, points + queries, dims + 1)
     for b in range(batch):
         expected = [[*prompt.x[b, i].tolist(), prompt.y[b, i].item()] for i in range(points)]
         expected += [[*prompt.x_query[b, q].tolist(), 0.0] for q in range(queries)]
-        assert tokens[b].tolist() == expected
+        assert pairs[b].tolist() == expected
 
 
 def test_prefix_and_alternating_tokens_by_hand():
@@ -58,8 +55,8 @@ def test_prefix_and_alternating_tokens_by_hand():
     query = [7.0, 8.0, 0.0]
     prefixes = [[1.0, 2.0, 5.0], [3.0, 4.0, 6.0], [1.0, 2.0, 0.0], [3.0, 4.0, 0.0], query]
     alternating = [[1.0, 2.0, 0.0], [0.0, 0.0, 5.0], [3.0, 4.0, 0.0], [0.0, 0.0, 6.0], query]
-    assert prefix_tokens(prompt)[0].tolist() == prefixes
-    assert alternating_tokens(prompt)[0].tolist() == alternating
+    assert tokens(prompt, "prefixes")[0].tolist() == prefixes
+    assert tokens(prompt, "alternating")[0].tolist() == alternating
 
 
 @pytest.mark.parametrize(("batch", "points", "dims", "queries"), SHAPES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import t as student
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.heads import full_mask, single_removals
 from lightning_icl.functional.pruning import (
     GreedyRemoval,
@@ -16,8 +16,6 @@ from lightning_icl.functional.pruning import (
     PaperPruning,
     PruningCase,
     TopHeads,
-    check_strategies,
-    greedy_path,
     keep_lists,
     keep_top,
     mean_half_width,
@@ -174,9 +172,9 @@ def test_95_percent_intervals_over_choices_and_prompts_hold(n, draws, between):
 def test_ranks_by_hand():
     values = torch.tensor([3.0, 1.0, 2.0, 5.0])[:, None] + torch.tensor([0.0, 1.0, -1.0])  # the same noise in all
     noisy = torch.tensor([[2.9, 9.0, -3.0]])
-    assert rank_among(values[0], values[1:]) == (3, 3, 3, 4)
-    assert rank_among(values[3], values[:3]) == (4, 4, 4, 4)
-    assert rank_among(values[0], torch.cat([values[1:], noisy])) == (4, 3, 4, 5)  # 2.97, but not surely
+    assert rank_among(values[0], values[1:]) == (3, 3, 3)
+    assert rank_among(values[3], values[:3]) == (4, 4, 4)
+    assert rank_among(values[0], torch.cat([values[1:], noisy])) == (4, 3, 4)  # 2.97, but not surely
 
 
 def test_95_percent_intervals_of_ranks_hold_also_among_equals():
@@ -189,7 +187,7 @@ def test_95_percent_intervals_of_ranks_hold_also_among_equals():
         rank = rank_among(values[mine], values[others])
         true_low, true_high = 1 + int((risks < risks[mine]).sum()), int((risks <= risks[mine]).sum())
         held.append(rank.low <= true_low and rank.high >= true_high)
-        assert rank.low <= rank.place <= rank.high
+        assert rank.low <= rank.value <= rank.high
     print(f"ranks: {np.mean(held):.1%}")
     assert np.mean(held) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)
 
@@ -263,7 +261,9 @@ def test_the_greedy_path_equals_a_plain_loop(heads, n_heads):
             mask[layer, head] = 1
         return float(errors(mask[None])[0].mean())
 
-    path = greedy_path(full_mask(heads), errors, n_heads)
+    path = PruningCase(torch.zeros(full_mask(heads).shape).masked_fill(full_mask(heads) == 0, NAN), errors).path(
+        n_heads
+    )
     removed, risks = [], [risk(kept)]
     while len(kept) > n_heads:
         without = {gone: risk([head for head in kept if head != gone]) for gone in kept}
@@ -311,13 +311,16 @@ def test_the_path_is_walked_once_and_further_only_where_asked():
         asked.append(len(masks))
         return interacting_errors([3, 2])(masks)
 
-    shared = PruningCase(torch.zeros(2, 3).masked_fill(full_mask([3, 2]) == 0, NAN), errors)
+    worth = torch.zeros(2, 3).masked_fill(full_mask([3, 2]) == 0, NAN)
+    shared = PruningCase(worth, errors)
     first = shared.path(3)
     assert asked == [1, 5, 4]
     assert shared.path(4) is first
-    assert torch.equal(shared.path(4).at(4), first.masks[1])
+    assert torch.equal(GreedyRemoval(4).keep(shared), first.masks[1])
     longer = shared.path(1)
-    whole = greedy_path(full_mask([3, 2]), interacting_errors([3, 2]), 1)
+    assert first.heads_left == [5, 4, 3]  # whoever asked for less has that
+    assert asked == [1, 5, 4, 3, 2]
+    whole = PruningCase(worth, interacting_errors([3, 2])).path(1)
     assert longer.removed == whole.removed
     assert torch.equal(torch.stack(longer.errors), torch.stack(whole.errors))
     assert longer.heads_left == [5, 4, 3, 2, 1]
@@ -341,9 +344,9 @@ def test_keep_lists_count_from_1():
 def test_keys_carry_the_settings():
     strategies = [PaperPruning(), TopHeads(), TopHeads(12), ImportanceThreshold(0.05), GreedyRemoval(8)]
     assert [s.key for s in strategies] == ["paper", "top", "top_12", "threshold_0.05", "greedy_8"]
-    check_strategies(strategies)
+    check_each_once("strategies", [s.key for s in strategies])
     with pytest.raises(InputError, match="strategies has top_12 2 times, but each must be there once"):
-        check_strategies([*strategies, TopHeads(12)])
+        check_each_once("strategies", [s.key for s in [*strategies, TopHeads(12)]])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_icl.functional import references as r
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.prompts import concatenated
 from lightning_icl.functional.references import problems as problems_module
 from lightning_icl.functional.tasks import (
@@ -556,7 +556,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_different_settings_have_different_names_in_logs(kind):
     assert len({reference.key for reference in KINDS[kind]}) == len(KINDS[kind])
-    r.check_references(KINDS[kind])
+    check_each_once("references", [reference.key for reference in KINDS[kind]])
 
 
 @pytest.mark.parametrize("reference", [r.ISTA(2, 0.1), r.FISTA(2, 0.1), r.IterativeHardThresholding(2), r.GD(2)])
@@ -570,9 +570,10 @@ def test_the_label_names_the_power_of_preprocessing():
 
 
 def test_two_references_of_one_name_are_refused():
-    r.check_references([r.Lasso(), r.Lasso(alpha=0.1), r.Lasso(alpha=0.2)])
+    lassos = [r.Lasso(alpha=alpha).key for alpha in (None, 0.1, 0.2)]
+    check_each_once("references", lassos)
     with pytest.raises(InputError, match=r"references has lasso_0\.1 2 times"):
-        r.check_references([r.Lasso(alpha=0.1), r.Lasso(alpha=0.1)])
+        check_each_once("references", [*lassos, r.Lasso(alpha=0.1).key])
 
 
 @pytest.mark.parametrize(

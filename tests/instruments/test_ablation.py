@@ -7,7 +7,7 @@ import torch
 
 from lightning_icl import SparseLinearRegression, Transformer
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import full_mask, leave_one_out_masks
+from lightning_icl.functional.heads import full_mask, single_removals
 from lightning_icl.instruments.ablation import AblatedHeads, errors_under_masks, predictions_under_masks
 
 TASK = SparseLinearRegression(3, 2, noise_std=0.3)
@@ -63,7 +63,7 @@ def test_predictions_equal_one_forward_pass_for_each_mask(options):
 
 def test_padded_prompts_are_run_as_they_are():
     transformer, prompt = model(mask="full"), sampled(5).double().padded_after(3)
-    masks = leave_one_out_masks(transformer.heads).double()
+    masks = single_removals(full_mask(transformer.heads)).double()
     expected = torch.stack([transformer.on_prompt(prompt, mask).prediction for mask in masks])
     torch.testing.assert_close(
         predictions_under_masks(transformer, prompt, masks, chunk_size=10), expected, rtol=1e-9, atol=1e-10

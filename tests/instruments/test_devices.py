@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_icl import SparseLinearRegression, Transformer
-from lightning_icl.functional.heads import full_mask, importance_scores, leave_one_out_masks
+from lightning_icl.functional.heads import full_mask, importance_scores, single_removals
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.instruments.ablation import AblatedHeads, errors_under_masks, head_outputs
 from lightning_icl.instruments.circuits import attention_patterns, head_circuits
@@ -74,7 +74,9 @@ def test_scores_of_heads_are_taken_under_masks_from_the_cpu(kind, ablation):
     transformer, prompt = model(*kind), on_meta(prompts())
     ablated = AblatedHeads(ablation, None if ablation == "zero" else on_meta(prompts(1)))
     for chunk_size in (2, 100):
-        under = errors_under_masks(transformer, prompt, leave_one_out_masks(HEADS), ablated, chunk_size=chunk_size)
+        under = errors_under_masks(
+            transformer, prompt, single_removals(full_mask(HEADS)), ablated, chunk_size=chunk_size
+        )
         assert (under.device.type, under.shape) == ("meta", (sum(HEADS), N))
         errors, values = values_by_score(transformer, prompt, ablations=[ablated], chunk_size=chunk_size)
         for found in (errors, *values.values()):

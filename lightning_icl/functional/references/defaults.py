@@ -1,8 +1,5 @@
 """What a model is compared with unless told otherwise."""
 
-from collections.abc import Sequence
-
-from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references.iterative import GD, PreprocessThenGD
 from lightning_icl.functional.references.linear import (
     Bayes,
@@ -16,7 +13,7 @@ from lightning_icl.functional.references.linear import (
 from lightning_icl.functional.references.reference import Reference
 from lightning_icl.functional.tasks import Law
 
-__all__ = ["MAX_DEFAULT_TERMS", "check_references", "default_bayes", "default_references"]
+__all__ = ["MAX_DEFAULT_TERMS", "default_bayes", "default_references"]
 
 MAX_DEFAULT_TERMS = 5000  # hypotheses that Bayes may weigh without being asked: a second for 1,000 prompts
 
@@ -40,11 +37,3 @@ def default_references(task: Law) -> list[Reference]:
 def default_bayes(task: Law) -> list[Bayes]:
     """Bayes where the task's posterior is known and quick to compute, else nothing."""
     return [Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []
-
-
-def check_references(references: Sequence[Reference]) -> None:
-    """Refuse two references that would be logged under one name."""
-    keys = [reference.key for reference in references]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"references has {key} {keys.count(key)} times, but each must be there once.")
