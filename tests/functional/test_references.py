@@ -395,7 +395,7 @@ GIVEN = [[2.0, 0.5, 0.0], [0.5, 1.0, -0.2], [0.0, -0.2, 0.7]]
 def test_preconditioned_gd_takes_the_given_matrix_or_the_laws_inverse_covariance(matrix, prefixes):
     prompt = sampled(MIXED, 4, 5)
     problems = r.every_prefix(prompt) if prefixes else r.whole_prompts(prompt)
-    w_hat = tuned(r.PreconditionedGD(matrix, steps=3, scale=0.2), MIXED, 5, prefixes).weights(problems)
+    w_hat = tuned(r.PreconditionedGD(matrix=matrix, steps=3, scale=0.2), MIXED, 5, prefixes).weights(problems)
     many = MIXED.sample(200_000, 1, 1, torch.Generator().manual_seed(0)).x[:, 0].double()
     moment = (many.T @ many / len(many)).numpy()
     np.testing.assert_allclose(MIXED.covariance, moment, atol=5 * (2 / len(many)) ** 0.5 * moment.max())
@@ -544,7 +544,7 @@ def test_every_reference_is_tuned_and_names_itself(reference):
 
 KINDS = {
     "GD": [r.GD(), r.GD(scale=1.0), r.GD(scale=0.5), r.GD(step_size="shared"), r.GD(step_size="shared", scale=0.1)],
-    "preconditioners": [r.PreconditionedGD(), r.PreconditionedGD(GIVEN), r.PreconditionedGD(step_size="per_prompt")],
+    "preconditioners": [r.PreconditionedGD(), r.PreconditionedGD(matrix=GIVEN), r.PreconditionedGD(step_size="per_prompt")],
     "powers": [r.PreprocessThenGD(), r.PreprocessThenGD(power=0.5), r.PreprocessThenGD(power=0.0)],
     "elastic net": [r.ElasticNet(), r.ElasticNet(l1_ratio=0.9), r.ElasticNet(0.1)],
     "adaptive lasso": [r.AdaptiveLasso(), r.AdaptiveLasso(gamma=0.5), r.AdaptiveLasso(pilot_alpha=0.0)],
@@ -589,7 +589,7 @@ def test_two_references_of_one_name_are_refused():
             "needs one covariance",
         ),
         (r.PreconditionedGD(), SparseRecovery(3, 1), "which this SparseRecovery has not: give a matrix"),
-        (r.PreconditionedGD(GIVEN), task_of(4), "matrix has 3 rows, but x has 4 dimensions"),
+        (r.PreconditionedGD(matrix=GIVEN), task_of(4), "matrix has 3 rows, but x has 4 dimensions"),
         (r.Bayes(), Squares(4), "Bayes needs an exact posterior"),
         (r.Bayes(), SparseLinearRegression(40, 10), "hypotheses behind the posterior"),
         (r.PoolPosterior(), task_of(4), "PoolPosterior needs a model trained on a TaskPool"),
@@ -606,9 +606,9 @@ def test_a_case_that_cannot_be_served_is_refused_before_any_work(reference, task
         (lambda: r.GD(steps=-1), "steps is -1"),
         (lambda: r.GD(scale=0.0), "scale is 0.0"),
         (lambda: r.Newton(max_steps=0), "max_steps is 0"),
-        (lambda: r.PreconditionedGD([[1.0, 0.0]]), "as many as each is long"),
-        (lambda: r.PreconditionedGD([[1.0, 0.5], [0.0, 1.0]]), "must be symmetric and positive definite"),
-        (lambda: r.PreconditionedGD([[1.0, 0.0], [0.0, -1.0]]), "must be symmetric and positive definite"),
+        (lambda: r.PreconditionedGD(matrix=[[1.0, 0.0]]), "as many as each is long"),
+        (lambda: r.PreconditionedGD(matrix=[[1.0, 0.5], [0.0, 1.0]]), "must be symmetric and positive definite"),
+        (lambda: r.PreconditionedGD(matrix=[[1.0, 0.0], [0.0, -1.0]]), "must be symmetric and positive definite"),
         (lambda: r.NearestNeighbours(0), "k is 0"),
         (lambda: r.Ridge(alpha=-1.0), "alpha is -1.0"),
         (lambda: r.Lasso(alpha=0.0), "alpha is 0.0"),

@@ -1,15 +1,7 @@
 """What a model is compared with unless told otherwise."""
 
+from lightning_icl.functional.references import linear
 from lightning_icl.functional.references.iterative import GD, PreprocessThenGD
-from lightning_icl.functional.references.linear import (
-    Bayes,
-    Lasso,
-    LeastSquares,
-    OracleLeastSquares,
-    Ridge,
-    ZeroPredictor,
-    has_weights,
-)
 from lightning_icl.functional.references.reference import Reference
 from lightning_icl.functional.tasks import Law
 
@@ -21,19 +13,19 @@ MAX_DEFAULT_TERMS = 5000  # hypotheses that Bayes may weigh without being asked:
 def default_references(task: Law) -> list[Reference]:
     """What a model is compared with unless told otherwise; Bayes and the oracle where the task has what they need."""
     return [
-        ZeroPredictor(),
-        LeastSquares(),
-        Ridge(),
-        Lasso(),
+        linear.ZeroPredictor(),
+        linear.LeastSquares(),
+        linear.Ridge(),
+        linear.Lasso(),
         GD(steps="depth", scale=1.0),
         GD(steps="best", scale=1.0),
         PreprocessThenGD(steps="depth", scale=1.0),
         PreprocessThenGD(steps="best", scale=1.0),
         *default_bayes(task),
-        *([OracleLeastSquares()] if has_weights(task) else []),
+        *([linear.OracleLeastSquares()] if linear.has_weights(task) else []),
     ]
 
 
-def default_bayes(task: Law) -> list[Bayes]:
+def default_bayes(task: Law) -> list[linear.Bayes]:
     """Bayes where the task's posterior is known and quick to compute, else nothing."""
-    return [Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []
+    return [linear.Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []

@@ -1,7 +1,7 @@
 """References that iterate: how many steps, and of what size, is part of their name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -9,13 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional import estimators
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least, check_choice
 from lightning_icl.functional.estimators import Eigenbasis
 from lightning_icl.functional.references.linear import law_sparsity
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
     Candidates,
     Case,
+    Fits,
     LinearReference,
     Reference,
     Settings,
@@ -45,43 +46,29 @@ RELATIVE_STEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8,
 N_SHARED_STEPS = 41
 
 
+@dataclass(frozen=True)
 class Iterative(LinearReference):
-    """One that runs a number of steps: so many, one for each layer of the model ("depth"), or the "best".
+    """One that runs a number of steps, of 1 / lambda_max where a class does not make an option of their size.
 
-    ``step_size`` and ``scale`` say of what size: c / lambda_max of each prompt or one number for all, and c or that
-    number. Where a class does not make options of them, steps are 1 / lambda_max.
-
-    Unless a class says otherwise it steps along the gradient, of features B x:
-    w <- w - step B B^T X^T (X w - y) / n, which is GD where B is I. Computed in the eigenbasis of B^T C B with
-    C = X^T X / n, where every direction goes on its own.
+    Args:
+        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
+        max_steps: where the search for the best number of steps ends.
     """
 
-    setting_names: ClassVar[tuple[str, ...]] = ("step", "steps")
-    steps: Steps
-    max_steps: int
-    step_size: StepSizeRule = "per_prompt"
-    scale: float | None = 1.0
-    power: float = 0.0  # of the rescaling of features
+    steps: Steps = "best"
+    _: KW_ONLY
+    max_steps: int = MAX_STEPS
     main, unnamed = "steps", ("step_size", "scale", "max_steps")
 
     def __post_init__(self) -> None:
-        steps, rules = self.steps, get_args(StepSizeRule)
+        steps = self.steps
         if steps not in ("depth", "best") and (not isinstance(steps, int) or steps < 0):
             raise InputError(f"steps is {steps!r}, but it must be a number of steps from 0 up, or depth, or best.")
-        if self.max_steps < 1:
-            raise InputError(f"max_steps is {self.max_steps}, but it must be at least 1.")
-        if self.step_size not in rules:
-            raise InputError(f"step_size is {self.step_size!r}, but it must be one of {', '.join(rules)}.")
-        if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}, but a step size must be a finite number above 0.")
+        check_at_least(1, max_steps=self.max_steps)
 
     @property
     def key(self) -> str:
-        name = super().key.replace("_depth", "_at_depth", 1)
-        if self.step_size == "shared":
-            return f"{name}_shared_step" + ("" if self.scale is None else f"_{self.scale:g}")
-        # of 1/lambda_max unless it says otherwise
-        return name + {None: "_tuned_step", 1.0: ""}.get(self.scale, f"_step_{self.scale:g}" if self.scale else "")
+        return super().key.replace("_depth", "_at_depth", 1)
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         known = self.settings_in_words(same)
@@ -92,13 +79,55 @@ class Iterative(LinearReference):
 
     def words(self, known: Mapping[str, str]) -> str:
         """The settings besides the number of steps, for the label: the steps' size, and alpha where there is one."""
-        rule = "/λmax" if self.step_size == "per_prompt" else ", one for all prompts"
-        return f" of {known.get('step', '1')}{rule}" + (f", alpha {known['alpha']}" if "alpha" in known else "")
+        return " of 1/λmax" + (f", alpha {known['alpha']}" if "alpha" in known else "")
+
+    def candidates(self, name: str, tuning: Problems) -> Candidates:
+        known = self.case.depth if self.steps == "depth" else self.steps
+        return range(self.max_steps + 1) if isinstance(known, str) else [known]
+
+
+@dataclass(frozen=True)
+class GD(Iterative):
+    """Gradient descent on (1/2n) ||y - X w||^2 from 0.
+
+    What derives from it descends on features B x, w <- w - step B B^T X^T (X w - y) / n. Computed in the eigenbasis of
+    B^T C B with C = X^T X / n, whose largest eigenvalue is lambda_max, where every direction goes on its own.
+
+    Args:
+        step_size: the rule: "per_prompt" (c / lambda_max of each prompt's own examples) or "shared" (one number for
+            all prompts). The comparison hangs on it, so the label names it.
+        scale: c, or the shared step size; tuned if left out.
+    """
+
+    step_size: StepSizeRule = "per_prompt"
+    scale: float | None = None
+    setting_names: ClassVar[tuple[str, ...]] = ("step", "steps")
+    name = "gd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("step_size", self.step_size, get_args(StepSizeRule))
+        if self.scale is not None and not 0 < self.scale < float("inf"):
+            raise InputError(f"scale is {self.scale}, but a step size must be a finite number above 0.")
+
+    @property
+    def title(self) -> str:
+        return "GD"
+
+    @property
+    def key(self) -> str:
+        scale = "" if self.scale is None else f"_{self.scale:g}"
+        if self.step_size == "shared":
+            return f"{super().key}_shared_step{scale}"
+        # of 1/lambda_max unless it says otherwise
+        return super().key + {None: "_tuned_step", 1.0: ""}.get(self.scale, f"_step{scale}")
+
+    def words(self, known: Mapping[str, str]) -> str:
+        return f" of {known['step']}" + ("/λmax" if self.step_size == "per_prompt" else ", one for all prompts")
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         if name == "steps":
-            known = self.case.depth if self.steps == "depth" else self.steps
-            return range(self.max_steps + 1) if isinstance(known, str) else [known]
+            return super().candidates(name, tuning)
         if self.scale is not None:
             return [self.scale]
         if self.step_size == "per_prompt":
@@ -112,7 +141,7 @@ class Iterative(LinearReference):
 
     def basis(self, problems: Problems) -> Eigenbasis:
         """Where every direction goes on its own."""
-        return problems.eigenbasis(self.power)
+        return problems.eigenbasis()
 
     def stable_steps(self, problems: Problems) -> Float[Tensor, " rows"]:
         """1 / lambda_max of every problem, of the features it descends on; 0 where there is none."""
@@ -122,7 +151,7 @@ class Iterative(LinearReference):
         basis = self.basis(problems)
         unit = unit_steps(basis)[:, None] if self.step_size == "per_prompt" else 1.0
 
-        def weights(settings: Settings) -> Float[Tensor, "settings batch sizes dims"]:
+        def weights(settings: Settings) -> Fits:
             steps, path_of = settings[:, -1].long(), torch.empty(len(settings), dtype=torch.long)
             for path, places in enumerate(alike := paths(settings)):
                 path_of[places] = path
@@ -144,42 +173,14 @@ def unit_steps(basis: Eigenbasis) -> Float[Tensor, " rows"]:
 
 
 @dataclass(frozen=True)
-class GD(Iterative):
-    """Gradient descent on (1/2n) ||y - X w||^2 from 0.
+class PreprocessThenGD(GD):
+    """Gradient descent on features rescaled by |r_hat|^power, whose lambda_max it is; PAPER.md section 7.
 
     Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
-        step_size: the rule: "per_prompt" (c / lambda_max of each prompt's own examples) or "shared" (one number for
-            all prompts). The comparison hangs on it, so the label names it.
-        scale: c, or the shared step size; tuned if left out.
-        max_steps: where the search for the best number of steps ends.
-    """
-
-    steps: Steps = "best"
-    step_size: StepSizeRule = "per_prompt"
-    scale: float | None = None
-    max_steps: int = MAX_STEPS
-    name, title = "gd", "GD"
-
-
-@dataclass(frozen=True)
-class PreprocessThenGD(Iterative):
-    """Gradient descent on features rescaled by |r_hat|^power; PAPER.md section 7.
-
-    Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
-        step_size: the rule: "per_prompt" (c / lambda_max of each prompt's own rescaled features) or "shared" (one
-            number for all prompts). The comparison hangs on it, so the label names it.
-        scale: c, or the shared step size; tuned if left out.
         power: of |r_hat|; 0 is plain gradient descent.
-        max_steps: where the search for the best number of steps ends.
     """
 
-    steps: Steps = "best"
-    step_size: StepSizeRule = "per_prompt"
-    scale: float | None = None
     power: float = 1.0
-    max_steps: int = MAX_STEPS
     name = "preprocess_then_gd"
 
     def __post_init__(self) -> None:
@@ -189,30 +190,25 @@ class PreprocessThenGD(Iterative):
 
     @property
     def title(self) -> str:
-        if self.power in (0, 1):
-            return "preprocess + GD"
-        return f"preprocess + GD (power {self.power:g})"
+        return "preprocess + GD" + ("" if self.power in (0, 1) else f" (power {self.power:g})")
+
+    def basis(self, problems: Problems) -> Eigenbasis:
+        return problems.eigenbasis(self.power)
 
 
 @dataclass(frozen=True)
-class PreconditionedGD(Iterative):
+class PreconditionedGD(GD):
     """Gradient descent with one preconditioner for all prompts (Ahn et al. 2023): w <- w - step A X^T (X w - y) / n.
+
+    lambda_max is that of the preconditioned examples.
 
     Args:
         matrix: A, symmetric and positive definite, as a list of its rows; left out, the inverse covariance of x that
             the task's law implies.
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
-        step_size: the rule: "shared" (one number for all prompts) or "per_prompt" (c / lambda_max of each prompt's own
-            preconditioned examples).
-        scale: c, or the shared step size; tuned if left out.
-        max_steps: where the search for the best number of steps ends.
     """
 
-    matrix: list[list[float]] | None = None
-    steps: Steps = "best"
     step_size: StepSizeRule = "shared"
-    scale: float | None = None
-    max_steps: int = MAX_STEPS
+    matrix: list[list[float]] | None = None
     name = "preconditioned_gd"
 
     def __post_init__(self) -> None:
@@ -253,23 +249,24 @@ def square_root(matrix: Float[Tensor, "dims dims"]) -> Float[Tensor, "dims dims"
 
 
 @dataclass(frozen=True)
-class GDPlusPlus(Iterative):
+class GDPlusPlus(GD):
     """GD++ (von Oswald et al. 2023): each step descends and transforms the inputs, x <- (I - gamma C) x, for the next.
 
     Step size and gamma are tuned, together with the number of steps where that is free.
 
     Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
         step_size: the rule for both: "per_prompt" (times 1 / lambda_max of each prompt's own examples) or "shared" (one
             number each for all prompts).
-        max_steps: where the search for the best number of steps ends.
     """
 
-    steps: Steps = "best"
-    step_size: StepSizeRule = "per_prompt"
+    scale: float | None = field(default=None, init=False)
+    _: KW_ONLY
     max_steps: int = 50
-    name, title, setting_names = "gd_plus_plus", "GD++", ("step", "gamma", "steps")
-    scale = None
+    name, setting_names = "gd_plus_plus", ("step", "gamma", "steps")
+
+    @property
+    def title(self) -> str:
+        return "GD++"
 
     @property
     def key(self) -> str:
@@ -293,14 +290,9 @@ class GDPlusPlus(Iterative):
 
 @dataclass(frozen=True)
 class Newton(Iterative):
-    """Newton's iteration for the inverse of X^T X (Fu et al. 2023); each step doubles the digits.
+    """Newton's iteration for the inverse of X^T X (Fu et al. 2023); each step doubles the digits."""
 
-    Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
-        max_steps: where the search for the best number of steps ends.
-    """
-
-    steps: Steps = "best"
+    _: KW_ONLY
     max_steps: int = 30
     name, title, setting_names = "newton", "Newton", ("steps",)
 
@@ -316,13 +308,11 @@ class ISTA(Iterative):
     """Proximal gradient descent on the lasso's objective, with steps 1 / lambda_max of each prompt.
 
     Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
         alpha: the lasso's strength; tuned, together with the number of steps, if left out.
-        max_steps: where the search for the best number of steps ends.
     """
 
-    steps: Steps = "best"
     alpha: float | None = None
+    _: KW_ONLY
     max_steps: int = 50
     name, title, setting_names = "ista", "ISTA", ("alpha", "steps")
     path = staticmethod(estimators.ista_path)
@@ -343,13 +333,7 @@ class ISTA(Iterative):
 
 
 class FISTA(ISTA):
-    """ISTA with Nesterov's momentum (Beck & Teboulle 2009).
-
-    Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
-        alpha: the lasso's strength; tuned, together with the number of steps, if left out.
-        max_steps: where the search for the best number of steps ends.
-    """
+    """ISTA with Nesterov's momentum (Beck & Teboulle 2009)."""
 
     name, title = "fista", "FISTA"
     path = staticmethod(estimators.fista_path)
@@ -360,21 +344,17 @@ class IterativeHardThresholding(Iterative):
     """Gradient descent that keeps the s largest weights after each step (Blumensath & Davies 2009), steps 1/lambda_max.
 
     Args:
-        steps: how many, "depth" (one for each layer of the model) or "best" (tuned, up to max_steps).
         sparsity: how many weights are kept; left out, the law's.
-        max_steps: where the search for the best number of steps ends.
     """
 
-    steps: Steps = "best"
     sparsity: int | None = None
+    _: KW_ONLY
     max_steps: int = 100
     name, setting_names = "iterative_hard_thresholding", ("steps",)
 
     @property
     def title(self) -> str:
-        if self.sparsity is None:
-            return "iterative hard thresholding"
-        return f"iterative hard thresholding to {self.sparsity}"
+        return "iterative hard thresholding" + ("" if self.sparsity is None else f" to {self.sparsity}")
 
     def check(self, case: Case) -> None:
         law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")

@@ -16,6 +16,7 @@ from lightning_icl.functional.references.reference import (
     Candidates,
     Case,
     Fit,
+    Fits,
     LinearReference,
     Reference,
     Settings,
@@ -102,11 +103,16 @@ def least_squares(problems: Problems) -> Fit:
     return estimators.least_squares_prefixes(problems.x, problems.y)
 
 
+@dataclass(frozen=True)
 class Penalised(LinearReference):
-    """One with a strength alpha, for each number of examples."""
+    """One with a strength, for each number of examples.
 
+    Args:
+        alpha: its strength; tuned if left out.
+    """
+
+    alpha: float | None = None
     main, setting_names = "alpha", ("alpha",)
-    alpha: float | None
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
@@ -126,7 +132,6 @@ class Penalised(LinearReference):
         return strengths(tuning) if self.alpha is None else [self.alpha]
 
 
-@dataclass(frozen=True)
 class Ridge(Penalised):
     """Minimises ||y - X w||^2 + alpha ||w||^2.
 
@@ -134,7 +139,6 @@ class Ridge(Penalised):
         alpha: its strength; left out, sigma^2 / Var(w_j) where the task's law implies it, else tuned.
     """
 
-    alpha: float | None = None
     name, title = "ridge", "ridge"
 
     @property
@@ -154,19 +158,13 @@ class Ridge(Penalised):
         return one_by_one(problems, lambda alpha: estimators.ridge(problems.moments, alpha))
 
 
-@dataclass(frozen=True)
 class Lasso(Penalised):
-    """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1.
+    """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1."""
 
-    Args:
-        alpha: its strength; tuned if left out.
-    """
-
-    alpha: float | None = None
     name, title = "lasso", "lasso"
 
     def solver(self, problems: Problems) -> Solver:
-        def weights(settings: Settings) -> Float[Tensor, "settings batch sizes dims"]:
+        def weights(settings: Settings) -> Fits:
             gap = 1e-8 if len(settings) == 1 else 1e-6  # of several, only the best is of interest
             fit = estimators.lasso_path_fit(problems.moments, problems.per_row(settings[:, 0]), relative_gap=gap)
             return problems.by_size(fit.w)
@@ -179,11 +177,9 @@ class ElasticNet(Penalised):
     """Minimises (1/2n) ||y - X w||^2 + alpha l1_ratio ||w||_1 + alpha (1 - l1_ratio)/2 ||w||^2 (scikit-learn's).
 
     Args:
-        alpha: its strength; tuned if left out.
         l1_ratio: the lasso's part of the penalty.
     """
 
-    alpha: float | None = None
     l1_ratio: float = 0.5
     name = "elastic_net"
 
@@ -206,12 +202,10 @@ class AdaptiveLasso(Penalised):
     """The lasso with penalty weights 1 / |w_pilot|^gamma, the pilot being ridge (Zou 2006).
 
     Args:
-        alpha: its strength; tuned if left out.
         gamma: the power of the pilot's weights.
         pilot_alpha: the pilot's strength, in ridge's units.
     """
 
-    alpha: float | None = None
     gamma: float = 1.0
     pilot_alpha: float = 1.0
     name = "adaptive_lasso"
@@ -251,11 +245,16 @@ def law_sparsity(task: Law, asked_for: int | None, name: str) -> int:
     return sparsity
 
 
+@dataclass(frozen=True)
 class Subset(LinearReference):
-    """Least squares on a number of features that it chooses."""
+    """Least squares on features that it chooses.
 
+    Args:
+        sparsity: how many; left out, the law's.
+    """
+
+    sparsity: int | None = None
     main, setting_names = "sparsity", ("features",)
-    sparsity: int | None
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         size = self.settings_in_words(same).get("features", "s")
@@ -268,15 +267,9 @@ class Subset(LinearReference):
         return [law_sparsity(self.case.task, self.sparsity, type(self).__name__)]
 
 
-@dataclass(frozen=True)
 class BestSubset(Subset):
-    """Least squares on the support of the given size that fits best, of all there are.
+    """Least squares on the support of the given size that fits best, of all there are."""
 
-    Args:
-        sparsity: size of the support; left out, the law's.
-    """
-
-    sparsity: int | None = None
     name, title = "best_subset", "best subset"
 
     def check(self, case: Case) -> None:
@@ -288,7 +281,6 @@ class BestSubset(Subset):
         return whatever_the_settings(problems.by_size(estimators.best_subset(problems.moments, size)))
 
 
-@dataclass(frozen=True)
 class OrthogonalMatchingPursuit(Subset):
     """Least squares on features added one at a time, each the most correlated with the residual.
 
@@ -296,7 +288,6 @@ class OrthogonalMatchingPursuit(Subset):
         sparsity: how many features; left out, the law's, and tuned where the law has none.
     """
 
-    sparsity: int | None = None
     name, title = "orthogonal_matching_pursuit", "orthogonal matching pursuit"
 
     def check(self, case: Case) -> None:

@@ -21,7 +21,8 @@ Self = TypeVar("Self", bound="Reference")  # beartype takes typing.Self only whe
 Setting = Float[Tensor, "parameters sizes"]
 Settings = Float[Tensor, "settings parameters sizes"]
 Fit = Float[Tensor, "batch sizes dims"]
-Solver = Callable[[Settings], Float[Tensor, "settings batch sizes dims"]]
+Fits = Float[Tensor, "settings batch sizes dims"]
+Solver = Callable[[Settings], Fits]
 Candidates = Sequence[int] | Sequence[float] | Float[Tensor, "candidates sizes"]
 
 
@@ -126,10 +127,7 @@ class LinearReference(Reference):
         n_sizes = len(tuning.sizes)
         if not self.setting_names:
             return torch.zeros(1, 0, n_sizes, dtype=torch.float64)
-        values = [
-            torch.as_tensor(v, dtype=torch.float64)
-            for v in (self.candidates(name, tuning) for name in self.setting_names)
-        ]
+        values = [torch.as_tensor(self.candidates(name, tuning), dtype=torch.float64) for name in self.setting_names]
         places = torch.meshgrid(*(torch.arange(len(v)) for v in values), indexing="ij")
         pairs = zip(values, places, strict=True)
         return torch.stack([v.view(len(v), -1).expand(-1, n_sizes)[place.flatten()] for v, place in pairs], dim=1)
@@ -203,7 +201,7 @@ def on_paths(problems: Problems, path: Callable[..., Float[Tensor, "iterates row
     The other parameters are one number for each row.
     """
 
-    def weights(settings: Settings) -> Float[Tensor, "settings batch sizes dims"]:
+    def weights(settings: Settings) -> Fits:
         found = problems.x.new_empty(len(settings), *problems.targets.shape[:2], problems.x.shape[2])
         for alike in paths(settings):
             count = settings[alike, -1].long()
