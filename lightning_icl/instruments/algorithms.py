@@ -36,31 +36,18 @@ Families meet: one step of GD++ is one of GD, and GD++ with gamma = 0 is GD. Two
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_icl.functional import references
 from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.probes import ridge_probe
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.functional.references import (
-    GD,
-    Case,
-    GDPlusPlus,
-    Lasso,
-    LeastSquares,
-    LinearReference,
-    Newton,
-    PreconditionedGD,
-    PreprocessThenGD,
-    Problems,
-    Reference,
-    Ridge,
-    default_bayes,
-    whole_prompts,
-)
+from lightning_icl.functional.references import Case, LinearReference, Problems, Reference
 from lightning_icl.functional.references.reference import Candidates, strengths
 from lightning_icl.functional.risk import (
     Interval,
@@ -77,6 +64,8 @@ from lightning_icl.transformer import Transformer
 
 READ_OUT, PROBE = "read_out", "probe"
 SAME = 1e-8  # relative SPD below which two families meet, whose settings were searched
+DISTANCES = ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine")
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Reader(NamedTuple):
@@ -107,12 +96,12 @@ class Distance(NamedTuple):
             lambda_max of each prompt under the rule "per_prompt"; ``alpha`` the strength of a penalty; ``scale`` is k,
             of a probe.
         steps_range: the fewest and most steps that the prompts cannot tell from the chosen ones, NaN without steps.
-        spd, relative_spd, ilwd, relative_ilwd, cosine: see above. Each has its standard error over prompts (of the
-            ratios by the jackknife).
+        spd, relative_spd, ilwd, relative_ilwd, cosine: see above.
+        errors: their standard errors over prompts by name, by the jackknife (which is std / sqrt(n) for a mean).
         rank: 1 for the closest, whose name the reading goes by, and so on; 0 for all where the reading is 0.
         from_closest: the squared difference of its predictions from those of the closest, in units of E yhat^2.
-        excess_over_closest: by how much its SPD exceeds that of the closest, in units of the latter.
-        excess_low, excess_high: the ends of its interval; where it holds 0, the prompts cannot tell the two apart.
+        excess_over_closest: by how much its SPD exceeds that of the closest, in units of the latter; where its interval
+            holds 0, the prompts cannot tell the two apart.
     """
 
     algorithm: str
@@ -123,35 +112,29 @@ class Distance(NamedTuple):
     setting: dict[str, float]
     steps_range: tuple[float, float]
     spd: float
-    spd_error: float
     relative_spd: float
-    relative_spd_error: float
     ilwd: float
-    ilwd_error: float
     relative_ilwd: float
-    relative_ilwd_error: float
     cosine: float
-    cosine_error: float
+    errors: dict[str, float]
     rank: int = 0
     from_closest: float = math.nan
-    excess_over_closest: float = math.nan
-    excess_low: float = math.nan
-    excess_high: float = math.nan
+    excess_over_closest: Interval = UNKNOWN
 
     def numbers(self, n_prompts: int) -> Iterator[tuple[str, Interval]]:
         """All of it by name, with Student's intervals for ``n_prompts`` scored prompts; that of steps is its range."""
-        for name in ("spd", "relative_spd", "ilwd", "relative_ilwd", "cosine"):
-            value, half = getattr(self, name), t_quantile(n_prompts) * getattr(self, f"{name}_error")
+        for name, error in self.errors.items():
+            value, half = getattr(self, name), t_quantile(n_prompts) * error
             yield name, Interval(value, value - half, value + half)
-        yield "excess_over_closest", Interval(self.excess_over_closest, self.excess_low, self.excess_high)
-        yield "from_closest", Interval(self.from_closest, math.nan, math.nan)
-        yield "rank", Interval(self.rank, math.nan, math.nan)
+        yield "excess_over_closest", self.excess_over_closest
+        yield "from_closest", UNKNOWN._replace(value=self.from_closest)
+        yield "rank", UNKNOWN._replace(value=self.rank)
         for name, value in self.setting.items():
-            ends = self.steps_range if name == "steps" else (math.nan, math.nan)
+            ends = self.steps_range if name == "steps" else UNKNOWN[1:]
             yield f"setting/{name}", Interval(value, *ends)
 
 
-class TunedRidge(Ridge):
+class TunedRidge(references.Ridge):
     """Minimises ||y - X w||^2 + alpha ||w||^2, alpha tuned even where the task's law implies one."""
 
     @property
@@ -172,24 +155,19 @@ def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:
     """
     few, covariance = min(max_steps, 20), task.covariance
     return [
-        GD(step_size="shared", max_steps=max_steps),
-        GD(max_steps=max_steps),
-        PreprocessThenGD(step_size="shared", max_steps=max_steps),
-        PreprocessThenGD(max_steps=max_steps),
-        GDPlusPlus(step_size="shared", max_steps=few),
-        GDPlusPlus(max_steps=few),
-        *([] if covariance is None or is_isotropic(covariance) else [PreconditionedGD(max_steps=max_steps)]),
-        Newton(max_steps=few),
+        references.GD(step_size="shared", max_steps=max_steps),
+        references.GD(max_steps=max_steps),
+        references.PreprocessThenGD(step_size="shared", max_steps=max_steps),
+        references.PreprocessThenGD(max_steps=max_steps),
+        references.GDPlusPlus(step_size="shared", max_steps=few),
+        references.GDPlusPlus(max_steps=few),
+        *([] if covariance is None or is_isotropic(covariance) else [references.PreconditionedGD(max_steps=max_steps)]),
+        references.Newton(max_steps=few),
         TunedRidge(),
-        Lasso(),
-        LeastSquares(),
-        *default_bayes(task),
+        references.Lasso(),
+        references.LeastSquares(),
+        *references.default_bayes(task),
     ]
-
-
-def default_sizes(n_points: int) -> list[int]:
-    """A quarter, half and all of the examples."""
-    return sorted({max(1, n_points // 4), max(1, n_points // 2), n_points})
 
 
 def algorithm_distances(
@@ -207,15 +185,21 @@ def algorithm_distances(
     """The distance of every reading to every algorithm, from the first n examples of each prompt, for each n.
 
     Probes with ridge strength ``alpha`` are fitted on the prompts ``fit`` (anew for each n), the algorithms' settings
-    on ``choose``, and the distances are taken on ``score``: three sets apart, all of the law of ``task``.
+    on ``choose``, and the distances are taken on ``score``: three sets apart, all of the law of ``task``. Without
+    ``n_points`` these are a quarter, half and all of the examples.
     """
     fit, choose, score = fit.unpadded(), choose.unpadded(), score.unpadded()
     compared = comparable(default_algorithms(task) if algorithms is None else algorithms)
-    sizes = default_sizes(score.x.shape[1]) if n_points is None else n_points
     case = Case(task, task, len(transformer.heads))
     for algorithm in compared:
         algorithm.check(case)
-    _check(sizes, (fit, choose, score))
+    most, smallest = score.x.shape[1], min(prompt.x.shape[1] for prompt in (fit, choose, score))
+    sizes = sorted({max(1, most // 4), max(1, most // 2), most}) if n_points is None else n_points
+    for n in sizes:
+        if not 1 <= n <= smallest:
+            raise InputError(f"n_points has {n}, but it must lie between 1 and the prompts' {smallest} examples.")
+    if (fewest := min(len(prompt.x) for prompt in (fit, choose, score))) < 2:
+        raise InputError(f"there are {fewest} prompts in a set, but standard errors need at least 2.")
     found: list[Distance] = []
     for n in progress(sizes, "which algorithm"):
         readers = [*own_readers(transformer), *probe_readers(transformer, fit.first(n), alpha, chunk_size)]
@@ -224,8 +208,8 @@ def algorithm_distances(
             readers,
             compared,
             case,
-            (whole_prompts(chosen), readings(transformer, chosen, readers, chunk_size)),
-            (whole_prompts(scored), readings(transformer, scored, readers, chunk_size)),
+            (references.whole_prompts(chosen), readings(transformer, chosen, readers, chunk_size)),
+            (references.whole_prompts(scored), readings(transformer, scored, readers, chunk_size)),
         )
     return found
 
@@ -233,7 +217,7 @@ def algorithm_distances(
 def closest(found: Sequence[Distance], reading: str, layer: int, n_points: int) -> list[Distance]:
     """By rank the algorithm of one reading and all that the prompts cannot tell from it; none, where it reads 0."""
     of_one = [d for d in found if (d.reading, d.layer, d.n_points) == (reading, layer, n_points) and d.rank]
-    return sorted((d for d in of_one if d.rank == 1 or d.excess_low <= 0), key=lambda d: d.rank)
+    return sorted((d for d in of_one if d.rank == 1 or d.excess_over_closest.low <= 0), key=lambda d: d.rank)
 
 
 def own_readers(transformer: Transformer) -> list[Reader]:
@@ -250,12 +234,12 @@ def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_siz
         for layer in range(1, len(transformer.heads) + 1):
             seen = torch.cat([by_layer[layer] for by_layer in states]).flatten(0, 1)
             probe = ridge_probe(seen, fit.f_query.reshape(-1, 1).clone(), alpha)
-            found.append(Reader(PROBE, layer, _linear(probe.weight[:, 0], probe.intercept)))
+            found.append(Reader(PROBE, layer, partial(_read, probe.weight[:, 0], probe.intercept)))
     return found
 
 
-def _linear(weight: Tensor, intercept: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda states: states.double() @ weight + intercept
+def _read(weight: Tensor, intercept: Tensor, states: Tensor) -> Tensor:
+    return states.double() @ weight + intercept
 
 
 def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader], chunk_size: int = 512) -> Readings:
@@ -263,18 +247,16 @@ def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader]
 
     No query sees another, so the gradient of the sum over queries holds every query's own: one backward pass a reader.
     """
-    parts = [_readings(transformer, part, readers) for part in prompt.chunks(chunk_size)]
+    parts = []
+    for part in prompt.chunks(chunk_size):
+        with torch.inference_mode(False), torch.enable_grad():
+            copied = part.copied()
+            x_query = copied.x_query.requires_grad_()
+            states = transformer.on_prompt(copied).query_states
+            read = [reader.read(states[reader.layer]) for reader in readers]
+            weights = [torch.autograd.grad(one.sum(), x_query, retain_graph=True)[0] for one in read]
+            parts.append((torch.stack([one.detach().double() for one in read]), torch.stack(weights).double()))
     return Readings._make(torch.cat(field, dim=1) for field in zip(*parts, strict=True))
-
-
-def _readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader]) -> Readings:
-    with torch.inference_mode(False), torch.enable_grad():
-        prompt = prompt.copied()
-        x_query = prompt.x_query.requires_grad_()
-        states = transformer.on_prompt(prompt).query_states
-        read = [reader.read(states[reader.layer]) for reader in readers]
-        weights = [torch.autograd.grad(one.sum(), x_query, retain_graph=True)[0] for one in read]
-        return Readings(torch.stack([one.detach().double() for one in read]), torch.stack(weights).double())
 
 
 def distances(
@@ -300,28 +282,22 @@ def distances(
             of_one.append(_distance(reader, family, chosen, score[0], per_prompt, difference))
             errors.append(difference[chosen.best])
             others.append(other[chosen.best])
-        is_zero = prediction.square().mean() <= EQUAL * score[0].f.square().mean()
-        found += [_of_zero(d) for d in of_one] if is_zero else _ranked(of_one, families, prediction, errors, others)
+        if prediction.square().mean() <= EQUAL * score[0].f.square().mean():
+            found += [d._replace(relative_spd=math.nan, relative_ilwd=math.nan) for d in of_one]
+        else:
+            found += _ranked(of_one, families, prediction, torch.stack(errors), torch.stack(others))
     return found
-
-
-def _of_zero(d: Distance) -> Distance:
-    return d._replace(relative_spd=math.nan, relative_ilwd=math.nan)
 
 
 def _ranked(
     found: Sequence[Distance],
     families: Sequence[Family],
     prediction: Predictions,
-    errors: Sequence[Float[Tensor, " batch"]],
-    others: Sequence[Predictions],
+    differences: Float[Tensor, "algorithms batch"],
+    predictions: Float[Tensor, "algorithms batch queries"],
 ) -> list[Distance]:
     """One reading's distances with the place of each beside the closest."""
-    size, differences, predictions = (
-        prediction.square().mean(dim=-1),
-        torch.stack(list(errors)),
-        torch.stack(list(others)),
-    )
+    size = prediction.square().mean(dim=-1)
 
     def apart(closest: int) -> list[float]:
         return ((predictions - predictions[closest]).square().mean(dim=(1, 2)) / size.mean()).tolist()
@@ -335,10 +311,10 @@ def _ranked(
     named = min(same, key=simplicity)
     order = sorted(same, key=simplicity) + sorted(set(range(len(spd))) - set(same), key=lambda i: (spd[i], i))
     excess = excess_over(named, differences, size, len(spd) * (len(spd) - 1) // 2)
-    placed = zip(found, apart(named), *excess.tolist(), strict=True)
-    fields = ("rank", "from_closest", "excess_over_closest", "excess_low", "excess_high")
+    placed = zip(found, apart(named), map(Interval._make, excess.T.tolist()), strict=True)
     return [
-        d._replace(**dict(zip(fields, (1 + order.index(i), *of), strict=True))) for i, (d, *of) in enumerate(placed)
+        d._replace(rank=1 + order.index(i), from_closest=difference, excess_over_closest=interval)
+        for i, (d, difference, interval) in enumerate(placed)
     ]
 
 
@@ -364,9 +340,6 @@ def _distance(
     per_prompt: Float[Tensor, "batch 5"],
     by_steps: Float[Tensor, "settings batch"],
 ) -> Distance:
-    (spd, _, ilwd, _, cosine), errors = (values.tolist() for values in mean_and_standard_error(per_prompt))
-    relative_spd, relative_ilwd = (float(ratio) for ratio in _ratios(per_prompt.mean(dim=0, keepdim=True)))
-    relative_spd_error, relative_ilwd_error = (float(error) for error in jackknife_errors(per_prompt, _ratios))
     member = family.algorithm.at(chosen.settings[chosen.best, :, None])
     setting = dict(zip(member.setting_names, member.setting[:, 0].tolist(), strict=True))
     steps_range = (math.nan, math.nan)
@@ -374,25 +347,13 @@ def _distance(
         low = excess_over(chosen.best, by_steps, per_prompt[:, 1], len(by_steps) - 1)[1]
         alike = chosen.settings[(low <= 0).nonzero()[:, 0].cpu(), -1].tolist()
         steps_range = min([setting["steps"], *alike]), max([setting["steps"], *alike])
-    return Distance(
-        algorithm=member.key,
-        reading=reader.reading,
-        layer=reader.layer,
-        n_points=int(problems.sizes[0]),
-        label=member.label(),
-        setting=setting | ({"scale": float(chosen.scales[chosen.best])} if reader.reading == PROBE else {}),
-        steps_range=steps_range,
-        spd=spd,
-        spd_error=errors[0],
-        relative_spd=relative_spd,
-        relative_spd_error=relative_spd_error,
-        ilwd=ilwd,
-        ilwd_error=errors[2],
-        relative_ilwd=relative_ilwd,
-        relative_ilwd_error=relative_ilwd_error,
-        cosine=cosine,
-        cosine_error=errors[4],
-    )
+    if reader.reading == PROBE:
+        setting["scale"] = float(chosen.scales[chosen.best])
+    place = member.key, reader.reading, reader.layer, int(problems.sizes[0])
+    spd, relative_spd, ilwd, relative_ilwd, cosine = map(float, _distances(per_prompt.mean(dim=0, keepdim=True)))
+    errors = dict(zip(DISTANCES, map(float, jackknife_errors(per_prompt, _distances)), strict=True))
+    known = *place, member.label(), setting, steps_range
+    return Distance(*known, spd, relative_spd, ilwd, relative_ilwd, cosine, errors)
 
 
 def squared_differences(
@@ -413,8 +374,10 @@ def squared_differences(
     return torch.stack([values.mean(dim=-1) for values in by_query], dim=-1)
 
 
-def _ratios(means: Float[Tensor, "batch 5"]) -> tuple[Tensor, Tensor]:
-    return means[:, 0] / means[:, 1], means[:, 2] / means[:, 3]
+def _distances(means: Float[Tensor, "batch 5"]) -> tuple[Tensor, ...]:
+    """The DISTANCES from means over prompts."""
+    spd, size, ilwd, length, cosine = means.unbind(dim=1)
+    return spd, spd / size, ilwd, ilwd / length, cosine
 
 
 def comparable(algorithms: Sequence[Reference]) -> list[LinearReference]:
@@ -424,13 +387,3 @@ def comparable(algorithms: Sequence[Reference]) -> list[LinearReference]:
         if not isinstance(algorithm, LinearReference):
             raise InputError(f"algorithms has {algorithm.key}, but only estimators of linear weights can be compared.")
     return [algorithm for algorithm in algorithms if isinstance(algorithm, LinearReference)]
-
-
-def _check(sizes: Sequence[int], prompts: Sequence[Prompt]) -> None:
-    smallest = min(prompt.x.shape[1] for prompt in prompts)
-    for n in sizes:
-        if not 1 <= n <= smallest:
-            raise InputError(f"n_points has {n}, but it must lie between 1 and the prompts' {smallest} examples.")
-    for prompt in prompts:
-        if len(prompt.x) < 2:
-            raise InputError(f"there are {len(prompt.x)} prompts in a set, but standard errors need at least 2.")

@@ -4,6 +4,7 @@ Settings are on the CPU, as a reference's grid is: what is compared with what is
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,20 +50,22 @@ def fitted(
     free = [p for p in range(len(names)) if len(grid[:, p].unique()) > 1]
     refinable = [p for p in free if names[p] not in WHOLE]
     products, squares = _sums(bound, grid, problems, prediction)
-    chosen = []
-    for target, is_scaled, product in zip(prediction, scaled, products.T, strict=True):
+
+    def closest_to(target: Predictions, is_scaled: bool, product: Float[Tensor, " settings"]) -> Chosen:
         scales = best_scale(product, squares) if is_scaled else torch.ones_like(squares)
         spd = scales**2 * squares - 2 * scales * product  # but for what all have in common
-        reading = _Reading(target, is_scaled, members, problems)
         settings = best_of_groups(grid, _starts(grid, names, refinable), spd.cpu())
+        compared = partial(_compared, members, problems, target, is_scaled)
         if refinable:
             ends, enough = (grid.amin(dim=0) / 2, 2 * grid.amax(dim=0)), 1e-24 * float(target.square().sum())
-            settings = refined(reading.left, settings, refinable, ends, enough)
-            spd = reading.left(settings).square().sum(dim=1)
+            settings = refined(lambda moved: compared(moved)[0], settings, refinable, ends, enough)
+            spd = compared(settings)[0].square().sum(dim=1)
             settings = best_of_groups(settings, _starts(settings, names, []), spd.cpu())
-        left, scales = reading.compared(settings)
+        left, scales = compared(settings)
         spd = left.square().mean(dim=1).clamp_min(EQUAL * target.square().mean()).nan_to_num(torch.inf)
-        chosen.append(Chosen(settings, scales, int((spd == spd.min()).nonzero()[0])))  # the fewest steps of equals
+        return Chosen(settings, scales, int((spd == spd.min()).nonzero()[0]))  # the fewest steps of equals
+
+    chosen = [closest_to(*of_one) for of_one in zip(prediction, scaled, products.T, strict=True)]
     return Family(bound, len(free), chosen)
 
 
@@ -83,24 +86,14 @@ def _starts(grid: Settings, names: Sequence[str], refinable: Sequence[int]) -> F
     return 3 * steps + torch.bucketize(gamma, values[[len(values) // 3, 2 * len(values) // 3]], right=True)
 
 
-class _Reading(NamedTuple):
-    """What is read, whether it may be scaled, and what it is compared with."""
-
-    target: Predictions
-    is_scaled: bool
-    members: Members
-    problems: Problems
-
-    def compared(self, settings: Settings) -> tuple[Float[Tensor, "settings residuals"], Float[Tensor, " settings"]]:
-        """What some settings leave of it, and the scales of their predictions."""
-        other = torch.einsum("kbd,bqd->kbq", self.members(settings), self.problems.targets[:, 0])
-        squares, products = other.square().sum(dim=(1, 2)), (other * self.target).sum(dim=(1, 2))
-        scales = best_scale(products, squares) if self.is_scaled else torch.ones_like(squares)
-        return (self.target - scales[:, None, None] * other).flatten(1), scales
-
-    def left(self, settings: Settings) -> Float[Tensor, "settings residuals"]:
-        """The first of these."""
-        return self.compared(settings)[0]
+def _compared(
+    members: Members, problems: Problems, target: Predictions, is_scaled: bool, settings: Settings
+) -> tuple[Float[Tensor, "settings residuals"], Float[Tensor, " settings"]]:
+    """What some settings leave of what is read, and the scales of their predictions."""
+    other = torch.einsum("kbd,bqd->kbq", members(settings), problems.targets[:, 0])
+    squares, products = other.square().sum(dim=(1, 2)), (other * target).sum(dim=(1, 2))
+    scales = best_scale(products, squares) if is_scaled else torch.ones_like(squares)
+    return (target - scales[:, None, None] * other).flatten(1), scales
 
 
 def best_scale(products: Tensor, squares: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from lightning_icl.callbacks import AlgorithmMatch
 from lightning_icl.callbacks.algorithm_match import distance_rows
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import GD, Bayes, NearestNeighbours, Ridge
-from lightning_icl.functional.risk import t_quantile
+from lightning_icl.functional.risk import Interval, t_quantile
 from lightning_icl.instruments.algorithms import Distance, algorithm_distances
 from lightning_icl.record import frame
 
@@ -36,11 +36,11 @@ def test_the_rows_are_what_the_instrument_finds(tmp_path, undrawn):
     for d in expected:
         place, layer = f"algorithm/{d.reading}/{d.algorithm}", d.layer
         for kind in KINDS:
-            row, half = rows.loc[f"{place}/{kind}", layer, d.n_points], t_quantile(20) * getattr(d, f"{kind}_error")
+            row, half = rows.loc[f"{place}/{kind}", layer, d.n_points], t_quantile(20) * d.errors[kind]
             assert row["value"] == pytest.approx(getattr(d, kind), **close)
             assert [row["value"] - row["low"], row["high"] - row["value"]] == pytest.approx([half, half], **close)
         excess = rows.loc[f"{place}/excess_over_closest", layer, d.n_points]
-        assert excess[["value", "low", "high"]].tolist() == pytest.approx(list(d[-3:]), **close)
+        assert excess[["value", "low", "high"]].tolist() == pytest.approx(list(d.excess_over_closest), **close)
         assert rows.loc[f"{place}/rank", layer, d.n_points]["value"] == d.rank
         assert rows.loc[f"{place}/from_closest", layer, d.n_points]["value"] == pytest.approx(d.from_closest, **close)
         for name, value in d.setting.items():
@@ -59,9 +59,9 @@ def test_the_rows_are_what_the_instrument_finds(tmp_path, undrawn):
 
 
 def distance(algorithm, value, rank, excess_low=0.5, apart=0.1, steps=(3, 3)):
-    excess = (rank, apart, value / 0.2 - 1, excess_low, 3.0)
-    words, setting = algorithm.upper(), {"steps": 3.0} if steps else {}
-    return Distance(algorithm, "probe", 1, 5, words, setting, steps or (0, 0), *(value, 0.01) * 5, *excess)
+    place = (rank, apart, Interval(value / 0.2 - 1, excess_low, 3.0))
+    words, setting, errors = algorithm.upper(), {"steps": 3.0} if steps else {}, dict.fromkeys(KINDS, 0.01)
+    return Distance(algorithm, "probe", 1, 5, words, setting, steps or (0, 0), *[value] * 5, errors, *place)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Reference estimators of a task against scikit-learn, numpy and brute force over every setting."""
 
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from sklearn.linear_model import ElasticNet as SklearnElasticNet
 from sklearn.linear_model import LassoLars
 from sklearn.linear_model import OrthogonalMatchingPursuit as SklearnOMP
@@ -544,7 +546,11 @@ def test_every_reference_is_tuned_and_names_itself(reference):
 
 KINDS = {
     "GD": [r.GD(), r.GD(scale=1.0), r.GD(scale=0.5), r.GD(step_size="shared"), r.GD(step_size="shared", scale=0.1)],
-    "preconditioners": [r.PreconditionedGD(), r.PreconditionedGD(matrix=GIVEN), r.PreconditionedGD(step_size="per_prompt")],
+    "preconditioners": [
+        r.PreconditionedGD(),
+        r.PreconditionedGD(matrix=GIVEN),
+        r.PreconditionedGD(step_size="per_prompt"),
+    ],
     "powers": [r.PreprocessThenGD(), r.PreprocessThenGD(power=0.5), r.PreprocessThenGD(power=0.0)],
     "elastic net": [r.ElasticNet(), r.ElasticNet(l1_ratio=0.9), r.ElasticNet(0.1)],
     "adaptive lasso": [r.AdaptiveLasso(), r.AdaptiveLasso(gamma=0.5), r.AdaptiveLasso(pilot_alpha=0.0)],
@@ -562,6 +568,22 @@ def test_different_settings_have_different_names_in_logs(kind):
 @pytest.mark.parametrize("reference", [r.ISTA(2, 0.1), r.FISTA(2, 0.1), r.IterativeHardThresholding(2), r.GD(2)])
 def test_the_label_names_the_step_size_rule(reference):
     assert "/λmax" in tuned(reference, task_of(4), 6).label()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        r.GD, r.PreprocessThenGD, r.PreconditionedGD, r.GDPlusPlus, r.Newton, r.ISTA, r.FISTA, r.Ridge, r.Lasso,
+        r.IterativeHardThresholding, r.ElasticNet, r.AdaptiveLasso, r.BestSubset, r.OrthogonalMatchingPursuit,
+        r.NearestNeighbours,
+    ],
+)  # fmt: skip
+def test_every_option_has_its_help_in_the_class_or_in_what_it_derives_from(kind):
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind, "reference")
+    told = {action.dest: action.help for action in parser._actions if action.dest.startswith("reference.")}
+    assert told.keys() == {f"reference.{option}" for option in inspect.signature(kind).parameters}
+    assert min(len(words or "") for words in told.values()) > 20
 
 
 def test_the_label_names_the_power_of_preprocessing():

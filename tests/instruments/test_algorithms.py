@@ -165,14 +165,13 @@ def test_distances_equal_a_loop_over_prompts_and_queries(n_dims, n_points, n_que
     error = rows.std(axis=0, ddof=1) / 3
     close = {"rel": 1e-9, "abs": 1e-12}
     assert (found.spd, found.ilwd, found.cosine) == pytest.approx((mean[0], mean[2], mean[4]), **close)
-    assert (found.spd_error, found.ilwd_error, found.cosine_error) == pytest.approx(
-        (error[0], error[2], error[4]), **close
-    )
+    of_means = [found.errors[name] for name in ("spd", "ilwd", "cosine")]
+    assert of_means == pytest.approx([error[0], error[2], error[4]], **close)
     assert (found.relative_spd, found.relative_ilwd) == pytest.approx((mean[0] / mean[1], mean[2] / mean[3]), **close)
     left_out = np.array([np.delete(rows, i, axis=0).mean(axis=0) for i in range(9)])
     ratios = np.stack([left_out[:, 0] / left_out[:, 1], left_out[:, 2] / left_out[:, 3]])
     jackknife = np.sqrt(8 / 9 * ((ratios - ratios.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-    assert (found.relative_spd_error, found.relative_ilwd_error) == pytest.approx(tuple(jackknife), **close)
+    assert [found.errors[name] for name in ("relative_spd", "relative_ilwd")] == pytest.approx(jackknife, **close)
 
 
 def test_the_zero_predictor_is_at_relative_distance_one():
@@ -343,7 +342,7 @@ def test_a_network_that_is_no_algorithm_is_far_from_all(name):
         torch.manual_seed(0)
         network = NOT_GD[name]()
     for d in read_out_distances(network, TASK, *(sampled(64, seed, 12, 2).double() for seed in (1, 2)), max_steps=4):
-        assert d.relative_spd + 3 * d.relative_spd_error > 0.9
+        assert d.relative_spd + 3 * d.errors["relative_spd"] > 0.9
 
 
 def test_a_lasso_predictor_is_the_lasso_and_no_other():
@@ -460,10 +459,11 @@ def test_the_excess_over_the_closest_by_hand():
         for algorithm, mine, error in zip(algorithms, spd, errors, strict=True):
             (d,) = [d for d in found if (d.algorithm, d.layer) == (algorithm.key, layer)]
             assert d.rank == 1 + sorted(spd.tolist()).index(float(mine))
-            assert d.excess_over_closest == pytest.approx(float(mine / spd[best]) - 1, rel=1e-9, abs=1e-12)
+            assert d.excess_over_closest.value == pytest.approx(float(mine / spd[best]) - 1, rel=1e-9, abs=1e-12)
             influence = (error / mine - errors[best] / spd[best]).numpy()
             half = norm.ppf(1 - 0.025 / 3) * influence.std(ddof=1) / 8  # three pairs of algorithms
-            assert np.log1p(d.excess_high) - np.log1p(d.excess_low) == pytest.approx(2 * half, rel=1e-6, abs=1e-12)
+            low, high = np.log1p(d.excess_over_closest[1:])
+            assert high - low == pytest.approx(2 * half, rel=1e-6, abs=1e-12)
 
 
 def alike(differences):

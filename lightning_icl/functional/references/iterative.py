@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional import estimators
-from lightning_icl.functional.errors import InputError, check_at_least, check_choice
+from lightning_icl.functional.errors import InputError, check_at_least, check_choice, check_not_negative
 from lightning_icl.functional.estimators import Eigenbasis
 from lightning_icl.functional.references.linear import law_sparsity
 from lightning_icl.functional.references.problems import Problems
@@ -185,8 +185,7 @@ class PreprocessThenGD(GD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.power < float("inf"):
-            raise InputError(f"power is {self.power}, but it must be a finite number that is 0 or larger.")
+        check_not_negative(power=self.power)
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional import estimators
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_not_negative
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
@@ -212,11 +212,9 @@ class AdaptiveLasso(Penalised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gamma, pilot = self.gamma, self.pilot_alpha
-        if not 0 < gamma < float("inf"):
-            raise InputError(f"gamma is {gamma}, but it must be a finite number above 0; for 0 take Lasso.")
-        if not 0 <= pilot < float("inf"):
-            raise InputError(f"pilot_alpha is {pilot}, but it must be a finite number that is 0 or larger.")
+        if not 0 < self.gamma < float("inf"):
+            raise InputError(f"gamma is {self.gamma}, but it must be a finite number above 0; for 0 take Lasso.")
+        check_not_negative(pilot_alpha=self.pilot_alpha)
 
     @property
     def title(self) -> str:
