@@ -27,15 +27,8 @@ from lightning_icl.functional.references.reference import (
 )
 
 __all__ = [
-    "FISTA",
-    "GD",
-    "ISTA",
-    "GDPlusPlus",
-    "IterativeHardThresholding",
-    "Newton",
-    "PreconditionedGD",
-    "PreprocessThenGD",
-]
+    "FISTA", "GD", "ISTA", "GDPlusPlus", "IterativeHardThresholding", "Newton", "PreconditionedGD", "PreprocessThenGD",
+]  # fmt: skip
 
 Steps = int | Literal["depth", "best"]
 StepSizeRule = Literal["per_prompt", "shared"]
@@ -56,9 +49,13 @@ class Iterative(LinearReference):
     """
 
     steps: Steps = "best"
+    step_size: StepSizeRule = field(default="per_prompt", init=False, repr=False)
+    scale: float | None = field(default=1.0, init=False, repr=False)
     _: KW_ONLY
     max_steps: int = MAX_STEPS
     main, unnamed = "steps", ("step_size", "scale", "max_steps")
+    # For the label, after the number of steps: their size by its rule, and other settings.
+    size_in_words: ClassVar[Mapping[str, str]] = {"per_prompt": " of 1/λmax"}
 
     def __post_init__(self) -> None:
         steps = self.steps
@@ -68,18 +65,19 @@ class Iterative(LinearReference):
 
     @property
     def key(self) -> str:
-        return super().key.replace("_depth", "_at_depth", 1)
+        name, scale = super().key.replace("_depth", "_at_depth", 1), "" if self.scale is None else f"_{self.scale:g}"
+        if self.step_size == "shared":
+            return f"{name}_shared_step{scale}"
+        # of 1/lambda_max unless it says otherwise
+        return name + {None: "_tuned_step", 1.0: ""}.get(self.scale, f"_step{scale}")
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         known = self.settings_in_words(same)
         if not known:
             return f"{self.title}, {self.steps} steps"
+        size = self.size_in_words[self.step_size].format(**known)
         why = {"depth": " (= layers)", "best": f" (best up to {self.max_steps})"}.get(str(self.steps), "")
-        return f"{self.title}, {known['steps']} step{'s' * (known['steps'] != '1')}{self.words(known)}{why}"
-
-    def words(self, known: Mapping[str, str]) -> str:
-        """The settings besides the number of steps, for the label: the steps' size, and alpha where there is one."""
-        return " of 1/λmax" + (f", alpha {known['alpha']}" if "alpha" in known else "")
+        return f"{self.title}, {known['steps']} step{'s' * (known['steps'] != '1')}{size}{why}"
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         known = self.case.depth if self.steps == "depth" else self.steps
@@ -101,29 +99,18 @@ class GD(Iterative):
 
     step_size: StepSizeRule = "per_prompt"
     scale: float | None = None
+    name, in_words, power = "gd", "GD", 0.0
     setting_names: ClassVar[tuple[str, ...]] = ("step", "steps")
-    name = "gd"
+    size_in_words: ClassVar[Mapping[str, str]] = {
+        "per_prompt": " of {step}/λmax",
+        "shared": " of {step}, one for all prompts",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("step_size", self.step_size, get_args(StepSizeRule))
         if self.scale is not None and not 0 < self.scale < float("inf"):
             raise InputError(f"scale is {self.scale}, but a step size must be a finite number above 0.")
-
-    @property
-    def title(self) -> str:
-        return "GD"
-
-    @property
-    def key(self) -> str:
-        scale = "" if self.scale is None else f"_{self.scale:g}"
-        if self.step_size == "shared":
-            return f"{super().key}_shared_step{scale}"
-        # of 1/lambda_max unless it says otherwise
-        return super().key + {None: "_tuned_step", 1.0: ""}.get(self.scale, f"_step{scale}")
-
-    def words(self, known: Mapping[str, str]) -> str:
-        return f" of {known['step']}" + ("/λmax" if self.step_size == "per_prompt" else ", one for all prompts")
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         if name == "steps":
@@ -141,7 +128,7 @@ class GD(Iterative):
 
     def basis(self, problems: Problems) -> Eigenbasis:
         """Where every direction goes on its own."""
-        return problems.eigenbasis()
+        return problems.eigenbasis(self.power)
 
     def stable_steps(self, problems: Problems) -> Float[Tensor, " rows"]:
         """1 / lambda_max of every problem, of the features it descends on; 0 where there is none."""
@@ -181,7 +168,7 @@ class PreprocessThenGD(GD):
     """
 
     power: float = 1.0
-    name = "preprocess_then_gd"
+    name, in_words = "preprocess_then_gd", "preprocess + GD"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -189,10 +176,7 @@ class PreprocessThenGD(GD):
 
     @property
     def title(self) -> str:
-        return "preprocess + GD" + ("" if self.power in (0, 1) else f" (power {self.power:g})")
-
-    def basis(self, problems: Problems) -> Eigenbasis:
-        return problems.eigenbasis(self.power)
+        return super().title + ("" if self.power in (0, 1) else f" (power {self.power:g})")
 
 
 @dataclass(frozen=True)
@@ -258,14 +242,14 @@ class GDPlusPlus(GD):
             number each for all prompts).
     """
 
-    scale: float | None = field(default=None, init=False)
+    scale: float | None = field(default=None, init=False, repr=False)
     _: KW_ONLY
     max_steps: int = 50
-    name, setting_names = "gd_plus_plus", ("step", "gamma", "steps")
-
-    @property
-    def title(self) -> str:
-        return "GD++"
+    name, in_words, setting_names = "gd_plus_plus", "GD++", ("step", "gamma", "steps")
+    size_in_words: ClassVar[Mapping[str, str]] = {
+        "per_prompt": " of {step}/λmax, gamma {gamma}/λmax",
+        "shared": " of {step}, gamma {gamma}, for all prompts",
+    }
 
     @property
     def key(self) -> str:
@@ -281,11 +265,6 @@ class GDPlusPlus(GD):
         unit = float(self.stable_steps(tuning).median()) if self.step_size == "shared" else 1.0
         return [unit * value for value in (gammas if name == "gamma" else steps)]
 
-    def words(self, known: Mapping[str, str]) -> str:
-        if self.step_size == "per_prompt":
-            return f" of {known['step']}/λmax, gamma {known['gamma']}/λmax"
-        return f" of {known['step']}, gamma {known['gamma']}, for all prompts"
-
 
 @dataclass(frozen=True)
 class Newton(Iterative):
@@ -293,13 +272,11 @@ class Newton(Iterative):
 
     _: KW_ONLY
     max_steps: int = 30
-    name, title, setting_names = "newton", "Newton", ("steps",)
+    name, in_words, setting_names = "newton", "Newton", ("steps",)
+    size_in_words: ClassVar[Mapping[str, str]] = {"per_prompt": ""}  # its steps have none
 
     def solver(self, problems: Problems) -> Solver:
         return on_paths(problems, lambda n_steps: estimators.newton_path(problems.eigenbasis(), n_steps))
-
-    def words(self, known: Mapping[str, str]) -> str:
-        return ""  # its steps have no size
 
 
 @dataclass(frozen=True)
@@ -313,7 +290,8 @@ class ISTA(Iterative):
     alpha: float | None = None
     _: KW_ONLY
     max_steps: int = 50
-    name, title, setting_names = "ista", "ISTA", ("alpha", "steps")
+    name, in_words, setting_names = "ista", "ISTA", ("alpha", "steps")
+    size_in_words: ClassVar[Mapping[str, str]] = {"per_prompt": " of 1/λmax, alpha {alpha}"}
     path = staticmethod(estimators.ista_path)
 
     def __post_init__(self) -> None:
@@ -334,7 +312,7 @@ class ISTA(Iterative):
 class FISTA(ISTA):
     """ISTA with Nesterov's momentum (Beck & Teboulle 2009)."""
 
-    name, title = "fista", "FISTA"
+    name, in_words = "fista", "FISTA"
     path = staticmethod(estimators.fista_path)
 
 
@@ -349,11 +327,12 @@ class IterativeHardThresholding(Iterative):
     sparsity: int | None = None
     _: KW_ONLY
     max_steps: int = 100
-    name, setting_names = "iterative_hard_thresholding", ("steps",)
+    name, in_words = "iterative_hard_thresholding", "iterative hard thresholding"
+    setting_names = ("steps",)
 
     @property
     def title(self) -> str:
-        return "iterative hard thresholding" + ("" if self.sparsity is None else f" to {self.sparsity}")
+        return super().title + ("" if self.sparsity is None else f" to {self.sparsity}")
 
     def check(self, case: Case) -> None:
         law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")

@@ -29,27 +29,15 @@ from lightning_icl.functional.references.reference import (
 from lightning_icl.functional.tasks import Law, TaskPool
 
 __all__ = [
-    "AdaptiveLasso",
-    "Averaging",
-    "Bayes",
-    "BestSubset",
-    "ElasticNet",
-    "Lasso",
-    "LeastSquares",
-    "NearestNeighbours",
-    "OracleLeastSquares",
-    "OrthogonalMatchingPursuit",
-    "PoolPosterior",
-    "Ridge",
-    "ZeroPredictor",
-    "has_weights",
-]
+    "AdaptiveLasso", "Averaging", "Bayes", "BestSubset", "ElasticNet", "Lasso", "LeastSquares", "NearestNeighbours",
+    "OracleLeastSquares", "OrthogonalMatchingPursuit", "PoolPosterior", "Ridge", "ZeroPredictor", "has_weights",
+]  # fmt: skip
 
 
 class ZeroPredictor(LinearReference):
     """Predicts 0: its excess risk is the variance of the target."""
 
-    name, title = "zero", "zero predictor"
+    name, in_words = "zero", "zero predictor"
 
     def solver(self, problems: Problems) -> Solver:
         return whatever_the_settings(problems.x.new_zeros(*problems.f.shape[:2], problems.x.shape[2]))
@@ -58,7 +46,7 @@ class ZeroPredictor(LinearReference):
 class Averaging(LinearReference):
     """w_hat = X^T y / n (Garg et al. 2022)."""
 
-    name, title = "averaging", "averaging, X'y/n"
+    name, in_words = "averaging", "averaging, X'y/n"
 
     def solver(self, problems: Problems) -> Solver:
         return whatever_the_settings(problems.by_size(estimators.averaging(problems.moments)))
@@ -67,7 +55,7 @@ class Averaging(LinearReference):
 class LeastSquares(LinearReference):
     """Least squares of minimum norm."""
 
-    name, title = "least_squares", "least squares"
+    name, in_words = "least_squares", "least squares"
 
     def solver(self, problems: Problems) -> Solver:
         return whatever_the_settings(least_squares(problems))
@@ -76,7 +64,7 @@ class LeastSquares(LinearReference):
 class OracleLeastSquares(LinearReference):
     """Least squares on the true support of w, which it is told."""
 
-    name, title = "oracle_support", "least squares on the true support (oracle)"
+    name, in_words = "oracle_support", "least squares on the true support (oracle)"
 
     def check(self, case: Case) -> None:
         if not has_weights(case.task):
@@ -139,7 +127,7 @@ class Ridge(Penalised):
         alpha: its strength; left out, sigma^2 / Var(w_j) where the task's law implies it, else tuned.
     """
 
-    name, title = "ridge", "ridge"
+    name, in_words = "ridge", "ridge"
 
     @property
     def origin(self) -> str:
@@ -161,7 +149,7 @@ class Ridge(Penalised):
 class Lasso(Penalised):
     """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1."""
 
-    name, title = "lasso", "lasso"
+    name, in_words = "lasso", "lasso"
 
     def solver(self, problems: Problems) -> Solver:
         def weights(settings: Settings) -> Fits:
@@ -181,16 +169,12 @@ class ElasticNet(Penalised):
     """
 
     l1_ratio: float = 0.5
-    name = "elastic_net"
+    name, in_words = "elastic_net", "elastic net ({l1_ratio:g} of it lasso)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < (ratio := self.l1_ratio) <= 1:
             raise InputError(f"l1_ratio is {ratio}, but it must lie above 0 and be at most 1; for 0 take Ridge.")
-
-    @property
-    def title(self) -> str:
-        return f"elastic net ({self.l1_ratio:g} of it lasso)"
 
     def solver(self, problems: Problems) -> Solver:
         m, ratio = problems.moments, self.l1_ratio
@@ -208,7 +192,7 @@ class AdaptiveLasso(Penalised):
 
     gamma: float = 1.0
     pilot_alpha: float = 1.0
-    name = "adaptive_lasso"
+    name, in_words = "adaptive_lasso", "adaptive lasso"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,22 +202,16 @@ class AdaptiveLasso(Penalised):
 
     @property
     def title(self) -> str:
-        return "adaptive lasso" if self.gamma == 1 else f"adaptive lasso (gamma {self.gamma:g})"
+        return super().title + ("" if self.gamma == 1 else f" (gamma {self.gamma:g})")
 
     def solver(self, problems: Problems) -> Solver:
         m, power, pilot = problems.moments, self.gamma, self.pilot_alpha
         return one_by_one(problems, lambda alpha: estimators.adaptive_lasso(m, alpha, power, pilot))
 
 
-def support_size(task: Law) -> int | None:
-    """The number of non-zero weights under the task's law, where it has one."""
-    size = getattr(task, "support_size", None)
-    return None if size is None else int(size)
-
-
 def law_sparsity(task: Law, asked_for: int | None, name: str) -> int:
-    """The number of non-zero weights: as given, or that of the task's law."""
-    sparsity = support_size(task) if asked_for is None else asked_for
+    """The number of non-zero weights: as given, or that of the task's law, where it has one."""
+    sparsity: int | None = getattr(task, "support_size", None) if asked_for is None else asked_for
     if sparsity is None:
         raise InputError(f"{name} needs a sparsity: {type(task).__name__} implies none, so set its option sparsity.")
     if not 1 <= sparsity <= task.n_dims:
@@ -268,7 +246,7 @@ class Subset(LinearReference):
 class BestSubset(Subset):
     """Least squares on the support of the given size that fits best, of all there are."""
 
-    name, title = "best_subset", "best subset"
+    name, in_words = "best_subset", "best subset"
 
     def check(self, case: Case) -> None:
         size = law_sparsity(case.task, self.sparsity, "BestSubset")
@@ -286,16 +264,18 @@ class OrthogonalMatchingPursuit(Subset):
         sparsity: how many features; left out, the law's, and tuned where the law has none.
     """
 
-    name, title = "orthogonal_matching_pursuit", "orthogonal matching pursuit"
+    name, in_words = "orthogonal_matching_pursuit", "orthogonal matching pursuit"
 
     def check(self, case: Case) -> None:
-        if self.sparsity is not None or support_size(case.task) is not None:
+        if not self.is_tuned(case.task):
             super().check(case)
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         task = self.case.task
-        is_tuned = self.sparsity is None and support_size(task) is None
-        return range(task.n_dims + 1) if is_tuned else super().candidates(name, tuning)
+        return range(task.n_dims + 1) if self.is_tuned(task) else super().candidates(name, tuning)
+
+    def is_tuned(self, task: Law) -> bool:
+        return self.sparsity is None and getattr(task, "support_size", None) is None
 
     def solver(self, problems: Problems) -> Solver:
         return on_paths(problems, lambda most: estimators.orthogonal_matching_pursuit(problems.moments, most))
@@ -304,7 +284,7 @@ class OrthogonalMatchingPursuit(Subset):
 class Bayes(LinearReference):
     """The exact posterior mean of w under the law of the evaluated prompts: no predictor has a lower expected risk."""
 
-    name, title = "bayes", "Bayes (exact posterior mean)"
+    name, in_words = "bayes", "Bayes (exact posterior mean)"
 
     def check(self, case: Case) -> None:
         law = type(case.task).__name__
@@ -322,7 +302,7 @@ class Bayes(LinearReference):
 class PoolPosterior(LinearReference):
     """The posterior mean under the finite pool of tasks that the model was trained on (dMMSE; Raventos et al. 2023)."""
 
-    name, title = "pool_posterior", "posterior mean of the training pool (dMMSE)"
+    name, in_words = "pool_posterior", "posterior mean of the training pool (dMMSE)"
 
     def check(self, case: Case) -> None:
         if not isinstance(case.trained_on, TaskPool):
@@ -342,15 +322,11 @@ class NearestNeighbours(Reference):
     """
 
     k: int = 3
-    name, main = "nearest_neighbours", "k"
+    name, in_words, main = "nearest_neighbours", "{k} nearest neighbours", "k"
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"k is {self.k}, but there must be at least 1 neighbour.")
-
-    @property
-    def title(self) -> str:
-        return f"{self.k} nearest neighbours"
 
     def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
         x, y, k = problems.x, problems.y, self.k

@@ -44,18 +44,19 @@ class Reference(ABC):
     """A reference estimator: options in the constructor, ``None`` for those the law implies or that are tuned.
 
     It is used in two steps: ``bound`` to a case, then ``tuned`` (below) with others. ``name`` is what it is logged by,
-    ``title`` what figures and tables call it.
+    ``in_words``, where options may stand in braces, what figures and tables call it.
     """
 
     name: ClassVar[str]
+    in_words: ClassVar[str]
     main: ClassVar[str] = ""
     unnamed: ClassVar[tuple[str, ...]] = ()  # options that the key tells in another way, or not at all
     _case: Case | None = None
 
     @property
-    @abstractmethod
     def title(self) -> str:
         """Its name in words, with its options."""
+        return self.in_words.format(**vars(self))
 
     @property
     def key(self) -> str:
@@ -84,7 +85,9 @@ class Reference(ABC):
     def bound(self: Self, case: Case) -> Self:
         """The same estimator for this case; raises InputError for one it cannot serve."""
         self.check(case)
-        return self._knowing(_case=case)
+        copied = copy.copy(self)
+        copied.__dict__["_case"] = case  # which is no option, that nobody may change
+        return copied
 
     @property
     def case(self) -> Case:
@@ -95,11 +98,6 @@ class Reference(ABC):
     @abstractmethod
     def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
         """Its predictions of f at the targets."""
-
-    def _knowing(self: Self, **known: Case | Tensor) -> Self:
-        copied = copy.copy(self)
-        copied.__dict__.update(known)  # what is no option, which nobody may change
-        return copied
 
 
 class LinearReference(Reference):
@@ -134,7 +132,9 @@ class LinearReference(Reference):
 
     def at(self: Self, setting: Setting) -> Self:
         """The same estimator under these settings."""
-        return self._knowing(setting=setting)
+        copied = copy.copy(self)
+        copied.__dict__["setting"] = setting
+        return copied
 
     def weights(self, problems: Problems) -> Fit:
         """w_hat from the first k examples, for every k of the problems' sizes."""
