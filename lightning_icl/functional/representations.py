@@ -10,13 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.estimators import (
-    Moments,
-    feature_scale,
-    gradient_descent_path,
-    inverse_curvature,
-    moments,
-)
+from lightning_icl.functional import estimators
 from lightning_icl.functional.prompts import Prompt
 
 Representation = Callable[[Prompt], Prompt]
@@ -41,7 +35,7 @@ def correlation_features(prompt: Prompt) -> Prompt:
 
 def correlation_power_features(prompt: Prompt, power: float = 0.5) -> Prompt:
     """|r_hat|^power x, coordinate by coordinate."""
-    return _rescaled(prompt, feature_scale(_moments(prompt), power))
+    return _rescaled(prompt, estimators.feature_scale(_moments(prompt), power))
 
 
 def gd_plus_plus_features(prompt: Prompt, shrinkage: float) -> Prompt:
@@ -51,7 +45,7 @@ def gd_plus_plus_features(prompt: Prompt, shrinkage: float) -> Prompt:
     main rival of R_hat x as an account of the first layer.
     """
     m = _moments(prompt)
-    taken = (shrinkage * inverse_curvature(m)[:, None, None] * m.gram).to(prompt.x.dtype)  # gamma C
+    taken = (shrinkage * estimators.inverse_curvature(m)[:, None, None] * m.gram).to(prompt.x.dtype)  # gamma C
     x, x_query = (points - points @ taken for points in (prompt.x, prompt.x_query))
     return prompt._replace(x=x, x_query=x_query)
 
@@ -66,8 +60,8 @@ def tuned_shrinkage(prompt: Prompt, n_steps: int) -> float:
     def risk(shrinkage: float) -> float:
         shrunk = gd_plus_plus_features(double, shrinkage)
         m = _moments(shrunk)
-        unit = inverse_curvature(m)
-        paths = torch.stack([gradient_descent_path(m, n_steps, step * unit) for step in STEPS])
+        unit = estimators.inverse_curvature(m)
+        paths = torch.stack([estimators.gradient_descent_path(m, n_steps, step * unit) for step in STEPS])
         errors = torch.einsum("ktbd,bqd->ktbq", paths[:, 1:], shrunk.x_query) - shrunk.f_query
         return float(errors.square().mean(dim=(-2, -1)).amin(dim=0).sum())
 
@@ -115,8 +109,8 @@ def _mapped(prompt: Prompt, mean: Float[Tensor, " features"], coordinates: Float
     return prompt._replace(x=x if prompt.point_mask is None else x * prompt.point_mask[..., None], x_query=x_query)
 
 
-def _moments(prompt: Prompt) -> Moments:
-    return moments(prompt.x, prompt.y, prompt.point_mask)
+def _moments(prompt: Prompt) -> estimators.Moments:
+    return estimators.moments(prompt.x, prompt.y, prompt.point_mask)
 
 
 def _rescaled(prompt: Prompt, scale: Float[Tensor, "batch dims"]) -> Prompt:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from lightning_icl.functional import references
 from lightning_icl.functional.constructions import (
     ConstructedGD,
     ConstructedGDPlusPlus,
@@ -24,17 +25,6 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, keep_lists
-from lightning_icl.functional.references import (
-    GD,
-    Case,
-    GDPlusPlus,
-    Lasso,
-    LeastSquares,
-    LinearReference,
-    PreconditionedGD,
-    PreprocessThenGD,
-    whole_prompts,
-)
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Law, LinearRegression, SparseLinearRegression
 from lightning_icl.functional.tasks.task import is_isotropic
@@ -215,15 +205,18 @@ def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterat
     choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11))
     transformer = written(network, task.n_dims)
     readers = own_readers(transformer)
-    choosing, scoring = ((whole_prompts(p), readings(transformer, p, readers)) for p in (choose, score))
+    choosing, scoring = ((references.whole_prompts(p), readings(transformer, p, readers)) for p in (choose, score))
     depth, isotropic = len(transformer.heads), task.covariance is None or is_isotropic(task.covariance)
-    algorithms: list[LinearReference] = [
-        *(family(step_size="shared", max_steps=MOST_STEPS) for family in (GD, PreprocessThenGD, GDPlusPlus)),
-        *(family(max_steps=MOST_STEPS) for family in (GD, PreprocessThenGD)),
-        *([] if isotropic else [PreconditionedGD(max_steps=MOST_STEPS)]),
-        *(TunedRidge(), Lasso(), LeastSquares()),
+    algorithms: list[references.LinearReference] = [
+        *(
+            family(step_size="shared", max_steps=MOST_STEPS)
+            for family in (references.GD, references.PreprocessThenGD, references.GDPlusPlus)
+        ),
+        *(family(max_steps=MOST_STEPS) for family in (references.GD, references.PreprocessThenGD)),
+        *([] if isotropic else [references.PreconditionedGD(max_steps=MOST_STEPS)]),
+        *(TunedRidge(), references.Lasso(), references.LeastSquares()),
     ]
-    found = distances(readers, algorithms, Case(task, task, depth), choosing, scoring)
+    found = distances(readers, algorithms, references.Case(task, task, depth), choosing, scoring)
     names, exact = [], []
     for layer in range(1, depth + 1):
         named = closest(found, READ_OUT, layer, n)[:1]

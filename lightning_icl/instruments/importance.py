@@ -18,7 +18,6 @@ from torch import Tensor
 from lightning_icl.functional import heads
 from lightning_icl.functional.agreement import Agreement, rank_agreement
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.heads import ImportanceScores, full_mask, prompt_weights
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import Measured, measured_mean
 from lightning_icl.instruments import ablation
@@ -40,7 +39,7 @@ class HeadScores(NamedTuple):
         risk: the metric of the full model on the same prompts.
     """
 
-    scores: dict[str, ImportanceScores]
+    scores: dict[str, heads.ImportanceScores]
     agreement: dict[str, Agreement]
     risk: Measured
 
@@ -66,7 +65,7 @@ def head_importance(
         prompt = prompt.first(n_points)
         ablations = [a if a.reference is None else a._replace(reference=a.reference.first(n_points)) for a in ablations]
     errors, values = values_by_score(transformer, prompt, scores, ablations, metric, chunk_size, progress)
-    n_heads, weights = transformer.heads, prompt_weights(errors)
+    n_heads, weights = transformer.heads, heads.prompt_weights(errors)
     return HeadScores(
         {name: heads.importance_scores(value, n_heads, weights) for name, value in values.items()},
         {f"{a}_and_{b}": rank_agreement(values[a], values[b], n_heads, weights) for a, b in combinations(values, 2)},
@@ -99,7 +98,7 @@ def values_by_score(
     """
     check_scores(scores, [ablated.ablation for ablated in ablations])
     n_heads = transformer.heads
-    full, values = full_mask(n_heads), dict[str, Tensor]()
+    full, values = heads.full_mask(n_heads), dict[str, Tensor]()
     errors = errors_under_masks(transformer, prompt, full[None], metric=metric, chunk_size=chunk_size)[0]
     sets = {"out": heads.single_removals(full)} if "leave_one_out" in scores else {}
     if "leave_one_in" in scores:
@@ -123,12 +122,12 @@ def gradient_magnitudes(
     transformer: Transformer, prompt: Prompt, metric: Metric = ablation.squared_error, chunk_size: int = 512
 ) -> Float[Tensor, "heads batch"]:
     """|dL / dmask| of each prompt's metric L with respect to each head's mask, heads in layer order."""
-    layer, head = full_mask(transformer.heads).nonzero(as_tuple=True)
+    layer, head = heads.full_mask(transformer.heads).nonzero(as_tuple=True)
     found = []
     # Gradients also under an inference mode, through copies of what was drawn under one.
     with torch.inference_mode(False), torch.enable_grad():
         for part in prompt.copied().chunks(chunk_size):
-            mask = full_mask(transformer.heads).to(part.x).repeat(len(part.x), 1, 1).requires_grad_()
+            mask = heads.full_mask(transformer.heads).to(part.x).repeat(len(part.x), 1, 1).requires_grad_()
             # Prompts are independent, so the gradient of the sum of their metrics holds every prompt's own.
             total = metric(transformer.on_prompt(part, mask).prediction, part).sum()
             (gradient,) = torch.autograd.grad(total, mask)

@@ -10,16 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator
 
-from lightning_icl.functional.constructions import (
-    ConstructedGD,
-    ConstructedPreprocessThenGD,
-    WrittenNetwork,
-    with_cancelling_pair,
-    with_duplicate,
-    with_flipped_sign,
-    with_idle_head,
-    with_swapped_heads,
-)
+from lightning_icl.functional import constructions
 from lightning_icl.functional.heads import full_mask
 from lightning_icl.functional.tasks import Law
 from lightning_icl.instruments.ablation import errors_under_masks
@@ -34,7 +25,7 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
     prompt = known.prompts(n_prompts, seed=9)
     n = len(network.layers[0])
 
-    def cost(changed: WrittenNetwork, *removed: tuple[int, int]) -> float:
+    def cost(changed: constructions.WrittenNetwork, *removed: tuple[int, int]) -> float:
         """The rise of the risk without these heads, (layer, head) from 1, all at once."""
         transformer = written(changed, n_dims)
         less = full_mask(transformer.heads)
@@ -45,10 +36,10 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
         return without - full
 
     alone = cost(network, (1, 1))
-    idle = cost(with_idle_head(network, 2, generator), (2, 2))
-    twice = with_duplicate(network, 1, 1)
+    idle = cost(constructions.with_idle_head(network, 2, generator), (2, 2))
+    twice = constructions.with_duplicate(network, 1, 1)
     halves, both = [cost(twice, (1, 1)), cost(twice, (1, 2))], cost(twice, (1, 1), (1, 2))
-    pair = with_cancelling_pair(network, 1, 1, size=0.5)
+    pair = constructions.with_cancelling_pair(network, 1, 1, size=0.5)
     each, together = [cost(pair, (1, n + 1)), cost(pair, (1, n + 2))], cost(pair, (1, n + 1), (1, n + 2))
     return [
         Line("head importance", name, expected, said, passed)
@@ -73,7 +64,8 @@ def planted_lines(known: Known, n_prompts: int) -> list[Line]:
 def p_probing_lines(task: Law, n_points: int, depths: int, training: Training, seeds: Sequence[int]) -> list[Line]:
     """The claim on layer 1 of preprocess-then-GD with d heads and with one, and on such layers that do nothing."""
     wide, narrow = (
-        ConstructedPreprocessThenGD(1, STEP_SIZE, coordinates).network(task.n_dims) for coordinates in (None, [1])
+        constructions.ConstructedPreprocessThenGD(1, STEP_SIZE, coordinates).network(task.n_dims)
+        for coordinates in (None, [1])
     )
     networks = {"preprocess-then-GD": (wide, narrow), "a layer 1 that does nothing": (_silent(wide), _silent(narrow))}
     found = []
@@ -89,7 +81,7 @@ def p_probing_lines(task: Law, n_points: int, depths: int, training: Training, s
     return found
 
 
-def _silent(network: WrittenNetwork) -> WrittenNetwork:
+def _silent(network: constructions.WrittenNetwork) -> constructions.WrittenNetwork:
     """The network with a layer 1 that adds nothing."""
     return network.changed(1, [head._replace(output=0 * head.output) for head in network.layers[0]])
 
@@ -98,11 +90,11 @@ class Wrong(NamedTuple):
     """A network that is not the construction it is said to be, and the instruments that must notice."""
 
     said_to_be: str
-    network: Callable[[Known], WrittenNetwork]  # from what it is said to be
+    network: Callable[[Known], constructions.WrittenNetwork]  # from what it is said to be
     noticed_by: Sequence[str]
 
 
-def _with(**changed: Any) -> Callable[[Known], WrittenNetwork]:
+def _with(**changed: Any) -> Callable[[Known], constructions.WrittenNetwork]:
     """The network of the construction with other arguments."""
     return lambda known: replace(known.construction, **changed).network(known.task.n_dims)
 
@@ -114,12 +106,14 @@ OTHER_HEADS = ("head importance", "head pruning", "linear probe", "circuits", "a
 WRONG: dict[str, Wrong] = {
     "a step's sign flipped": Wrong(
         P_GD,
-        lambda known: with_flipped_sign(known.network(), 3, 1),
+        lambda known: constructions.with_flipped_sign(known.network(), 3, 1),
         ("head importance", "algorithm match", "comparison"),
     ),
-    "the first step's sign flipped": Wrong("GD", lambda known: with_flipped_sign(known.network(), 1, 1), OTHER_STEPS),
+    "the first step's sign flipped": Wrong(
+        "GD", lambda known: constructions.with_flipped_sign(known.network(), 1, 1), OTHER_STEPS
+    ),
     "two heads swapped between layers": Wrong(
-        P_GD, lambda known: with_swapped_heads(known.network(), (1, 1), (2, 1)), OTHER_FIRST_LAYER
+        P_GD, lambda known: constructions.with_swapped_heads(known.network(), (1, 1), (2, 1)), OTHER_FIRST_LAYER
     ),
     "a head of layer 1 gone": Wrong(
         P_GD, lambda known: known.network().changed(1, known.network().layers[0][1:]), OTHER_HEADS
@@ -132,10 +126,12 @@ WRONG: dict[str, Wrong] = {
     ),
     "preprocessing": Wrong(
         "GD",
-        lambda known: ConstructedPreprocessThenGD(3, STEP_SIZE).network(known.task.n_dims),
+        lambda known: constructions.ConstructedPreprocessThenGD(3, STEP_SIZE).network(known.task.n_dims),
         ("head importance", "linear probe", "algorithm match"),
     ),
-    "no preprocessing": Wrong(P_GD, lambda known: ConstructedGD(3, STEP_SIZE).network(known.task.n_dims), OTHER_HEADS),
+    "no preprocessing": Wrong(
+        P_GD, lambda known: constructions.ConstructedGD(3, STEP_SIZE).network(known.task.n_dims), OTHER_HEADS
+    ),
 }
 
 
