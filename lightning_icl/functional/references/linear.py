@@ -267,15 +267,14 @@ class OrthogonalMatchingPursuit(Subset):
     name, in_words = "orthogonal_matching_pursuit", "orthogonal matching pursuit"
 
     def check(self, case: Case) -> None:
-        if not self.is_tuned(case.task):
+        if self.sparsity is not None or hasattr(case.task, "support_size"):
             super().check(case)
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         task = self.case.task
-        return range(task.n_dims + 1) if self.is_tuned(task) else super().candidates(name, tuning)
-
-    def is_tuned(self, task: Law) -> bool:
-        return self.sparsity is None and getattr(task, "support_size", None) is None
+        if self.sparsity is None and not hasattr(task, "support_size"):
+            return range(task.n_dims + 1)
+        return super().candidates(name, tuning)
 
     def solver(self, problems: Problems) -> Solver:
         return on_paths(problems, lambda most: estimators.orthogonal_matching_pursuit(problems.moments, most))
