@@ -74,8 +74,9 @@ class Prompt(NamedTuple):
         kept = (torch.arange(self.x.shape[1], device=self.x.device) < n_points).expand(self.y.shape)
         if self.point_mask is not None:
             kept = kept & self.point_mask
-        f = None if self.f is None else self.f * kept
-        return self._replace(x=self.x * kept[..., None], y=self.y * kept, point_mask=kept, f=f)
+        f = None if self.f is None else self.f.masked_fill(~kept, 0.0)  # whatever it held, a NaN too
+        x, y = self.x.masked_fill(~kept[..., None], 0.0), self.y.masked_fill(~kept, 0.0)
+        return self._replace(x=x, y=y, point_mask=kept, f=f)
 
     def widened(self, n_dims: int) -> "Prompt":
         """The same prompts in ``n_dims`` dimensions, of which the new ones are zero."""

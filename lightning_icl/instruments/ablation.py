@@ -172,11 +172,17 @@ def _check(transformer: Transformer, prompt: Prompt, masks: Tensor, ablated: Abl
         return
     if ablated.reference is None:
         raise InputError(f"ablation is {ablated.ablation!r}, but it needs reference prompts to take head outputs from.")
-    same = ablated.reference.x.shape[1:] == prompt.x.shape[1:]
-    same = same and ablated.reference.x_query.shape[1] == prompt.x_query.shape[1]
-    if not same or (ablated.ablation == "resample" and len(ablated.reference.x) != len(prompt.x)):
+    reference, resampled = ablated.reference, ablated.ablation == "resample"
+    same = reference.x.shape[1:] == prompt.x.shape[1:] and reference.x_query.shape[1] == prompt.x_query.shape[1]
+    if not same or (resampled and len(reference.x) != len(prompt.x)):
         raise InputError(
-            f"the reference prompts have shape {tuple(ablated.reference.x.shape)} with "
-            f"{ablated.reference.x_query.shape[1]} queries, but must match the scored ones, "
-            f"{tuple(prompt.x.shape)} with {prompt.x_query.shape[1]}."
+            f"the reference prompts have shape {tuple(reference.x.shape)} with {reference.x_query.shape[1]} queries, "
+            f"but must match the scored ones, {tuple(prompt.x.shape)} with {prompt.x_query.shape[1]}."
+        )
+    n, others = prompt.n_points().long(), reference.n_points().long()
+    if not (torch.equal(n, others) if resampled else len(torch.cat([n, others]).unique()) == 1):
+        raise InputError(
+            f"the scored prompts have {n.unique().tolist()} examples and the reference prompts "
+            f"{others.unique().tolist()}, padding not counted, but {ablated.ablation} ablation needs "
+            f"{'as many in each pair' if resampled else 'one number for all'}: cut them, prompt.first(n)."
         )

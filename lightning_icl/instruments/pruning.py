@@ -111,7 +111,7 @@ def rescaled_masks(transformer: Transformer, masks: HeadMasks, fit: Prompt, chun
     several, the layers below are run again for each layer, so that no more than one chunk's states are ever held; with
     one chunk nothing is run twice.
     """
-    chunks, scales = fit.chunks(chunk_size), torch.zeros_like(masks)
+    chunks, scales = fit.unpadded().chunks(chunk_size), torch.zeros_like(masks)
     full = list(_after_attention(transformer, chunks[0])) if len(chunks) == 1 else []
 
     def run_again(found: Tensor, depth: int) -> Iterator[tuple[Tensor, Tensor]]:

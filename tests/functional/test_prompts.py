@@ -192,3 +192,10 @@ def test_padding_does_not_count_as_points_and_is_refused_where_all_are_needed(n_
     with pytest.raises(InputError, match=rf"all 5 examples .* prompt.first\({n_real}\)"):
         padded.unpadded()
     assert padded.first(n_real).unpadded().x.shape[1] == n_real
+
+
+def test_what_is_padded_is_zero_whatever_it_held():
+    prompt = numbered()
+    held = prompt._replace(x=prompt.x.index_fill(1, torch.tensor([2]), torch.nan)).padded_after(2)
+    assert (held.x[:, 2] == 0).all()
+    assert torch.equal(held.x[:, :2], prompt.x[:, :2])

@@ -8,6 +8,7 @@ import torch
 from lightning_icl import SparseLinearRegression, Transformer
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask, single_removals
+from lightning_icl.functional.prompts import concatenated
 from lightning_icl.instruments.ablation import AblatedHeads, errors_under_masks, predictions_under_masks
 
 TASK = SparseLinearRegression(3, 2, noise_std=0.3)
@@ -133,3 +134,18 @@ def test_bad_input_is_named(change, sentence):
     options = {"masks": full_mask(transformer.heads)[None], "prompt": sampled(5)} | change
     with pytest.raises(InputError, match=sentence):
         predictions_under_masks(transformer, **options)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "resample"])
+def test_a_reference_with_other_numbers_of_examples_is_refused(ablation):
+    transformer, whole = model(), sampled(6).double()
+    mixed = concatenated([whole.rows(0, 3).padded_after(2), whole.rows(3, 6)])
+    masks = full_mask(transformer.heads)[None]
+    with pytest.raises(
+        InputError, match=r"the scored prompts have \[\d\] examples and the reference prompts \[2, \d\]"
+    ):
+        predictions_under_masks(transformer, whole, masks, AblatedHeads(ablation, mixed))
+    padded = whole.padded_after(2)
+    predictions_under_masks(transformer, padded, masks, AblatedHeads(ablation, padded))  # alike
+    if ablation == "resample":
+        predictions_under_masks(transformer, mixed, masks, AblatedHeads(ablation, mixed))

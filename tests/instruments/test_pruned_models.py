@@ -378,3 +378,9 @@ def test_cut_heads_stay_exactly_dead_while_training_goes_on(optimizer, attention
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(InputError, match=r"keep has shape \(2, 3\), but this model needs \(3, 3\)"):
         cut_heads_(model(), torch.ones(2, 3))
+
+
+def test_heads_are_not_rescaled_to_padding():
+    transformer = model()
+    with pytest.raises(InputError, match="the prompts are padded"):
+        rescaled_masks(transformer, full_mask(transformer.heads)[None], sampled(6).padded_after(2))
