@@ -220,7 +220,12 @@ def p_probing(
     device = next(iter(models.values())).read_out.weight.device
     choose = task.sample(training.n_choose, n_points, training.n_queries, training.generators(device)[0])
     for name, model in models.items():
-        _check(name, model, choose.x.shape[-1])
+        if model.heads[0] == 0:
+            raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
+        if model.n_dims != choose.x.shape[-1]:
+            raise InputError(
+                f"the model {name} takes x of length {model.n_dims}, but the prompts have {choose.x.shape[-1]}."
+            )
     shrinkage = tuned_shrinkage(choose, depths)
     layers = {f"layer_1/{name}": model for name, model in models.items()}
     most = max(model.heads[0] for model in models.values())
@@ -258,12 +263,23 @@ def errors_of_arms(
     choosing, fresh, scoring = training.generators(device)
     choose, score = task.sample(training.n_choose, *size, choosing), task.sample(training.n_score, *size, scoring)
     arms = {arm: leading_first(representation, choose) for arm, representation in arms.items()}
-    groups = _groups(arms, score.rows(0, 1), depths, training)
+    by_size: dict[int, dict[str, Representation]] = {}  # arms with equally many features are trained together
+    for name, representation in arms.items():
+        by_size.setdefault(representation(score.rows(0, 1)).x.shape[-1], {})[name] = representation
+    n_dims, place = score.x.shape[-1], score.x.device
+    groups = [_Group(alike, (n, n_dims), depths, training, place) for n, alike in by_size.items()]
     for _ in progress(range(training.n_steps), "P-probing"):
         prompt = task.sample(training.n_seeds * training.batch_size, *size, fresh)
         for group in groups:
             group.train_step(prompt)
-    return _scored(groups, list(arms), score)
+    errors: dict[Optimiser, dict[str, Tensor]] = {}
+    for optimiser in OPTIMISERS:
+        found: dict[str, Tensor] = {}
+        for group in groups:
+            by_chunk = [group.errors(optimiser, chunk) for chunk in score.chunks(CHUNK_SIZE)]
+            found |= dict(zip(group.arms, torch.cat(by_chunk, dim=-1).cpu(), strict=True))
+        errors[optimiser] = {arm: found[arm] for arm in arms}
+    return errors
 
 
 def first_layer(transformer: Transformer) -> Representation:
@@ -326,31 +342,3 @@ class _Group:
             None if fields[0] is None else torch.stack(fields).unflatten(1, (n_parts, -1))
             for fields in zip(*by_arm, strict=True)
         )
-
-
-def _groups(arms: Mapping[str, Representation], example: Prompt, depths: int, training: Training) -> list[_Group]:
-    by_size: dict[int, dict[str, Representation]] = {}
-    for name, representation in arms.items():
-        by_size.setdefault(representation(example).x.shape[-1], {})[name] = representation
-    n_dims, device = example.x.shape[-1], example.x.device
-    return [_Group(alike, (size, n_dims), depths, training, device) for size, alike in by_size.items()]
-
-
-def _scored(groups: list[_Group], order: list[str], prompt: Prompt) -> dict[Optimiser, dict[str, Tensor]]:
-    chunks = prompt.chunks(CHUNK_SIZE)
-    errors: dict[Optimiser, dict[str, Tensor]] = {}
-    for optimiser in OPTIMISERS:
-        found: dict[str, Tensor] = {}
-        for group in groups:
-            by_chunk = torch.cat([group.errors(optimiser, chunk) for chunk in chunks], dim=-1)
-            found |= dict(zip(group.arms, by_chunk.cpu(), strict=True))
-        errors[optimiser] = {arm: found[arm] for arm in order}
-    return errors
-
-
-def _check(name: str, model: Transformer, n_dims: int) -> None:
-    """Refuse a model whose first layer does nothing with these prompts."""
-    if model.heads[0] == 0:
-        raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
-    if model.n_dims != n_dims:
-        raise InputError(f"the model {name} takes x of length {model.n_dims}, but the prompts have {n_dims}.")

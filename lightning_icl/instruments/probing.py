@@ -91,10 +91,6 @@ class ProbeTable(NamedTuple):
         """One target's probes, one a layer from the read-in on."""
         return [row for row in self.rows if (row.target, row.token) == (target, token)]
 
-    def targets(self, token: Token = "query") -> list[str]:
-        """What was probed for."""
-        return list(dict.fromkeys(row.target for row in self.rows if row.token == token))
-
 
 @torch.no_grad()
 def probe_layers(

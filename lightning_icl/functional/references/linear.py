@@ -30,7 +30,8 @@ from lightning_icl.functional.tasks import Law, TaskPool
 
 __all__ = [
     "AdaptiveLasso", "Averaging", "Bayes", "BestSubset", "ElasticNet", "Lasso", "LeastSquares", "NearestNeighbours",
-    "OracleLeastSquares", "OrthogonalMatchingPursuit", "PoolPosterior", "Ridge", "ZeroPredictor", "has_weights",
+    "OracleLeastSquares", "OrthogonalMatchingPursuit", "Penalised", "PoolPosterior", "Ridge", "ZeroPredictor",
+    "has_weights",
 ]  # fmt: skip
 
 
@@ -114,9 +115,12 @@ class Penalised(LinearReference):
 
     def label(self, same: Sequence[Reference] = ()) -> str:
         known = self.settings_in_words(same)
-        return f"{self.title}, alpha {known['alpha']} ({self.origin})" if known else self.title
+        others = "".join(f", {name} {words}" for name, words in known.items() if name != "alpha")
+        return f"{self.title}, alpha {known['alpha']} ({self.origin}){others}" if known else self.title
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
+        if name != "alpha":
+            return super().candidates(name, tuning)
         return strengths(tuning) if self.alpha is None else [self.alpha]
 
 
@@ -136,6 +140,8 @@ class Ridge(Penalised):
         return super().origin
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
+        if name != "alpha":
+            return super().candidates(name, tuning)
         known = self.case.task.ridge_alpha if self.alpha is None else self.alpha
         # strengths() are of penalties beside a mean of squares; ridge's stands beside their sum.
         return strengths(tuning) * tuning.sizes if known is None else [known]

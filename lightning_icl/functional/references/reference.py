@@ -11,11 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.tasks import Law
 
-__all__ = ["Case", "LinearReference", "Reference", "errors", "tuned"]
+__all__ = [
+    "Case", "LinearReference", "Reference", "errors", "on_paths", "one_by_one", "strengths", "tuned",
+    "whatever_the_settings",
+]  # fmt: skip
 
 Self = TypeVar("Self", bound="Reference")  # beartype takes typing.Self only where it decorates whole classes
 Setting = Float[Tensor, "parameters sizes"]
@@ -92,7 +96,8 @@ class Reference(ABC):
     @property
     def case(self) -> Case:
         """What it is bound to."""
-        assert self._case is not None, "bind a reference to a case before asking for its settings or its predictions"
+        if self._case is None:
+            raise InputError(f"{type(self).__name__} is bound to no case yet: reference.bound(case) comes first.")
         return self._case
 
     @abstractmethod
@@ -138,7 +143,10 @@ class LinearReference(Reference):
 
     def weights(self, problems: Problems) -> Fit:
         """w_hat from the first k examples, for every k of the problems' sizes."""
-        assert len(self.setting) == len(self.setting_names), "tune a reference before asking for its weights"
+        if len(self.setting) != len(self.setting_names):
+            raise InputError(
+                f"{type(self).__name__} has no settings yet: tuned([reference.bound(case)], problems) first."
+            )
         settings = self.setting[None, :, : len(problems.sizes)]
         return torch.cat([self.solver(part)(settings)[0] for part in problems.parts()])
 
@@ -180,10 +188,11 @@ def tuned(references: Sequence[Self], tuning: Problems) -> list[Self]:
 
 def errors(references: Sequence[Reference], problems: Problems) -> dict[str, Float[Tensor, "batch sizes"]]:
     """By key each reference's squared error of each prompt, averaged over its queries, for each number of examples."""
+    check_each_once("references", [reference.key for reference in references])
     found: dict[str, list[Tensor]] = defaultdict(list)
     for part in problems.parts():
-        for key, reference in {reference.key: reference for reference in references}.items():
-            found[key].append(squared_errors(reference.predictions(part), part.f))
+        for reference in references:
+            found[reference.key].append(squared_errors(reference.predictions(part), part.f))
     return {key: torch.cat(parts) for key, parts in found.items()}
 
 
