@@ -14,13 +14,8 @@ from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodul
 from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.risk import mean_with_interval
-from lightning_icl.instruments.alignment import (
-    HeadPattern,
-    head_pattern,
-    state_alignment,
-    weight_alignment,
-    written,
-)
+from lightning_icl.instruments.alignment import state_alignment, weight_alignment, written
+from lightning_icl.instruments.head_pattern import HeadPattern, head_pattern
 from lightning_icl.instruments.importance import values_by_score
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped

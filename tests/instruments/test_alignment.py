@@ -17,7 +17,8 @@ from lightning_icl.functional.constructions import (
 )
 from lightning_icl.functional.errors import InputError
 from lightning_icl.instruments import alignment
-from lightning_icl.instruments.alignment import head_pattern, state_alignment, weight_alignment
+from lightning_icl.instruments.alignment import state_alignment, weight_alignment
+from lightning_icl.instruments.head_pattern import head_pattern
 from lightning_icl.instruments.probing import untrained_like
 
 D = 4

@@ -12,9 +12,7 @@ prefix. Nearest neighbours are about distances to the queries, and ``inverse_cur
 from lightning_icl.functional.estimators.bayes import *
 from lightning_icl.functional.estimators.descent import *
 from lightning_icl.functional.estimators.lasso import *
-from lightning_icl.functional.estimators.lasso_variants import *
 from lightning_icl.functional.estimators.least_squares import *
 from lightning_icl.functional.estimators.moments import *
 from lightning_icl.functional.estimators.neighbours import *
-from lightning_icl.functional.estimators.second_order import *
 from lightning_icl.functional.estimators.subsets import *

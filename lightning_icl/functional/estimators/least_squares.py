@@ -19,15 +19,9 @@ from lightning_icl.functional.estimators.moments import (
 from lightning_icl.functional.estimators.shapes import OneOrEach, PerRow, Weights, X, Y, per_row
 
 __all__ = [
-    "averaging",
-    "least_squares",
-    "least_squares_prefixes",
-    "oracle_least_squares",
-    "oracle_least_squares_prefixes",
-    "predictions",
-    "ridge",
-    "ridge_prefixes",
-]
+    "averaging", "least_squares", "least_squares_prefixes", "oracle_least_squares", "oracle_least_squares_prefixes",
+    "predictions", "ridge", "ridge_prefixes",
+]  # fmt: skip
 
 STRONG_RIDGE = 1e-6  # alpha / trace(X^T X) from which X^T X + alpha I is factorised without losing digits that count
 FULL_RANK = 1e-5  # least singular value of X / its norm, from which X^T X can
