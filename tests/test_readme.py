@@ -12,7 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run_command
 
+from lightning_icl import SparseLinearRegression
 from lightning_icl.cli import main
+from lightning_icl.functional.references import Case, Ridge, tuned, whole_prompts
 
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = PAGES[ROOT / "README.md"]
@@ -156,6 +158,23 @@ def test_the_piece_that_opens_a_run_runs(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "torch.Size([256, 2])" in said
     assert "SparseLinearRegression" in said
+
+
+def test_the_reference_of_ones_own_is_tuned_as_ours_are():
+    shown = {}
+    exec(python_piece("class DecayingRidge"), shown)
+    task = SparseLinearRegression(5, 2, noise_std=0.4)
+    problems = whole_prompts(task.sample(64, 8, 2, torch.Generator().manual_seed(0)))
+    plain, decaying = (shown["DecayingRidge"](power=power).bound(Case(task, task, 2)) for power in (0.0, 1.0))
+    ours = [plain, decaying, Ridge(alpha=0.8).bound(plain.case)]
+    found = tuned(ours, problems)
+    assert [reference.key for reference in found] == ["decaying_ridge_power_0", "decaying_ridge", "ridge_0.8"]
+    assert re.fullmatch(r"ridge, later features penalised more, alpha \S+ \(tuned\)", found[1].label())
+    alpha = torch.tensor([[0.1]], dtype=torch.float64)
+    torch.testing.assert_close(plain.at(alpha).weights(problems), found[2].weights(problems))  # 0.1 of 8 examples
+    x, y, penalty = problems.x, problems.y, 0.8 * torch.arange(1.0, 6).double()
+    expected = torch.linalg.solve(x.mT @ x + penalty.diag(), (x.mT @ y[..., None])[..., 0])
+    torch.testing.assert_close(decaying.at(alpha).weights(problems)[:, 0], expected)
 
 
 def test_the_extensions_take_15_lines_or_fewer():
