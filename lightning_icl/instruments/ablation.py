@@ -179,6 +179,8 @@ def _check(transformer: Transformer, prompt: Prompt, masks: Tensor, ablated: Abl
             f"the reference prompts have shape {tuple(reference.x.shape)} with {reference.x_query.shape[1]} queries, "
             f"but must match the scored ones, {tuple(prompt.x.shape)} with {prompt.x_query.shape[1]}."
         )
+    if prompt.point_mask is None and reference.point_mask is None:
+        return
     n, others = prompt.n_points().long(), reference.n_points().long()
     if not (torch.equal(n, others) if resampled else len(torch.cat([n, others]).unique()) == 1):
         raise InputError(
