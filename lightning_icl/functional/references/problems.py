@@ -82,12 +82,11 @@ class Problems:
 
 def whole_prompts(prompt: Prompt) -> Problems:
     """Predict the queries from all examples, which may be fewer in some prompts: padding does not count."""
-    prompt = prompt.double()
-    x, y, mask, largest = prompt.x, prompt.y, prompt.point_mask, prompt.x.shape[1]
-    if mask is not None:
-        x, y, largest = x.masked_fill(~mask[..., None], 0.0), y.masked_fill(~mask, 0.0), int(prompt.n_points().max())
-    sizes = torch.tensor([largest])
-    return Problems(x, y, prompt.x_query[:, None], prompt.f_query[:, None], prompt.w, sizes, mask)
+    prompt, largest = prompt.double(), prompt.x.shape[1]
+    if prompt.point_mask is not None:
+        prompt, largest = prompt.padded_after(largest), int(prompt.n_points().max())  # zero, whatever padding held
+    targets, f, sizes = prompt.x_query[:, None], prompt.f_query[:, None], torch.tensor([largest])
+    return Problems(prompt.x, prompt.y, targets, f, prompt.w, sizes, prompt.point_mask)
 
 
 def every_prefix(prompt: Prompt, at_queries: bool = False) -> Problems:
