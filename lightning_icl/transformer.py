@@ -371,6 +371,10 @@ class Transformer(nn.Module):
         view = VisibleKeys(n_keys, self._visible(places, point_mask, tokens.device))
         return Embedded(states, view, places.n_context, n_queries)
 
+    def embedded_prompt(self, prompt: Prompt) -> Embedded:
+        """``embedded`` of a prompt in this model's layout."""
+        return self.embedded(self.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+
     def read(self, states: Float[Tensor, "batch tokens d_model"]) -> Float[Tensor, "batch tokens"]:
         """The predictions at states after the last layer."""
         with without_autocast(states.device):

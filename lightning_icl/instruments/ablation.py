@@ -85,19 +85,15 @@ def predictions_under_masks(
     for first in progress(range(0, len(prompt.x), size), "head masks"):
         if ablated.ablation == "resample" and reference is not None:
             replaced = head_outputs(transformer, reference.rows(first, first + size))
-        start = _embedded(transformer, prompt.rows(first, first + size))
+        start = transformer.embedded_prompt(prompt.rows(first, first + size))
         tree = _MaskTree(transformer, start, rows, replaced, max(1, chunk_size // size), out[:, first : first + size])
         tree.fill(0, start.states, [list(range(len(masks)))])
     return out
 
 
-def _embedded(transformer: Transformer, prompt: Prompt) -> Embedded:
-    return transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
-
-
 def head_outputs(transformer: Transformer, prompt: Prompt) -> HeadOutputs:
     """What every head reads at every token, before the output projection, one tensor a layer."""
-    start = _embedded(transformer, prompt)
+    start = transformer.embedded_prompt(prompt)
     states, outputs = start.states, []
     for layer in transformer.blocks:
         outputs.append(layer.head_outputs(states, start.view))

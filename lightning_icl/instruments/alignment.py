@@ -213,7 +213,7 @@ def _to_other(
 
 def _layer_update(model: Transformer, layer: int, prompt: Prompt, states: Tensor, chunk_size: int) -> Tensor:
     """What a layer, counted from 0, adds to states (h, 1)."""
-    view = model.embedded(model.laid_out(prompt.rows(0, 1).double()), prompt.x_query.shape[1]).view
+    view = model.embedded_prompt(prompt.rows(0, 1).double()).view
     chunks = states[..., :-1].split(chunk_size)
     added = torch.cat([model.blocks[layer](part, view, None) - part for part in chunks])
     return torch.nn.functional.pad(added, (0, 1))

@@ -73,7 +73,7 @@ def attention_patterns(transformer: Transformer, prompt: Prompt) -> list[Float[T
 
     Tokens are the context and then the queries, in the model's layout.
     """
-    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    start = transformer.embedded_prompt(prompt)
     states, patterns = start.states, []
     for layer in transformer.blocks:
         if layer.attention is None:

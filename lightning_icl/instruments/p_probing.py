@@ -296,7 +296,7 @@ def read_in(transformer: Transformer) -> Representation:
 def _states(transformer: Transformer, layer: int, prompt: Prompt) -> Prompt:
     if transformer.layout == "alternating":
         raise InputError("layout is 'alternating', but P-probing needs one token for each example: pairs or prefixes.")
-    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    start = transformer.embedded_prompt(prompt)
     states = start.states
     for block in transformer.blocks[:layer]:
         states = block(states, start.view, None)

@@ -135,7 +135,7 @@ def _reads(
 
     Between one layer and the next the caller fills in the first one's row of ``scales``; without, all heads are whole.
     """
-    start = transformer.embedded(transformer.laid_out(prompt), prompt.x_query.shape[1], prompt.point_mask)
+    start = transformer.embedded_prompt(prompt)
     states = start.states
     for depth, (layer, n_heads) in enumerate(zip(transformer.blocks, transformer.heads, strict=True)):
         at = ALL if depth < len(transformer.heads) - 1 else slice(start.first_query, None)
