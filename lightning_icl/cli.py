@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.config_errors import sentence
 from lightning_icl.functional.errors import InputError
+from lightning_icl.launcher import one_launcher
 from lightning_icl.shipped_configs import config_file
 
 # Our subcommands besides Lightning's, and what they do. Each is the function of its name in the module of its name in
@@ -100,6 +101,8 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # CSVLogger of any folder with a file in it; a run's has its config, and no logs but its own.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # Which launcher.py says where it matters, and Lightning also where srun is used.
+    warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     given = with_shipped_configs(sys.argv[1:] if args is None else args)
     if args is None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
@@ -107,7 +110,8 @@ def main(args: list[str] | None = None) -> None:
         if given and given[0] in COMMANDS:
             run_command(given[0], given[1:])
         else:
-            LightningICL(None if args is None else given)
+            with one_launcher():
+                LightningICL(None if args is None else given)
     except UnicodeDecodeError:
         fail("a file given as --config is not text; give the YAML file there, a checkpoint as --ckpt_path.")
     except (InputError, MisconfigurationException) as error:

@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
@@ -28,6 +28,7 @@ from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import Law
+from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, set_run_folder
@@ -176,7 +177,12 @@ class ICLCommandLine(LightningCLI):
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         kwargs["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if wrong := disagreement(trainer.num_devices, trainer.num_nodes, os.environ):
+            raise InputError(wrong)
+        # Where RANK is an old one, Lightning has taken it at its import, and would log nothing.
+        rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

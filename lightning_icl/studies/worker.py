@@ -1,7 +1,7 @@
 """What runs one job, in a process of Ray: the same command that a person would type, in a process of its own.
 
 Only the standard library, and loaded by its path (engine.py), so that a process that waits need not import torch; and
-so it loads record/journal.py, which knows whether a run is finished.
+so it loads record/journal.py, which knows whether a run is finished, and launcher.py, which knows SLURM's variables.
 """
 
 import contextlib
@@ -21,7 +21,9 @@ PROGRAM = ("-m", "lightning_icl")
 USAGE_ERROR = 2  # the exit status for one sentence about what is wrong: trying again would not help
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before any fork, after which loading can deadlock
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-JOURNAL = runpy.run_path(str(Path(__file__).resolve().parents[1] / "record" / "journal.py"))
+PACKAGE = Path(__file__).resolve().parents[1]
+JOURNAL = runpy.run_path(str(PACKAGE / "record" / "journal.py"))
+LAUNCHER = runpy.run_path(str(PACKAGE / "launcher.py"))
 
 
 class JobError(RuntimeError):
@@ -49,7 +51,8 @@ def run_job(job: dict[str, Any]) -> str | None:
         done = subprocess.run(
             [sys.executable, *job["command"]],
             cwd=job["cwd"],
-            env=os.environ | {"OMP_NUM_THREADS": str(max(1, int(job["cpu"])))},
+            # What started the study, or Ray on this machine, did not start the job.
+            env=LAUNCHER["without_launcher"](os.environ) | {"OMP_NUM_THREADS": str(max(1, int(job["cpu"])))},
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent,

@@ -42,6 +42,24 @@ def test_a_job_runs_in_the_studys_folder_with_its_share_of_the_cores(job, tmp_pa
     assert status(tmp_path)["ended"]
 
 
+def test_a_job_of_a_study_in_a_slurm_job_is_none_of_its_tasks(job, tmp_path, monkeypatch):
+    for name in (
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+        "PMI_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+    ):
+        monkeypatch.setenv(name, "4")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_job(job("import os; print(*sorted(os.environ))" + FINISH))
+    found = set((tmp_path / "run.txt").read_text().split())
+    assert "WANDB_MODE" in found
+    assert not {name for name in found if name.startswith(("SLURM", "RANK", "WORLD", "MASTER", "PMI", "OMPI"))}
+
+
 def test_a_finished_job_is_not_run_again(job, tmp_path):
     run_job(job(FINISH))
     assert run_job(job("raise AssertionError")) is None
