@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 import pandas as pd
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import Case, Reference
 from lightning_icl.instruments.algorithms import PROBE, READ_OUT, SAME, Distance, algorithm_distances, comparable
@@ -48,6 +49,8 @@ class AlgorithmMatch(Analysis):
         every_n_validations: run at every n-th validation.
     """
 
+    shown = ("algorithm/",)  # until it is known which
+
     def __init__(
         self,
         n_prompts: int = 256,
@@ -70,9 +73,7 @@ class AlgorithmMatch(Analysis):
         self.n_prompts, self.n_points, self.algorithms = n_prompts, n_points, algorithms
         self.alpha, self.chunk_size = alpha, chunk_size
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        data = datamodule(trainer)
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         task, largest = data.streams[0].task, data.streams[0].largest_n
         for algorithm in self.algorithms or []:
             algorithm.check(Case(task, data.task, 1))

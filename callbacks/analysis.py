@@ -81,14 +81,26 @@ class Analysis(Callback, ABC):
         """Lines for the table at the end of a run."""
         return [f"{self.name} (95 % interval):", *row_lines(rows)]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        icl_module(pl_module)
-        datamodule(trainer)
-        run_folder(trainer)
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        """Refuse what cannot be measured here; asked in ``setup``, and by the command line before a run has a folder.
+
+        Nothing is attached to the trainer yet.
+        """
+
+    def shows(self, data: PromptDataModule) -> Sequence[str]:
+        """What can be monitored, as in ``shown``."""
+        return self.shown
+
+    def suffix(self, trainer: Trainer) -> str:
+        """Another of the same class, with other options, has names of its own."""
         alike = [a for a in analyses(trainer) if type(a) is type(self)]
         place = alike.index(self) if self in alike else 0
-        # Another of the same class, with other options, has names of its own.
-        self._suffix = f"_{place + 1}" if place else ""
+        return f"_{place + 1}" if place else ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.check_run(trainer, icl_module(pl_module), datamodule(trainer), stage)
+        run_folder(trainer)
+        self._suffix = self.suffix(trainer)
         self.name = type(self).__name__ + self._suffix
         self._past = None  # another run's law may be another
         if stage == "fit":

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_icl import figures
-from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.risk import mean_with_interval
@@ -57,9 +58,7 @@ class ConstructionComparison(Analysis):
         self.construction, self.n_prompts, self.chunk_size = construction, n_prompts, chunk_size
         self._starts_from_it = False  # until it is measured: a checkpoint is loaded after setup
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        module = icl_module(pl_module)
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         compared = self.construction or module.construction
         if compared is None:
             raise InputError(

@@ -5,6 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_icl.callbacks.analysis import check_at_least, datamodule
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.curriculum import Sizes, growing_dims, growing_points
 from lightning_icl.functional.errors import InputError
 from lightning_icl.loggers import log_scalars, logs_this_step
@@ -46,12 +47,20 @@ class Curriculum(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hand the schedule to the data module, which applies it to the training stream."""
-        if stage != "fit":
-            return
-        data = datamodule(trainer)
-        if data.curriculum != Sizes():
+        if stage == "fit":
+            self.check_run(trainer, pl_module, datamodule(trainer), stage)
+            datamodule(trainer).curriculum = self.sizes(datamodule(trainer))
+
+    def check_run(self, trainer: Trainer, module: LightningModule, data: PromptDataModule, stage: str) -> None:
+        """Refuse what the task and the prompts cannot grow from."""
+        if stage == "fit" and sum(isinstance(c, Curriculum) for c in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise InputError("trainer.callbacks has two Curriculum callbacks, but dims and points grow in one.")
-        data.curriculum = Sizes(
+        if stage == "fit":
+            self.sizes(data)
+
+    def sizes(self, data: PromptDataModule) -> Sizes:
+        """The schedule of this data's training stream."""
+        return Sizes(
             growing_dims(self.dims_start, self.dims_step, self.every, data.task),
             growing_points(self.points_start, self.points_step, self.every, (data.smallest_n, data.largest_n)),
         )

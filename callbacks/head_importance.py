@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module, progress, trained_steps
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import ImportanceScores
 from lightning_icl.instruments.ablation import AblatedHeads, Ablation
@@ -73,7 +74,9 @@ class HeadImportance(Analysis):
         super().setup(trainer, pl_module, stage)
         self.found = {}
         self._trained_by = icl_module(pl_module).optimizer if stage == "fit" else None
-        largest = datamodule(trainer).streams[0].largest_n
+
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        largest = data.streams[0].largest_n
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:
             raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {largest} examples.")
 

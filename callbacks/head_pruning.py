@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_icl import figures
-from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, icl_module, progress
+from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
 from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.moments import no_training_follows
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional import pruning
 from lightning_icl.functional.errors import InputError, check_each_once
 from lightning_icl.functional.heads import HeadMask, full_mask
@@ -108,12 +109,16 @@ class HeadPruning(Analysis):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        data = datamodule(trainer)
+        self.others = self._loaded(datamodule(trainer))
+
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         for strategy in self.strategies:
-            strategy.check(sum(icl_module(pl_module).transformer.heads))
-        self.others = {
-            name: load_model(Path(path), data, f"checkpoints: {name}") for name, path in self.checkpoints.items()
-        }
+            strategy.check(sum(module.transformer.heads))
+        self._loaded(data)
+
+    def _loaded(self, data: PromptDataModule) -> dict[str, ICLModule]:
+        found = self.checkpoints.items()
+        return {name: load_model(Path(path), data, f"checkpoints: {name}") for name, path in found}
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, ends = datamodule(trainer), no_training_follows(trainer)

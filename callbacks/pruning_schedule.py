@@ -6,10 +6,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_icl.callbacks.analysis import check_at_least, datamodule, icl_module, record_rows
 from lightning_icl.callbacks.head_pruning import head_rows
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
 from lightning_icl.loggers import log_scalars, logs_this_step
+from lightning_icl.module import ICLModule
 
 
 class PruningSchedule(Callback):
@@ -56,10 +58,13 @@ class PruningSchedule(Callback):
             raise InputError(f"{self.unit} is {self.times}, but it must rise, from 1 on.")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.check_run(trainer, icl_module(pl_module), datamodule(trainer), stage)
+
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        """Refuse cuts that cannot be made, and say at which steps the others are."""
         if stage != "fit":
             return
-        datamodule(trainer)
-        left = sum(icl_module(pl_module).transformer.heads)
+        left = sum(module.transformer.heads)
         for n_heads in [s.n_heads for s in self.strategies if s.n_heads is not None]:
             if n_heads >= left:
                 raise InputError(

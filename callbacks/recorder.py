@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module
+from lightning_icl.callbacks.monitors import check_monitors
+from lightning_icl.data import PromptDataModule
 from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
 from lightning_icl.record import page
@@ -43,7 +45,13 @@ class Recorder(Callback):
         self._laid_out = False
         self._handlers: dict[int, Any] = {}
 
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        """Refuse to monitor what nothing logs."""
+        if stage == "fit":
+            check_monitors(trainer, module, data)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.check_run(trainer, icl_module(pl_module), datamodule(trainer), stage)
         self._laid_out, self.signalled = False, None
         run_folder(trainer)  # a collective: every rank asks
         ours = version("lightning-icl")

@@ -1,7 +1,7 @@
 """The model's excess risk beside that of the reference estimators."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, all_ranks, check_at_least, datamodule, icl_module
+from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import check_each_once
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import (
@@ -31,6 +32,7 @@ from lightning_icl.record.rows import Row
 
 Errors = dict[str, Tensor]
 MODEL = "transformer"
+RATIOS = ("zero", "ridge", "lasso", "bayes")  # that go to the loggers
 
 
 class ReferenceRisk(Analysis):
@@ -57,7 +59,7 @@ class ReferenceRisk(Analysis):
 
     shown = (
         r"(val|test)/([\w-]+/)?excess_risk/[^/]+$",
-        r"against/([\w-]+/)?(zero|ridge|lasso|bayes)/ratio$",
+        rf"against/([\w-]+/)?({'|'.join(RATIOS)})/ratio$",
     )
     course = r"val/excess_risk/"
 
@@ -86,9 +88,19 @@ class ReferenceRisk(Analysis):
         super().setup(trainer, pl_module, stage)
         self._reset()
         self.eval_prompts = datamodule(trainer).eval_prompts
-        for stream in range(len(datamodule(trainer).streams)):
+
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        for stream in range(len(data.streams)):
             for reference in self.references or []:
-                reference.check(self._case(trainer, icl_module(pl_module), stream))
+                reference.check(_case(data, module, stream))
+
+    def shows(self, data: PromptDataModule) -> Sequence[str]:
+        streams = [f"{name}/" for name, *_ in data.streams if name]
+        of = f"({'|'.join(streams)})" if streams else ""
+        references = default_references(data.streams[0].task) if self.references is None else self.references
+        keys = [reference.key for reference in references]
+        ratios = [key for key in keys if key in RATIOS]
+        return [rf"val/{of}excess_risk/({'|'.join(keys)})$", rf"against/{of}({'|'.join(ratios)})/ratio$"]
 
     def on_validation_batch_end(
         self,
@@ -131,17 +143,14 @@ class ReferenceRisk(Analysis):
         """The references with their settings for a stream's prompts of ``n_points`` examples, or all its prefixes."""
         key = (stream, n_points, prefixes)
         if key not in self._tuned:
-            case, data = self._case(trainer, module, stream), datamodule(trainer)
+            data = datamodule(trainer)
+            case = _case(data, module, stream)
             of_stream = n_points, data.streams[stream]
             prompt = data.held_out("reference_tuning", self.tuning_prompts, module.device, *of_stream)
             tuning = every_prefix(prompt, at_queries=True) if prefixes else whole_prompts(prompt)
             references = default_references(case.task) if self.references is None else self.references
             self._tuned[key] = tuned([reference.bound(case) for reference in references], tuning)
         return self._tuned[key]
-
-    def _case(self, trainer: Trainer, module: ICLModule, stream: int) -> Case:
-        data = datamodule(trainer)
-        return Case(data.streams[stream].task, data.task, len(module.transformer.heads))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_epoch_end(trainer, pl_module)
@@ -222,6 +231,10 @@ class ReferenceRisk(Analysis):
             lines.append(f"  {first:<38} {plus_minus(row, '>9.4g', '<7.2g')} {paired}".rstrip())
             lines += [f"    {part}" for part in rest]
         return lines
+
+
+def _case(data: PromptDataModule, module: ICLModule, stream: int) -> Case:
+    return Case(data.streams[stream].task, data.task, len(module.transformer.heads))
 
 
 def _joined(batches: list[Errors]) -> Errors:

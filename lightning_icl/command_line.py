@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
 from lightning_icl.callbacks.analysis import analyses
 from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.checks import check_run, check_writable
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
@@ -101,6 +102,12 @@ class ICLCommandLine(LightningCLI):
             default=None,
             help="The run's own folder, instead of a new lightning_logs/version_N. With --ckpt_path last, a fit goes "
             "on from the last checkpoint there, and starts anew where there is none yet.",
+        )
+        parser.add_argument(
+            "--dry_run",
+            type=bool,
+            default=False,
+            help="Check all that can be checked before a run, say what it would do and where, and write nothing.",
         )
         parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
         parser.link_arguments("seed_everything", "data.seed")
@@ -185,9 +192,18 @@ class ICLCommandLine(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config[subcommand]
+        runs = place(logger_configs(config.trainer), config.trainer)[0]
+        check_run(self.trainer, self.model, self.datamodule, subcommand)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_folder(runs)
+        if config.dry_run:
+            if self.trainer.is_global_zero:
+                print(self._in_words(subcommand, runs))
+            return
         try:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self._settle(self.config[subcommand])
+                self._settle(config)
             super()._run_subcommand(subcommand)
         except (InputError, MisconfigurationException):
             self._clear_away()
@@ -217,12 +233,28 @@ class ICLCommandLine(LightningCLI):
                     callback.dirpath = str(self.folder / "checkpoints")
         self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", self.resumed_from)
 
-    def _make_folder(self, runs: Path) -> Path:
+    def _check_folder(self, runs: Path) -> None:
         if self.named is not None and (self.named / CONFIG).exists() and not self.again:
             raise InputError(
                 f"run_folder is {self.named}, but there is a run in it already: go on with it by --ckpt_path last, or "
                 "name another folder."
             )
+        check_writable("run_folder" if self.named else "the folder of all runs", (self.named or runs).absolute())
+
+    def _in_words(self, subcommand: str, runs: Path) -> str:
+        """What a run would do."""
+        trainer, data, config = self.trainer, self.datamodule, self.config[subcommand]
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        steps = f" for {trainer.max_steps:,} steps" if subcommand == "fit" and trainer.max_steps > 0 else ""
+        start = f" from {config.ckpt_path}" if config.get("ckpt_path") else ""
+        where = "nowhere" if trainer.fast_dev_run else self.named or f"a new folder of {runs}"  # type: ignore[attr-defined]
+        return (
+            f"All checks passed. {subcommand} would run a transformer of {weights:,} weights{start} on "
+            f"{type(data.task).__name__}{steps}, {trainer.world_size} x {trainer.strategy.root_device.type}, and write "
+            f"to {where}."
+        )
+
+    def _make_folder(self, runs: Path) -> Path:
         inside = (self.named or runs).absolute()
         self.made = [path for path in (inside, *inside.parents) if not path.exists()]
         try:

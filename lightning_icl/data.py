@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
@@ -36,6 +36,11 @@ BLOCK_PROMPTS = 256
 def _batches_ready(trainer: Trainer) -> int:
     """Batches of this epoch so far, by the counter from which Lightning decides when to step (not public)."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def train_batches(trainer: Trainer) -> int | None:
+    """Batches of a whole fit; None where max_steps does not end it."""
+    return None if trainer.max_steps < 0 else trainer.max_steps * trainer.accumulate_grad_batches
 
 
 class PromptDataModule(LightningDataModule):
@@ -104,11 +109,12 @@ class PromptDataModule(LightningDataModule):
             raise InputError(f"seed is {self.seed}, but it must be a whole number between 0 and 2^32 - 1.")
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot be shared out among ranks and accumulation, before anything runs."""
         self.curriculum = Sizes()  # the Curriculum callback is set up after this
-        trainer = self.trainer
-        if trainer is None:
-            return
+        if self.trainer is not None:
+            self.check_run(self.trainer, self.trainer.lightning_module, stage)
+
+    def check_run(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be shared out among ranks and accumulation, before anything runs."""
         if self.eval_batch_size % trainer.world_size:
             raise InputError(
                 f"eval_batch_size is {self.eval_batch_size}, but it must divide into {trainer.world_size} equal parts, "
@@ -121,7 +127,7 @@ class PromptDataModule(LightningDataModule):
             )
         if trainer.strategy.root_device.type == "mps":
             raise InputError("trainer.accelerator is mps, but risks are computed in float64: use cpu or gpu (CUDA).")
-        self._check_lengths(getattr(trainer.lightning_module, "transformer", None), training=stage == "fit")
+        self._check_lengths(getattr(module, "transformer", None), training=stage == "fit")
         if stage == "fit":
             self._check_fit(trainer)
 
@@ -147,7 +153,7 @@ class PromptDataModule(LightningDataModule):
             )
         if trainer.max_steps > MAX_STEPS:
             raise InputError(f"trainer.max_steps is {trainer.max_steps}, but a stream has {MAX_STEPS} steps.")
-        n_batches, interval = self._train_batches(), trainer.val_check_interval
+        n_batches, interval = train_batches(trainer), trainer.val_check_interval
         if isinstance(interval, float) and n_batches:
             interval = max(1, int(n_batches * interval))
         if n_batches is None and not any(isinstance(c, Timer) for c in trainer.callbacks):  # type: ignore[attr-defined]
@@ -191,13 +197,8 @@ class PromptDataModule(LightningDataModule):
     def _divisible(self, parts: int) -> int:
         return -(-self.batch_size // parts) * parts
 
-    def _train_batches(self) -> int | None:
-        if self.trainer is None or self.trainer.max_steps < 0:
-            return None
-        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
-
     def train_dataloader(self) -> StepLoader:
-        return StepLoader("train", self._train_batches())
+        return StepLoader("train", None if self.trainer is None else train_batches(self.trainer))
 
     def val_dataloader(self) -> list[StepLoader]:
         return self._loaders("validate")

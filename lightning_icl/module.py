@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -121,8 +121,12 @@ class ICLModule(LightningModule):
         streams = getattr(self.trainer.datamodule, "streams", None)  # type: ignore[attr-defined]
         self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
+        self.check_run(self.trainer.datamodule, stage)  # type: ignore[attr-defined]
+
+    def check_run(self, data: LightningDataModule | None, stage: str) -> None:
+        """Refuse a target that the data has not."""
         if stage == "fit" and self.target == "posterior_mean":
-            task = getattr(self.trainer.datamodule, "task", None)  # type: ignore[attr-defined]
+            task = getattr(data, "task", None)
             law = "the data module" if task is None else f"this {type(task).__name__}"
             terms = getattr(task, "posterior_terms", None)
             if terms is None or terms > MAX_DEFAULT_TERMS:

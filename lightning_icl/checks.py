@@ -1,0 +1,28 @@
+"""What can be told of a run before it is made, so that what cannot work leaves nothing behind."""
+
+import os
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from lightning_icl.data import PromptDataModule
+from lightning_icl.functional.errors import InputError
+from lightning_icl.module import ICLModule
+
+
+def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+    """Raise InputError for what ``setup`` would refuse: each part's word on the others, in Lightning's order."""
+    data.check_run(trainer, module, stage)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if check := getattr(callback, "check_run", None):
+            check(trainer, module, data, stage)
+    module.check_run(data, stage)
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written into."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"{name} is {folder}, but {there} is a file; name another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{name} is {folder}, but {there} cannot be written to; name another folder.")
