@@ -21,7 +21,7 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
 
 def check_writable(name: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written into."""
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise InputError(f"{name} is {folder}, but {there} is a file; name another folder.")
     if not os.access(there, os.W_OK | os.X_OK):

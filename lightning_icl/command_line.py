@@ -239,7 +239,7 @@ class ICLCommandLine(LightningCLI):
                 f"run_folder is {self.named}, but there is a run in it already: go on with it by --ckpt_path last, or "
                 "name another folder."
             )
-        check_writable("run_folder" if self.named else "the folder of all runs", (self.named or runs).absolute())
+        check_writable("run_folder" if self.named else "the folder of all runs", self.named or runs)
 
     def _in_words(self, subcommand: str, runs: Path) -> str:
         """What a run would do."""

@@ -209,7 +209,11 @@ TABLE = [
     (["--trainer.strategy", "dpp"], "You selected an invalid strategy name: `strategy='dpp'`."),
     # the run's folder, its loggers and its record
     (["--run_folder", "."], "run_folder is ., but there is a run in it already: go on with it by --ckpt_path last,"),
-    (["--run_folder", "config.yaml"], "the run's files cannot be written to"),
+    (["--run_folder", "config.yaml"], "run_folder is config.yaml, but config.yaml is a file; name another folder."),
+    (
+        "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss}}]}",
+        "monitor of EarlyStopping is 'val_loss', but nothing here is known to log it",
+    ),
     (["--trainer.logger", "CSVLoger"], "trainer.logger: there is no class 'CSVLoger'; did you mean 'CSVLogger'?"),
     (["--trainer.logger", "CSVLogger"], "trainer.logger: CSVLogger needs save_dir among its init_args."),
     (["--record.scalars", "few"], "record.scalars is 'few', but it must be one of main, all."),
