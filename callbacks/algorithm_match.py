@@ -12,6 +12,7 @@ from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.probes import check_strength
 from lightning_icl.functional.references import Case, Reference
 from lightning_icl.instruments.algorithms import PROBE, READ_OUT, SAME, Distance, algorithm_distances, comparable
 from lightning_icl.module import ICLModule
@@ -63,12 +64,12 @@ class AlgorithmMatch(Analysis):
         super().__init__(every_n_validations)
         check_at_least(2, n_prompts=n_prompts)
         check_at_least(1, chunk_size=chunk_size)
-        if not 0 < alpha < float("inf"):
-            raise InputError(f"alpha is {alpha}, but the probe's ridge strength must be a finite number above 0.")
+        check_strength(alpha)
         for name, given in (("n_points", n_points), ("algorithms", algorithms)):
             if given == []:
                 raise InputError(f"{name} is [], but it must have at least one entry; leave it out for the default.")
-        check_at_least(1, n_points=min(n_points or [1]))
+        for n in n_points or []:
+            check_at_least(1, n_points=n)
         comparable(algorithms or [])
         self.n_prompts, self.n_points, self.algorithms = n_prompts, n_points, algorithms
         self.alpha, self.chunk_size = alpha, chunk_size

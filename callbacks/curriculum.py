@@ -40,7 +40,8 @@ class Curriculum(Callback):
     ) -> None:
         if dims_start is None and points_start is None:
             raise InputError("Curriculum has nothing to grow: set dims_start, points_start or both.")
-        check_at_least(1, dims_start=dims_start, points_start=points_start)
+        starts = {"dims_start": dims_start, "points_start": points_start}
+        check_at_least(1, **{name: start for name, start in starts.items() if start is not None})
         check_at_least(1, dims_step=dims_step, points_step=points_step, every=every)
         self.dims_start, self.dims_step = dims_start, dims_step
         self.points_start, self.points_step, self.every = points_start, points_step, every

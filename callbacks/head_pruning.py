@@ -18,7 +18,7 @@ from lightning_icl.callbacks.head_importance import HeadImportance
 from lightning_icl.callbacks.moments import no_training_follows
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional import pruning
-from lightning_icl.functional.errors import InputError, check_each_once
+from lightning_icl.functional.errors import check_between, check_each_once, check_positive
 from lightning_icl.functional.heads import HeadMask, full_mask
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, PruningStrategy
@@ -39,6 +39,7 @@ CONTROLS = {
     "least_important": "control: least important head of each later layer",
 }
 COLUMNS = {"as_is": "as is", "read_out": "refitted", "rescaled": "rescaled", "fine_tuned": "fine-tuned"}
+MOST_RANDOM = 2**14  # choices of heads, a network each to score
 LABEL, COLUMN = 26, 13  # columns of the closing table
 
 
@@ -92,12 +93,11 @@ class HeadPruning(Analysis):
     ) -> None:
         super().__init__(every_n_validations)
         check_at_least(2, n_prompts=n_prompts, fit_prompts=fit_prompts)
-        check_at_least(1, n_random=n_random, chunk_size=chunk_size)
-        check_at_least(0, path_to=path_to, finetune_steps=finetune_steps)
-        if not 0 < finetune_learning_rate < torch.inf:
-            raise InputError(
-                f"finetune_learning_rate is {finetune_learning_rate}, but it must be a finite number above 0."
-            )
+        check_at_least(1, chunk_size=chunk_size)
+        check_between(1, MOST_RANDOM, n_random=n_random)
+        check_at_least(0, path_to=path_to)
+        check_between(0, MAX_STEPS, finetune_steps=finetune_steps)
+        check_positive(finetune_learning_rate=finetune_learning_rate)
         if strategies is None:
             strategies = [pruning.TopHeads(), pruning.ImportanceThreshold(), GreedyRemoval()]
         check_each_once("strategies", [strategy.key for strategy in strategies])

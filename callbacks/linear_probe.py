@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from lightning_icl import figures
 from lightning_icl.callbacks.analysis import Analysis, check_at_least, datamodule, progress
+from lightning_icl.data import PromptDataModule
+from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate, check_strength, mean_estimate
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.instruments.probing import Readings, descent_curves, probe_layers, reference_levels, untrained_like
@@ -19,6 +21,7 @@ from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
 from lightning_icl.transformer import Transformer
 
+CONTEXT_POINTS = 8  # or all, where prompts have fewer
 TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
 
 
@@ -51,7 +54,7 @@ class LinearProbe(Analysis):
         self,
         n_prompts: int = 1024,
         alpha: float | None = None,
-        context_points: int = 8,
+        context_points: int = CONTEXT_POINTS,
         chunk_size: int = 512,
         every_n_validations: int = 1,
     ) -> None:
@@ -67,6 +70,11 @@ class LinearProbe(Analysis):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._architecture = None  # the prompts may be others
+
+    def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        n_points = data.streams[0].largest_n
+        if self.context_points > max(n_points, CONTEXT_POINTS):
+            raise InputError(f"context_points is {self.context_points}, but the prompts have {n_points} examples.")
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, transformer = datamodule(trainer), module.transformer

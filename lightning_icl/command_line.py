@@ -27,7 +27,7 @@ from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.checks import check_run, check_writable
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import MOST_SEED, InputError, check_between
 from lightning_icl.functional.tasks import Law
 from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
@@ -130,6 +130,12 @@ class ICLCommandLine(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyper-parameters silently override the config; we refuse a mismatch."""
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool):  # true is refused as data.seed
+            check_between(0, MOST_SEED, seed_everything=seed)
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:

@@ -1,5 +1,6 @@
 """The data module: streams of fresh prompts."""
 
+import inspect
 import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,8 +13,9 @@ from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from lightning_icl.functional.curriculum import Sizes
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import MOST_SEED, InputError, check_at_least, check_between
 from lightning_icl.functional.estimators import moments
+from lightning_icl.functional.memory import check_memory
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.tasks import Law
 from lightning_icl.streams import (
@@ -98,15 +100,33 @@ class PromptDataModule(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        for name in ("n_queries", "batch_size", "eval_prompts", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
+        check_at_least(
+            1,
+            n_queries=self.n_queries,
+            batch_size=self.batch_size,
+            eval_prompts=self.eval_prompts,
+            eval_batch_size=self.eval_batch_size,
+        )
         if self.eval_prompts % self.eval_batch_size:
             raise InputError(
                 f"eval_batch_size is {self.eval_batch_size}, but it must divide eval_prompts, {self.eval_prompts}."
             )
-        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}, but it must be a whole number between 0 and 2^32 - 1.")
+        if self._eval_steps() > MAX_STEPS:
+            raise InputError(
+                f"eval_prompts is {self.eval_prompts}, {self._eval_steps()} times eval_batch_size, but a stream has "
+                f"{MAX_STEPS} batches."
+            )
+        check_between(0, MOST_SEED, seed=self.seed)
+        self.check_prompts(batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+
+    def check_prompts(self, **counts: int) -> None:
+        """Refuse a count of prompts whose tokens do not fit into memory together."""
+        longest = max(self.largest_n, *(stream.largest_n for stream in self.streams))
+        for name, n in counts.items():
+            check_memory(
+                f"{name} is {n:,}: so many prompts with n_points {longest:,} and n_queries {self.n_queries:,}",
+                n * (longest + self.n_queries) * (self.task.n_dims + 1),
+            )
 
     def setup(self, stage: str) -> None:
         self.curriculum = Sizes()  # the Curriculum callback is set up after this
@@ -127,6 +147,9 @@ class PromptDataModule(LightningDataModule):
             )
         if trainer.strategy.root_device.type == "mps":
             raise InputError("trainer.accelerator is mps, but risks are computed in float64: use cpu or gpu (CUDA).")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            counts = [name for name in inspect.signature(type(callback)).parameters if name.endswith("_prompts")]
+            self.check_prompts(**{name: getattr(callback, name, 0) for name in counts})
         self._check_lengths(getattr(module, "transformer", None), training=stage == "fit")
         if stage == "fit":
             self._check_fit(trainer)
@@ -145,6 +168,9 @@ class PromptDataModule(LightningDataModule):
 
     def _check_fit(self, trainer: Trainer) -> None:
         accumulate = trainer.accumulate_grad_batches
+        check_at_least(1, **{"trainer.accumulate_grad_batches": accumulate})
+        if trainer.max_steps == 0:
+            raise InputError("trainer.max_steps is 0, but a fit needs at least 1; or -1 with a max_time.")
         parts = trainer.world_size * accumulate
         if self.batch_size % parts:
             raise InputError(

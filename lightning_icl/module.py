@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_icl.functional.constructions import Construction
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative, check_positive
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import MAX_DEFAULT_TERMS
 from lightning_icl.loggers import log_scalars, logs_this_step
@@ -94,14 +94,9 @@ class ICLModule(LightningModule):
             if getattr(self, name) not in get_args(literal):
                 choices = ", ".join(get_args(literal))
                 raise InputError(f"{name} is {getattr(self, name)!r}, but it must be one of {choices}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate is {self.learning_rate}, but it must be a finite number above 0.")
-        if not 0 <= self.weight_decay < math.inf:
-            raise InputError(
-                f"weight_decay is {self.weight_decay}, but it must be a finite number that is 0 or larger."
-            )
-        if self.warmup_steps < 0:
-            raise InputError(f"warmup_steps is {self.warmup_steps}, but it must be 0 or larger.")
+        check_positive(learning_rate=self.learning_rate)
+        check_not_negative(weight_decay=self.weight_decay)
+        check_at_least(0, warmup_steps=self.warmup_steps)
         if self.target == "posterior_mean" and (layout := self.transformer.layout) != "pairs":
             raise InputError(
                 f"target is 'posterior_mean', but layout is {layout!r}: posterior means are computed at the queries "

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn.functional import relu, scaled_dot_product_attention
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_at_least
+from lightning_icl.functional.memory import check_memory
 from lightning_icl.functional.prompts import Layout, Prompt, tokens
 
 Attention = Literal["softmax", "linear", "relu"]
@@ -274,7 +275,9 @@ class Transformer(nn.Module):
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
         _check_options(position=(position, Position), layout=(layout, Layout), init=(init, Init))
         _check_sizes(n_dims, d_model, heads)
-        if position == "learned" and (max_points is None or max_points < 1):
+        if max_points is not None:
+            check_at_least(1, max_points=max_points)
+        elif position == "learned":
             raise InputError(f"max_points is {max_points}, but position='learned' needs the largest number of points.")
         if layout != "pairs" and mask != "causal":
             raise InputError(
@@ -285,8 +288,14 @@ class Transformer(nn.Module):
         self.head_dims = head_sizes(d_model, heads, head_dim)
         self.tokens_per_point = 2 if layout == "alternating" else 1
         self.max_points = max_points if position == "learned" else None
-        self.read_in = nn.Linear(n_dims + 1, d_model)
         n_positions = self.tokens_per_point * (max_points or 0) + 1 if position == "learned" else 0
+        widths = [4 * h * size + 8 * mlp * d_model for h, size in zip(heads, self.head_dims, strict=True)]
+        check_memory(
+            f"the weights of a model with d_model {d_model:,}, heads {list(heads)}, head_dim {head_dim}, max_points "
+            f"{max_points} and n_dims {n_dims:,}",
+            d_model * (n_dims + n_positions + sum(widths)),
+        )
+        self.read_in = nn.Linear(n_dims + 1, d_model)
         self.position = nn.Parameter(0.02 * torch.randn(n_positions, d_model)) if n_positions else None
         self.layers = nn.ModuleList(
             Layer(d_model, MultiHeadAttention(d_model, h, size, attention) if h else None, mlp, norm)
@@ -460,10 +469,7 @@ def _check_options(**options: tuple[str, object]) -> None:
 
 
 def _check_sizes(n_dims: int, d_model: int, heads: Sequence[int]) -> None:
-    if n_dims < 1:
-        raise InputError(f"n_dims is {n_dims}, but a model needs at least 1 dimension.")
-    if d_model < 1:
-        raise InputError(f"d_model is {d_model}, but the width must be at least 1.")
+    check_at_least(1, n_dims=n_dims, d_model=d_model)
     if not heads or min(heads) < 0 or max(heads) < 1:
         raise InputError(
             f"heads is {list(heads)}, but it must list at least one layer, each with 0 heads or more, and not all 0."

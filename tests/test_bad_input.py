@@ -88,7 +88,7 @@ TABLE = [
         "data.validation.longer has prompts of 12 examples, but model.max_points is 8: make it 12.",
     ),
     (["--data.task.sparsity", "9"], "sparsity is 9, but it must lie between 1 and n_dims, which is 8."),
-    (["--data.task.n_dims", "0"], "n_dims is 0, but a task needs at least 1 dimension."),
+    (["--data.task.n_dims", "0"], "n_dims is 0, but it must be at least 1."),
     (["--data.task.noise_std", "-1"], "noise_std is -1.0, but it must be a finite number that is 0 or larger."),
     (["--data.task.noise_std", ".nan"], "noise_std is nan, but it must be a finite number that is 0 or larger."),
     (["--data.task.correlation", "1"], "correlation is 1.0, but it must lie strictly between -1 and 1."),
@@ -178,7 +178,7 @@ TABLE = [
     ),
     (
         callbacks("ReferenceRisk", '{"references": [{"class_path": "Lasso", "init_args": {"alpha": -1}}]}'),
-        "alpha is -1.0, but the strength of Lasso must be a number above 0.",
+        "alpha is -1.0, but it must be a finite number above 0.",
     ),
     (
         callbacks("ReferenceRisk", '{"references": ["Lasso", "Lasso"]}'),

@@ -63,7 +63,7 @@ def test_the_shape_may_be_said_but_no_other():
         ),
         (
             ["--model.construction.steps=0"],
-            "model.construction: steps is 0, but a network needs at least 1.",
+            "model.construction: steps is 0, but it must be at least 1.",
         ),
         (
             ["--model.construction.matrix=[[1.0]]"],

@@ -28,8 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, check_not_negative, check_positive
+from lightning_icl.functional.errors import MOST_SEED, InputError, check_between, check_not_negative, check_positive
 from lightning_icl.functional.estimators import gd_plus_plus_path, preprocess_then_gd_path
+
+MOST_STEPS = 1000  # a layer each
 
 
 class Head(NamedTuple):
@@ -130,12 +132,12 @@ class Construction(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}, but a network needs at least 1.")
+        check_between(1, MOST_STEPS, steps=self.steps)
         check_positive(step_size=self.step_size)
-        if self.softmax_scale is not None and not 0 < self.softmax_scale < math.inf:
-            raise InputError(f"softmax_scale is {self.softmax_scale}, but it must be a finite number above 0, or null.")
+        if self.softmax_scale is not None:
+            check_positive(softmax_scale=self.softmax_scale)
         check_not_negative(weight_noise=self.weight_noise)
+        check_between(0, MOST_SEED, seed=self.seed)
 
     @abstractmethod
     def linear_network(self, n_dims: int) -> WrittenNetwork:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, check_not_negative
+from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative
 from lightning_icl.functional.heads import HeadMask, HeadMasks, single_removals
 from lightning_icl.functional.risk import Interval, joint_quantile, mean_and_standard_error, t_quantile
 
@@ -206,8 +206,8 @@ class PruningStrategy(ABC):
     n_heads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_heads is not None and self.n_heads < 1:
-            raise InputError(f"n_heads is {self.n_heads}, but {type(self).__name__} must keep at least 1 head.")
+        if self.n_heads is not None:
+            check_at_least(1, n_heads=self.n_heads)
 
     @property
     def key(self) -> str:

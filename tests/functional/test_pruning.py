@@ -352,8 +352,8 @@ def test_keys_carry_the_settings():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: TopHeads(0), "n_heads is 0, but TopHeads must keep at least 1 head"),
-        (lambda: GreedyRemoval(-2), "n_heads is -2, but GreedyRemoval must keep at least 1 head"),
+        (lambda: TopHeads(0), "n_heads is 0, but it must be at least 1"),
+        (lambda: GreedyRemoval(-2), "n_heads is -2, but it must be at least 1"),
         (lambda: GreedyRemoval(25).check(24), "greedy_25: n_heads is 25, but the model has 24 heads"),
         (lambda: ImportanceThreshold(-0.1), "threshold is -0.1, but it must be a finite number"),
         (lambda: ImportanceThreshold(NAN), "threshold is nan, but it must be a finite number"),

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional import estimators
-from lightning_icl.functional.errors import InputError, check_at_least, check_choice, check_not_negative
+from lightning_icl.functional.errors import InputError, check_between, check_choice, check_not_negative, check_positive
 from lightning_icl.functional.estimators import Eigenbasis
 from lightning_icl.functional.references.linear import law_sparsity
 from lightning_icl.functional.references.problems import Problems
@@ -33,6 +33,7 @@ __all__ = [
 Steps = int | Literal["depth", "best"]
 StepSizeRule = Literal["per_prompt", "shared"]
 
+MOST_STEPS = 100_000  # of any one; its path has them all
 MAX_STEPS = 200  # when the best number of steps is sought
 # times 1/lambda_max: plain GD diverges from 2 on, and where noise rules a single step of 1 is too much
 RELATIVE_STEPS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.6, 1.8, 1.9)
@@ -59,9 +60,11 @@ class Iterative(LinearReference):
 
     def __post_init__(self) -> None:
         steps = self.steps
-        if steps not in ("depth", "best") and (not isinstance(steps, int) or steps < 0):
+        if steps not in ("depth", "best") and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 0):
             raise InputError(f"steps is {steps!r}, but it must be a number of steps from 0 up, or depth, or best.")
-        check_at_least(1, max_steps=self.max_steps)
+        if not isinstance(steps, str):
+            check_between(0, MOST_STEPS, steps=steps)
+        check_between(1, MOST_STEPS, max_steps=self.max_steps)
 
     @property
     def key(self) -> str:
@@ -109,8 +112,8 @@ class GD(Iterative):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("step_size", self.step_size, get_args(StepSizeRule))
-        if self.scale is not None and not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}, but a step size must be a finite number above 0.")
+        if self.scale is not None:
+            check_positive(scale=self.scale)
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         if name == "steps":
@@ -296,8 +299,8 @@ class ISTA(Iterative):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha is not None and not 0 <= self.alpha < float("inf"):
-            raise InputError(f"alpha is {self.alpha}, but the strength of {type(self).__name__} must be 0 or larger.")
+        if self.alpha is not None:
+            check_not_negative(alpha=self.alpha)
 
     def candidates(self, name: str, tuning: Problems) -> Candidates:
         if name == "alpha":

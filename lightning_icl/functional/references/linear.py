@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_icl.functional import estimators
-from lightning_icl.functional.errors import InputError, check_not_negative
+from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative, check_positive
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.references.problems import Problems
 from lightning_icl.functional.references.reference import (
@@ -104,9 +104,8 @@ class Penalised(LinearReference):
     main, setting_names = "alpha", ("alpha",)
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            name = type(self).__name__
-            raise InputError(f"alpha is {self.alpha}, but the strength of {name} must be a number above 0.")
+        if self.alpha is not None:
+            check_positive(alpha=self.alpha)
 
     @property
     def origin(self) -> str:
@@ -179,6 +178,7 @@ class ElasticNet(Penalised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_not_negative(l1_ratio=self.l1_ratio)
         if not 0 < (ratio := self.l1_ratio) <= 1:
             raise InputError(f"l1_ratio is {ratio}, but it must lie above 0 and be at most 1; for 0 take Ridge.")
 
@@ -193,7 +193,8 @@ class AdaptiveLasso(Penalised):
 
     Args:
         gamma: the power of the pilot's weights.
-        pilot_alpha: the pilot's strength, in ridge's units.
+        pilot_alpha: the pilot's strength, in ridge's units; above 0, as prompts may have fewer examples than
+            dimensions.
     """
 
     gamma: float = 1.0
@@ -202,9 +203,7 @@ class AdaptiveLasso(Penalised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.gamma < float("inf"):
-            raise InputError(f"gamma is {self.gamma}, but it must be a finite number above 0; for 0 take Lasso.")
-        check_not_negative(pilot_alpha=self.pilot_alpha)
+        check_positive(gamma=self.gamma, pilot_alpha=self.pilot_alpha)
 
     @property
     def title(self) -> str:
@@ -220,7 +219,8 @@ def law_sparsity(task: Law, asked_for: int | None, name: str) -> int:
     sparsity: int | None = getattr(task, "support_size", None) if asked_for is None else asked_for
     if sparsity is None:
         raise InputError(f"{name} needs a sparsity: {type(task).__name__} implies none, so set its option sparsity.")
-    if not 1 <= sparsity <= task.n_dims:
+    check_at_least(1, sparsity=sparsity)
+    if sparsity > task.n_dims:
         raise InputError(
             f"sparsity of {name} is {sparsity}, but it must lie between 1 and n_dims, which is {task.n_dims}."
         )
@@ -330,8 +330,7 @@ class NearestNeighbours(Reference):
     name, in_words, main = "nearest_neighbours", "{k} nearest neighbours", "k"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"k is {self.k}, but there must be at least 1 neighbour.")
+        check_at_least(1, k=self.k)
 
     def predictions(self, problems: Problems) -> Float[Tensor, "batch sizes queries"]:
         x, y, k = problems.x, problems.y, self.k

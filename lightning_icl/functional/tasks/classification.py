@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_not_negative
 from lightning_icl.functional.tasks.features import NoiseLaw
 from lightning_icl.functional.tasks.law import Inputs, Labels, Targets
 from lightning_icl.functional.tasks.linear import SparseLinearRegression
@@ -35,7 +35,8 @@ class LinearClassification(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.flip_probability <= 0.5:
+        check_not_negative(flip_probability=self.flip_probability)
+        if self.flip_probability > 0.5:
             raise InputError(f"flip_probability is {self.flip_probability}, but it must lie between 0 and 0.5.")
         sparsity = self.n_dims if self.sparsity is None else self.sparsity
         object.__setattr__(self, "sparsity", sparsity)

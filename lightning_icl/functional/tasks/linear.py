@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Generator, Tensor
 
 from lightning_icl.functional import estimators
-from lightning_icl.functional.errors import InputError, check_choice
+from lightning_icl.functional.errors import InputError, check_at_least, check_choice, check_finite
 from lightning_icl.functional.estimators import Moments, Posterior
 from lightning_icl.functional.estimators.subsets import refuse_above_limit
 from lightning_icl.functional.tasks.law import Constant, Inputs, Law, Targets, Weights
@@ -55,8 +55,7 @@ class LinearTask(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("weight_law", self.weight_law, get_args(WeightLaw))
-        if not abs(self.weight_mean) < float("inf"):
-            raise InputError(f"weight_mean is {self.weight_mean}, but it must be a finite number.")
+        check_finite(weight_mean=self.weight_mean)
         if self.weight_mean != 0 and self.weight_law not in ("gaussian", "scaled"):
             raise InputError(
                 f"weight_mean is {self.weight_mean}, but it must be 0 where weight_law is {self.weight_law!r}."
@@ -161,7 +160,8 @@ class SparseLinearRegression(LinearTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.sparsity <= self.n_dims:
+        check_at_least(1, sparsity=self.sparsity)
+        if self.sparsity > self.n_dims:
             raise InputError(
                 f"sparsity is {self.sparsity}, but it must lie between 1 and n_dims, which is {self.n_dims}."
             )
@@ -229,10 +229,11 @@ class GroupSparseLinearRegression(LinearTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group_size < 1 or self.n_dims % self.group_size:
+        check_at_least(1, group_size=self.group_size, n_groups=self.n_groups)
+        if self.n_dims % self.group_size:
             raise InputError(f"group_size is {self.group_size}, but it must divide n_dims, which is {self.n_dims}.")
         most = self.n_dims // self.group_size
-        if not 1 <= self.n_groups <= most:
+        if self.n_groups > most:
             raise InputError(
                 f"n_groups is {self.n_groups}, but it must lie between 1 and n_dims / group_size, which is {most}."
             )

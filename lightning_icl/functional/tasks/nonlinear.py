@@ -8,11 +8,13 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.nn.functional import leaky_relu
 
-from lightning_icl.functional.errors import InputError, check_at_least
+from lightning_icl.functional.errors import MOST_SEED, InputError, check_between
 from lightning_icl.functional.tasks.law import Constant, Inputs, Labels, Law, Targets
 from lightning_icl.functional.tasks.task import Task
 
 SLOPE = 0.01  # of the leaky ReLU
+# Every prompt has a function of its own, whose numbers grow with these: width x n_dims of them, 2^depth, and so on.
+MOST_DEGREE, MOST_WIDTH, MOST_DEPTH, MOST_LAYERS = 100, 2**16, 16, 100
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class PolynomialRegression(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, degree=self.degree)
+        check_between(1, MOST_DEGREE, degree=self.degree)
 
     def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw w for each prompt; there are no linear weights to return."""
@@ -75,7 +77,7 @@ class ReLUNetwork(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, width=self.width)
+        check_between(1, MOST_WIDTH, width=self.width)
 
     def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw a network for each prompt; there are no linear weights to return."""
@@ -104,7 +106,7 @@ class DecisionTree(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, depth=self.depth)
+        check_between(1, MOST_DEPTH, depth=self.depth)
 
     def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
         """Draw a tree for each prompt; there are no linear weights to return."""
@@ -146,7 +148,9 @@ class HiddenRepresentation(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(1, width=self.width, n_layers=self.n_layers)
+        check_between(1, MOST_WIDTH, width=self.width)
+        check_between(1, MOST_LAYERS, n_layers=self.n_layers)
+        check_between(0, MOST_SEED, representation_seed=self.representation_seed)
 
     @cached_property
     def layers(self) -> list[Constant]:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, check_at_least
+from lightning_icl.functional.errors import MOST_SEED, InputError, check_at_least, check_between
 from lightning_icl.functional.estimators import Moments, Posterior, mixed, pool_posterior
+from lightning_icl.functional.memory import check_memory
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.law import Constant, Inputs, Law, Targets
 from lightning_icl.functional.tasks.linear import LinearTask
@@ -42,6 +43,8 @@ class TaskPool(Law):
         if not isinstance(self.task, LinearTask):
             raise InputError(f"task is {type(self.task).__name__}, but a pool holds the weights of a linear task.")
         check_at_least(1, n_tasks=self.n_tasks)
+        check_between(0, MOST_SEED, pool_seed=self.pool_seed)
+        check_memory(f"a pool whose n_tasks is {self.n_tasks:,}", self.n_tasks * self.task.n_dims)
         object.__setattr__(self, "n_dims", self.task.n_dims)
 
     @cached_property

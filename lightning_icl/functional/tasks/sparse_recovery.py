@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, check_choice
+from lightning_icl.functional.errors import MOST_SEED, InputError, check_between, check_choice
 from lightning_icl.functional.tasks.law import Constant, Inputs, Law
 from lightning_icl.functional.tasks.linear import SparseLinearRegression
 
@@ -35,6 +35,7 @@ class SparseRecovery(SparseLinearRegression):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("design", self.design, get_args(Design))
+        check_between(0, MOST_SEED, design_seed=self.design_seed)
         if self.design == "fixed" and self.rotation == "per_prompt":
             raise InputError("rotation is 'per_prompt', but a fixed design has the same rows in every prompt.")
 

@@ -1,6 +1,5 @@
 """Variances of the features along their principal axes."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_icl.functional.errors import InputError, check_at_least, check_positive
+from lightning_icl.functional.errors import InputError, check_at_least, check_finite, check_positive
 
 
 class Spectrum(ABC):
@@ -72,8 +71,7 @@ class PowerLaw(Spectrum):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.exponent):
-            raise InputError(f"exponent is {self.exponent}, but it must be a finite number.")
+        check_finite(exponent=self.exponent)
 
     def variances(self, n_dims: int) -> Float[Tensor, " dims"]:
         return torch.arange(1, n_dims + 1, dtype=torch.float64) ** -self.exponent

@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from lightning_icl.functional.errors import InputError, check_choice, check_not_negative
+from lightning_icl.functional.errors import (
+    InputError,
+    check_between,
+    check_choice,
+    check_finite,
+    check_not_negative,
+    check_positive,
+)
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks.features import (
     FeatureLaw,
@@ -21,6 +28,8 @@ from lightning_icl.functional.tasks.features import (
 )
 from lightning_icl.functional.tasks.law import Constant, Inputs, Labels, Law, Weights
 from lightning_icl.functional.tasks.spectrum import Spectrum
+
+MOST_DIMS = 2**14  # whose covariance is 2 GB
 
 
 @dataclass(frozen=True)
@@ -55,8 +64,8 @@ class Task(Law):
     rotation: Rotation = "none"
 
     def __post_init__(self) -> None:
-        if self.n_dims < 1:
-            raise InputError(f"n_dims is {self.n_dims}, but a task needs at least 1 dimension.")
+        check_between(1, MOST_DIMS, n_dims=self.n_dims)
+        check_finite(correlation=self.correlation)
         if not -1 < self.correlation < 1:
             raise InputError(f"correlation is {self.correlation}, but it must lie strictly between -1 and 1.")
         if isinstance(self.noise_std, Sequence):
@@ -69,7 +78,8 @@ class Task(Law):
         check_choice("features", self.features, get_args(FeatureLaw))
         check_choice("rotation", self.rotation, get_args(Rotation))
         for name, df in (("noise_df", self.noise_df), ("feature_df", self.feature_df)):
-            if not 2 < df < float("inf"):
+            check_positive(**{name: df})
+            if df <= 2:
                 raise InputError(f"{name} is {df}, but it must be a finite number above 2, else there is no variance.")
         if self.spectrum is not None:
             self.spectrum.variances(self.n_dims)  # refuses what does not fit
