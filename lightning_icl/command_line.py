@@ -201,8 +201,8 @@ class ICLCommandLine(LightningCLI):
         config = self.config[subcommand]
         runs = place(logger_configs(config.trainer), config.trainer)[0]
         check_run(self.trainer, self.model, self.datamodule, subcommand)
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._check_folder(runs)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._check_folder(runs)  # which the other processes may find made already
         if config.dry_run:
             if self.trainer.is_global_zero:
                 print(self._in_words(subcommand, runs))
