@@ -1,30 +1,45 @@
 """lightning-icl study: many trials, one table, figures, verdicts and a report."""
 
 import json
+import math
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from lightning_icl.callbacks.analysis import check_at_least
 from lightning_icl.commands.run import check_fit
 from lightning_icl.functional.errors import InputError
+from lightning_icl.record.configs import config_values
+from lightning_icl.record.rows import Row
 from lightning_icl.shipped_configs import SHIPPED, config_file
 from lightning_icl.studies.claims import Claim, judge
 from lightning_icl.studies.figures import StudyFigure, write_figures
-from lightning_icl.studies.gather import damage, joined, read_table, read_trial, table_of, write_table
+from lightning_icl.studies.gather import Trial, damage, joined, read_table, read_trial, table_of, write_table
 from lightning_icl.studies.names import error_text
-from lightning_icl.studies.plan import Cluster, Job, Plan, Scale, flag_value, keeping_configs, plan
+from lightning_icl.studies.plan import (
+    Cluster,
+    Job,
+    Plan,
+    Resources,
+    Scale,
+    flag_value,
+    idle_gpus,
+    keeping_configs,
+    p_probing_resources,
+    plan,
+)
 from lightning_icl.studies.report import StudyPage, write_report
 from lightning_icl.studies.slurm import slurm_scripts
+from lightning_icl.studies.table import MISSING, config_columns
 from lightning_icl.studies.worker import USAGE_ERROR, failure, known, tell
 
 VERSIONS = ("torch", "lightning", "ray")
@@ -75,7 +90,9 @@ def study(
     if dry_run:
         _list(planned, size)
         return
-    refused = {} if figures_only else _refused(planned.trials) | _of_older_versions(planned.trials)
+    refused = {}
+    if not figures_only:
+        refused = _refused(planned.trials, size.get("resources", {})) | _of_older_versions(planned.trials)
     planned = plan(keeping_configs(size, folder), folder)
     if not figures_only:
         _tell_refused(refused, folder / "logs")
@@ -135,7 +152,7 @@ def _list(planned: Plan, size: Scale) -> None:
 
 def _write_slurm(name: str, planned: Plan, size: Scale, folder: Path) -> None:
     (folder / "logs").mkdir(parents=True, exist_ok=True)  # SLURM does not start a job whose log has no folder
-    scripts = slurm_scripts(name, planned, size.get("resources", {}), folder)
+    scripts = slurm_scripts(name, planned, size, folder)
     for file, script in scripts.items():
         (folder / file).write_text(script)
     if not scripts:
@@ -148,7 +165,7 @@ def _write_slurm(name: str, planned: Plan, size: Scale, folder: Path) -> None:
     print("and when they are done, this command with --figures_only instead of --format slurm.")
 
 
-def _refused(trials: Sequence[Job]) -> dict[str, str]:
+def _refused(trials: Sequence[Job], resources: Resources) -> dict[str, str]:
     """The trials whose options cannot work, with the sentence; a study none of whose trials can work does not start.
 
     Raises InputError also for two trials that come to the same, since seeds are the replications.
@@ -161,7 +178,7 @@ def _refused(trials: Sequence[Job]) -> dict[str, str]:
             continue
         try:
             options = check_fit(_resolved(job.command[1:]))
-            found[varied] = None
+            found[varied] = idle_gpus(resources, options["trainer"])
         except Exception as error:  # a user's class may raise anything
             found[varied] = error_text(error)
             continue
@@ -192,7 +209,7 @@ def _run(planned: Plan, size: Scale, folder: Path, cluster: Cluster) -> None:
     run_jobs(planned.trials, folder, size.get("resources", {}), cluster)
     finished = {str(job.folder / "checkpoints" / "last.ckpt") for job in planned.trials if job.is_finished()}
     ready = [job for job in planned.p_probings if set(json.loads(job.command[2])) <= finished]
-    run_jobs(ready, folder, {"cpu": 1}, cluster, "P-probing")
+    run_jobs(ready, folder, p_probing_resources(size), cluster, "P-probing")
 
 
 def _of_older_versions(trials: Sequence[Job]) -> dict[str, str]:
@@ -237,17 +254,33 @@ def _with_overrides(table: pd.DataFrame, planned: Plan) -> pd.DataFrame:
 def with_missing(table: pd.DataFrame, trials: Sequence[Job]) -> pd.DataFrame:
     """The table with a row, without a number, of each trial that is not in it, so that claims know of its seed.
 
-    Its config is that of a trial which differs in its seed alone; where there is none, there is no row.
+    Its config is that of a trial which differs in its seed alone or, where every seed of it failed, what its command
+    says. A trial whose command says nothing, as its options cannot work, has no row.
     """
-    first = {name: rows.iloc[[0]] for name, rows in table.groupby("trial")}
-    alike = {json.dumps(job.overrides): first[job.name] for job in trials if job.name in first}
-    nothing = dict.fromkeys(("stream", "layer", "head", "n_points", "value", "low", "high", "note"))
-    missing = [
-        alike[same].assign(trial=job.name, seed=job.seed, metric="run/missing", **nothing).astype(table.dtypes)
-        for job in trials
-        if job.name not in first and (same := json.dumps(job.overrides)) in alike
-    ]
-    return pd.concat([table, *missing], ignore_index=True)
+    configs = table.drop_duplicates("trial").set_index("trial")[config_columns(table)].astype(object)
+    known_configs = configs.where(configs.notna(), None).to_dict("index")
+    alike = {json.dumps(job.overrides): known_configs[job.name] for job in trials if job.name in known_configs}
+    missing = []
+    for job in trials:
+        varied = json.dumps(job.overrides)
+        if job.name in known_configs:
+            continue
+        if varied not in alike:
+            alike[varied] = _told_config(job, configs.columns)
+        if alike[varied]:
+            missing.append(Trial(job.name, job.seed, alike[varied], [(0, Row(MISSING, math.nan))]))
+    return joined([table, table_of(missing)]) if missing else table
+
+
+def _told_config(job: Job, columns: Collection[str]) -> dict[str, Any]:
+    """The columns of a trial that never finished: what its command says; nothing where that cannot work."""
+    try:
+        options = config_values(check_fit(_resolved(job.command[1:])))
+    except Exception:  # a user's class may raise anything, and was named with it before
+        return {}
+    overrides = {key: flag_value(value) for key, value in job.overrides.items()}
+    # Without what the parser derives, such as model.n_dims, which a run's config does not have.
+    return {key: options.get(key, overrides.get(key)) for key in {*columns, *overrides}}
 
 
 def _trials(planned: Plan, folder: Path, damaged: Mapping[str, str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,8 @@ class Resources(TypedDict, total=False):
 class PProbingPlan(TypedDict, total=False):
     """Options of ``lightning-icl p_probe``, run once a seed and setting on the models with as many heads in each layer.
 
-    ``where`` holds overrides that the models must have been trained with.
+    ``where`` holds overrides that the models must have been trained with; ``resources`` what each is given, which is
+    what a trial is given unless told.
     """
 
     steps: int
@@ -38,6 +40,7 @@ class PProbingPlan(TypedDict, total=False):
     prompts: int
     accelerator: str
     where: dict[str, Any]
+    resources: Resources
 
 
 class Scale(TypedDict, total=False):
@@ -128,7 +131,7 @@ def _p_probings(scale: Scale, trials: Sequence[Job], folder: Path) -> list[Job]:
     if "p_probing" not in scale:
         return []
     where, common = scale["p_probing"].get("where", {}), scale.get("overrides", {})
-    options = {key: value for key, value in scale["p_probing"].items() if key != "where"}
+    options = {key: value for key, value in scale["p_probing"].items() if key not in ("where", "resources")}
     groups = defaultdict(list)
     for trial in trials:
         heads = trial.overrides.get("model.heads")
@@ -153,6 +156,26 @@ def _p_probings(scale: Scale, trials: Sequence[Job], folder: Path) -> list[Job]:
             f"every layer, trained with where, {where}."
         )
     return jobs
+
+
+def p_probing_resources(scale: Scale) -> Resources:
+    """What each P-probing is given: its own, or what a trial is given, without the GPUs where it uses none."""
+    asked, of_trials = scale.get("p_probing", {}), scale.get("resources", {})
+    if asked.get("accelerator") == "cpu":
+        of_trials = {**of_trials, "gpu": 0}
+    return asked.get("resources", of_trials)
+
+
+def idle_gpus(resources: Resources, trainer: Mapping[str, Any]) -> str | None:
+    """What is wrong where a trial is given several GPUs and its trainer takes another number of them, in a sentence."""
+    given, devices = math.ceil(resources.get("gpu", 0)), trainer["devices"]
+    taken = len(devices) if isinstance(devices, list) else devices
+    if given < 2 or (trainer["accelerator"] != "cpu" and str(taken) in ("auto", "-1", str(given))):
+        return None
+    return (
+        f"resources give a trial {given} GPUs, but its trainer.devices is {devices} and trainer.accelerator "
+        f"{trainer['accelerator']}; let it take them all, by devices {given} or auto, or give it fewer."
+    )
 
 
 def keeping_configs(scale: Scale, folder: Path) -> Scale:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.studies.table import head_list
+from lightning_icl.studies.table import MISSING, head_list
 
 Heads = tuple[int, ...]
 ERRORS_WIDE = 2 * 1.96  # a 95 % interval over many prompts, in standard errors
@@ -38,12 +38,16 @@ def by_seed(
     """A metric in one place, by seed: NaN for one of the table's seeds that has no number; empty where none has any.
 
     Of one model if told, on the first stream; without a layer or a number of examples, what is about none. What is not
-    finite, as of a run that diverged, is no number. ``column`` "error" gives the standard errors over prompts instead.
+    finite, as of a run that diverged, is no number. A model that failed in every seed has NaN of what others have.
+    ``column`` "error" gives the standard errors over prompts instead.
     """
     found = table[table["metric"] == metric]
     for key, wanted in {"layer": layer, "n_points": n_points, "stream": None}.items():
         found = found[found[key].isna() if wanted is None else found[key].eq(wanted).fillna(False)]
+    failed = False
     if heads is not None:
+        of_model = table["metric"][table["model.heads"].eq(json.dumps(heads)).fillna(False)]
+        failed = len(found) > 0 and set(of_model) == {MISSING}
         found = found[found["model.heads"].eq(json.dumps(heads)).fillna(False)]
     if len(again := found[found.duplicated("seed", keep=False)]):
         seed = again["seed"].iloc[0]
@@ -55,4 +59,4 @@ def by_seed(
     found = found.set_index("seed")
     errors = (found["high"] - found["low"]) / ERRORS_WIDE
     numbers = errors if column == "error" else found["value"].where(np.isfinite(found["value"]))
-    return numbers.reindex(sorted(table["seed"].dropna().unique())) if len(found) else numbers
+    return numbers.reindex(sorted(table["seed"].dropna().unique())) if len(found) or failed else numbers

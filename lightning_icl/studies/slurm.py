@@ -5,19 +5,20 @@ import shlex
 from pathlib import Path
 
 from lightning_icl.record import journal
-from lightning_icl.studies.plan import Job, Plan, Resources
+from lightning_icl.studies.plan import Job, Plan, Scale, p_probing_resources
 
 FINISHED = '^{"event": "finished"'  # a line of a record
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
+#SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task={cpus}
 {gpus}#SBATCH --requeue
 #SBATCH --output="{logs}/slurm-%A-%a.txt"
 
-# A job that is requeued goes on from its last checkpoint.
+# A job that is requeued goes on from its last checkpoint. One with several GPUs starts a process for each by itself.
 cd "$SLURM_SUBMIT_DIR" || exit 1
 export OMP_NUM_THREADS={cpus}
 commands=(
@@ -27,18 +28,21 @@ eval "${{commands[$SLURM_ARRAY_TASK_ID]}}"
 """
 
 
-def slurm_scripts(name: str, planned: Plan, resources: Resources, folder: Path) -> dict[str, str]:
+def slurm_scripts(name: str, planned: Plan, size: Scale, folder: Path) -> dict[str, str]:
     """Job-array scripts by file name: of the trials and of the P-probings that follow them, those not finished.
 
     SLURM knows no fractions of a GPU, so each trial is given a whole one.
     """
-    gpus = math.ceil(resources.get("gpu", 0))
-    cpus, asked = max(1, math.ceil(resources.get("cpu", 1))), f"#SBATCH --gpus={gpus}\n" if gpus else ""
     logs, scripts = folder / "logs", {}
-    for kind, title, jobs, share in (
-        ("trials", name, planned.trials, {"cpus": cpus, "gpus": asked}),
-        ("p_probing", f"{name}-p_probing", planned.p_probings, {"cpus": 1, "gpus": ""}),
+    for kind, title, jobs, resources in (
+        ("trials", name, planned.trials, size.get("resources", {})),
+        ("p_probing", f"{name}-p_probing", planned.p_probings, p_probing_resources(size)),
     ):
+        gpus = math.ceil(resources.get("gpu", 0))
+        share = {
+            "cpus": max(1, math.ceil(resources.get("cpu", 1))),
+            "gpus": f"#SBATCH --gpus={gpus}\n" if gpus else "",
+        }
         if lines := [f"  {shlex.quote(_line(job, logs))}" for job in jobs if not job.is_finished()]:
             told = {"name": title, "last": len(lines) - 1, "logs": logs, "commands": "\n".join(lines)}
             scripts[f"slurm_{kind}.sh"] = SCRIPT.format(**told, **share)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+MISSING = "run/missing"  # the one row, without a number, of a trial that has not finished
 KEYS = ("trial", "seed", "step", "metric", "stream", "layer", "head", "n_points", "value", "low", "high", "note")
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
+import sys
 from contextlib import nullcontext
 from importlib.metadata import version
 
@@ -116,6 +118,55 @@ def test_slurm_scripts_run_the_commands_that_a_dry_run_lists(study, tmp_path):
         name = command[command.index("--run_folder" if command[0] == "fit" else "--output") + 1].rpartition("/")[2]
         ran.append((tmp_path / "studies" / "small-quick" / "logs" / f"{name}.txt").read_text().splitlines())
     assert ran == listed
+
+
+def test_slurm_gives_a_trial_its_gpus_on_one_machine_and_a_p_probing_as_many(study, tmp_path):
+    scale = SCALE | {"resources": {"cpu": 3, "gpu": 2}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": scale}}))
+    study("--format", "slurm")
+    for script in (tmp_path / "studies" / "small-quick").glob("slurm_*.sh"):
+        asked = [line.split()[1] for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+        assert {"--nodes=1", "--ntasks=1", "--gpus=2", "--cpus-per-task=3"} <= set(asked)
+
+
+def test_gpus_that_no_trial_would_use_are_refused(study, tmp_path):
+    scale = SCALE | {"resources": {"gpu": 2}, "overrides": {"trainer.devices": 1}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": scale}}))
+    said = study("--format", "slurm", status=2).err
+    assert said.startswith("lightning-icl: resources give a trial 2 GPUs, but its trainer.devices is 1 and")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.yaml", "small.yaml"]
+
+
+RANKS = """
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Ranks(Callback):
+    def setup(self, trainer, *_, **__):
+        Path(f"rank_{trainer.global_rank}_of_{trainer.world_size}").touch()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_of_the_array_trains_on_all_its_devices(study, tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    overrides = {"trainer.callbacks": ["ranks.Ranks"], "trainer.devices": 2, "trainer.accelerator": "cpu"}
+    overrides |= {"trainer.max_steps": 2, "trainer.strategy": "ddp"}
+    scale = SCALE_ALONE | {"overrides": overrides, "seeds": [1]}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": scale}}))
+    study("--format", "slurm")
+    script = tmp_path / "studies" / "small-quick" / "slurm_trials.sh"
+    asked = dict(re.findall(r"#SBATCH --(\w+)=(\d+)$", script.read_text(), flags=re.MULTILINE))
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "lightning-icl"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m lightning_icl "$@"\n')
+    command.chmod(0o755)
+    of_job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": asked["ntasks"], "SLURM_NNODES": asked["nodes"], "SLURM_PROCID": "0"}
+    of_job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_ARRAY_TASK_ID": "0"}
+    of_job |= {"SLURM_SUBMIT_DIR": str(tmp_path), "PATH": f"{command.parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", script], env=os.environ | of_job, check=True, cwd="/", timeout=400)
+    assert sorted(path.name for path in tmp_path.glob("rank_*")) == ["rank_0_of_2", "rank_1_of_2"]
 
 
 def test_table_verdict_figure_and_report_of_the_trials_that_are_there(study, finished, tmp_path):

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.shipped_configs import config_file, shipped_names
-from lightning_icl.studies.plan import flag_value, keeping_configs, plan, variations
+from lightning_icl.studies.plan import flag_value, idle_gpus, keeping_configs, p_probing_resources, plan, variations
 
 
 @pytest.fixture
@@ -88,6 +88,39 @@ def test_p_probing_takes_the_uniform_models_of_each_seed_and_setting(base, tmp_p
         assert {m.overrides["data.task.noise_std"] for m in models} == {0.4}
         assert json.loads(job.command[4]) == ["1", "2"]
         assert "--steps=5" in job.command
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ({}, {"cpu": 2, "gpu": 0.25}),
+        ({"resources": {"cpu": 1}}, {"cpu": 1}),
+        ({"accelerator": "cpu"}, {"cpu": 2, "gpu": 0}),
+        ({"accelerator": "gpu"}, {"cpu": 2, "gpu": 0.25}),
+    ],
+)
+def test_a_p_probing_is_given_what_a_trial_is_unless_told(base, tmp_path, asked, given):
+    grid = {"model.heads": [[1], [2]]}
+    scale = base | {"grids": [grid], "resources": {"cpu": 2, "gpu": 0.25}, "p_probing": {"steps": 5, **asked}}
+    assert p_probing_resources(scale) == given
+    (command, _) = (job.command for job in plan(scale, tmp_path).p_probings)
+    assert not any("resources" in part for part in command)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "accelerator", "devices", "idle"),
+    [
+        *[(2, "auto", devices, False) for devices in ("auto", -1, 2, "2", [0, 1])],
+        *[(2, "auto", devices, True) for devices in (1, "1", [0], 4)],
+        (2, "cpu", "auto", True),
+        (1, "auto", 1, False),
+        (0.25, "auto", 1, False),
+        (0, "cpu", 2, False),
+    ],
+)
+def test_gpus_that_a_trial_would_not_use_are_told(gpu, accelerator, devices, idle):
+    said = idle_gpus({"cpu": 1, "gpu": gpu}, {"accelerator": accelerator, "devices": devices})
+    assert (said is not None) == idle
 
 
 def test_where_also_means_what_all_trials_share(base, tmp_path):
