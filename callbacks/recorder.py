@@ -2,34 +2,37 @@
 
 import signal
 import sys
-import threading
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module
 from lightning_icl.callbacks.monitors import check_monitors
 from lightning_icl.data import PromptDataModule
+from lightning_icl.endings import listen, stop
 from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
 from lightning_icl.record import page
 from lightning_icl.record.folder import AGREED, run_folder
 from lightning_icl.record.writing import ended_by, go_on, note, trained_steps
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-BATCHES_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
+STEPS_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
 
 
 class Recorder(Callback):
     """Writes how a run began, went on and ended to its record, and prints what every analysis found.
 
     A fit that came to its end, by max_steps, max_time, EarlyStopping or max_epochs, is "finished"; one that a signal or
-    an error ended is "stopped". On the first SIGTERM or Ctrl-C a fit ends at its next step (of several processes:
-    within ten) with all that is due at the end; the second stops it at once.
+    an error ended is "stopped". On the first SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C a fit ends at its next step
+    (of several processes: within ten): it saves its last checkpoint, then does all that is due at the end; the second
+    stops it at once.
 
     TensorBoard gets, besides the analyses' scalars and figures: TEXT, what the run is and its closing table; HPARAMS,
     the options that matter with the last risk and its ratio to ridge, lasso and Bayes; CUSTOM SCALARS, the model
@@ -41,9 +44,9 @@ class Recorder(Callback):
 
     def __init__(self, scalars: Literal["main", "all"] = "main") -> None:
         self.scalars = scalars
-        self.signalled: str | None = None
+        self.signalled = 0  # the number of the signal that ends the fit
         self._laid_out = False
-        self._handlers: dict[int, Any] = {}
+        self._saved_at = -1
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         """Refuse to monitor what nothing logs."""
@@ -52,7 +55,7 @@ class Recorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.check_run(trainer, icl_module(pl_module), datamodule(trainer), stage)
-        self._laid_out, self.signalled = False, None
+        self._laid_out, self.signalled, self._saved_at = False, 0, -1
         run_folder(trainer)  # a collective: every rank asks
         ours = version("lightning-icl")
         note(trainer, {"event": "started", "lightning_icl": ours, "command": stage, "argv": sys.argv[1:]})
@@ -64,33 +67,57 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         about = page.about(datamodule(trainer), icl_module(pl_module), trainer.max_steps)
         log_text(trainer, "about", about, trainer.global_step)
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
-            for number in SIGNALS:
-                signal.signal(number, lambda *args: self._stop_soon(trainer, *args))
+        listen(lambda *args: self._stop_soon(trainer, *args))
 
     def _stop_soon(self, trainer: Trainer, number: int, _: FrameType | None) -> None:
-        self.signalled = signal.Signals(number).name
-        trainer.should_stop = trainer.should_stop or trainer.world_size == 1
-        rank_zero_info(f"{self.signalled}: the run stops soon, with what is due at its end; once more: at once.")
-        self._restore_signals()
+        self.signalled = number
+        # In a validation, so that it is the last; else at the end of the step, which may be of several batches.
+        trainer.should_stop = trainer.should_stop or (trainer.world_size == 1 and bool(trainer.validating))
+        rank_zero_info(f"{signal.Signals(number).name}: the run saves a checkpoint and stops; once more: at once.")
+        listen(stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Have all processes stop at one step, whichever of them was told."""
-        asked = trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN == 0
-        if asked and trainer.strategy.reduce_boolean_decision(self.signalled is not None, all=False):
-            trainer.should_stop, self.signalled = True, self.signalled or "SIGTERM"  # rank 0 says how it ended
+        """Have all processes stop after one step, whichever of them was told."""
+        if trainer.fit_loop._should_accumulate():
+            return
+        if trainer.world_size > 1 and trainer.global_step % STEPS_BETWEEN == 0:
+            told = torch.tensor(self.signalled, device=pl_module.device)
+            self.signalled = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if self.signalled and (trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN == 0):
+            trainer.should_stop = True
+            self._save(trainer)
 
-    def _restore_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+    def _save(self, trainer: Trainer) -> None:
+        """The last checkpoint, before what is due at the end, which may take longer than a signal leaves."""
+        if self._saved_at == trainer.global_step:
+            return
+        self._saved_at = trainer.global_step
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath and callback.save_last:
+                name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
+                trainer.save_checkpoint(Path(callback.dirpath) / name, callback.save_weights_only)
+
+    # Lightning's own handlers, which wait for all processes, are there since the hook before.
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        listen(stop)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            listen(stop)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        listen(stop)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        listen(stop)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        if self.signalled and trainer.world_size == 1 and trainer.state.fn == "fit":
+            self._save(trainer)
         if not self._laid_out and (known := measured(trainer)) is not None:
             log_layout(trainer, page.layout(known))
             self._laid_out = True
@@ -101,9 +128,6 @@ class Recorder(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, icl_module(pl_module))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_signals()  # before Lightning puts back what was there before it
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = icl_module(pl_module)
         if not analyses(trainer) or not trainer.enable_validation or module.validated_at == trainer.global_step:
@@ -112,13 +136,16 @@ class Recorder(Callback):
     def finish(self, trainer: Trainer, module: ICLModule) -> None:
         """Say how a fit ended, and what it found."""
         by = ended_by(trainer)
-        signalled = self.signalled if by != "max_steps" else None
-        event = "stopped" if signalled else "finished"
-        note(trainer, {"event": event, "steps": trainer.global_step, "by": signalled or by})
+        if by == "max_steps":
+            self.signalled = 0  # the run has come to its end all the same
+        event = "stopped" if self.signalled else "finished"
+        by = signal.Signals(self.signalled).name if self.signalled else by
+        note(trainer, {"event": event, "steps": trainer.global_step, "by": by})
         self._close(trainer, module)
+        if not self.signalled:
+            rank_zero_info(f"The run has come to its end at step {trainer.global_step:,}, by {by}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore_signals()
         said = " ".join(f"{type(exception).__name__}: {exception}".split()).removesuffix(": ").removesuffix(":")
         if trainer in AGREED:  # else nothing of the run is there yet, and another rank may be elsewhere
             note(trainer, {"event": "stopped", "steps": trainer.global_step, "by": said})

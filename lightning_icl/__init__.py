@@ -1,6 +1,8 @@
 """Find out how transformers learn in context: stream tasks, train, score heads, prune, probe."""
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from lightning_icl.functional.errors import InputError
@@ -29,6 +31,11 @@ from lightning_icl.functional.tasks import (
 )
 from lightning_icl.streams import ValidationStream
 from lightning_icl.transformer import Transformer, TransformerOutput
+
+# A notebook's MPLBACKEND, handed on to a process without its packages, would end matplotlib's import, and so ours.
+_BACKEND = os.environ.get("MPLBACKEND", "")
+if _BACKEND.startswith("module://") and find_spec(_BACKEND[9:].partition(".")[0]) is None:
+    del os.environ["MPLBACKEND"]
 
 if TYPE_CHECKING:
     from lightning_icl.data import PromptDataModule

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import signature
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.config_errors import sentence
+from lightning_icl.endings import Stopped, listening
 from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import one_launcher
 from lightning_icl.shipped_configs import config_file
@@ -73,9 +75,9 @@ def command_options(name: str, command: Callable[..., None], args: list[str]) ->
     return {name: options[name] for name in arguments}
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, *notes: str) -> NoReturn:
     """Say what is wrong in one sentence and stop, with the exit status of a usage error."""
-    print(f"lightning-icl: {message}", file=sys.stderr)
+    print(f"lightning-icl: {message}", *notes, sep="\n", file=sys.stderr)
     sys.exit(2)
 
 
@@ -103,6 +105,9 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # Which launcher.py says where it matters, and Lightning also where srun is used.
     warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no character of a table is worth a finished run
     given = with_shipped_configs(sys.argv[1:] if args is None else args)
     if args is None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
@@ -110,12 +115,16 @@ def main(args: list[str] | None = None) -> None:
         if given and given[0] in COMMANDS:
             run_command(given[0], given[1:])
         else:
-            with one_launcher():
+            with one_launcher(), listening():
                 LightningICL(None if args is None else given)
     except UnicodeDecodeError:
         fail("a file given as --config is not text; give the YAML file there, a checkpoint as --ckpt_path.")
     except (InputError, MisconfigurationException) as error:
-        fail(" ".join(str(error).split()))
+        fail(" ".join(str(error).split()), *getattr(error, "__notes__", ()))
+    except Stopped as stopped:
+        said = f"lightning-icl: {stopped.name} has stopped it."
+        print(said, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)
+        raise
 
 
 def lightning_main() -> None:

@@ -27,6 +27,7 @@ from lightning_icl.checkpoint import check_checkpoint
 from lightning_icl.checks import check_run, check_writable
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
+from lightning_icl.endings import stop, way_on
 from lightning_icl.functional.errors import MOST_SEED, InputError, check_between
 from lightning_icl.functional.tasks import Law
 from lightning_icl.launcher import disagreement
@@ -211,8 +212,8 @@ class ICLCommandLine(LightningCLI):
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._settle(config)
             super()._run_subcommand(subcommand)
-        except (InputError, MisconfigurationException):
-            self._clear_away()
+        except BaseException as error:
+            self._end_early(error)
             raise
 
     def after_fit(self) -> None:
@@ -224,7 +225,18 @@ class ICLCommandLine(LightningCLI):
             trainer.validate(module, self.datamodule, verbose=False)
             module.closing = False
         for recorder in (c for c in trainer.callbacks if isinstance(c, Recorder) and c.signalled):  # type: ignore[attr-defined]
-            sys.exit(128 + signal.Signals[str(recorder.signalled)])  # as a shell says of a process so ended
+            if trainer.is_global_zero:  # another's exit status would have the launcher kill rank 0 in its last lines
+                stop(recorder.signalled)
+
+    def _end_early(self, error: BaseException) -> None:
+        """Leave no process behind, nor anything of a run that was refused; and say how to go on with another."""
+        if (launcher := self.trainer.strategy.launcher) is not None:
+            launcher.kill(signal.SIGKILL)  # SIGTERM does not reach a process that waits for the others
+        if isinstance(error, InputError | MisconfigurationException):
+            self._clear_away()
+        if self.subcommand == "fit" and self.folder is not None and (self.folder / CONFIG).exists():
+            found = sorted(self.folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+            error.add_note(way_on(self.trainer.global_step, self.folder, found[-1] if found else None))
 
     def _settle(self, config: Namespace) -> None:
         """Give the run its folder, with the config in it, and have all that is written lie there."""

@@ -1,0 +1,54 @@
+"""How a run ends early: which signal, with which exit status, and how to go on."""
+
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], None]
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"))
+
+
+class Stopped(SystemExit):
+    """A signal has ended the process; its exit status is 128 + the signal's number, as a shell's would be."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+def stop(number: int, _: FrameType | None = None) -> None:
+    """End the process at once, and all that is cleared up on the way out with it."""
+    raise Stopped(number)
+
+
+def listen(handler: Handler) -> None:
+    """Have this told of the signals that end a run, but for those ignored, as nohup does SIGHUP."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within this, a signal ends the process by Stopped, unless ``listen`` says otherwise; after it, as before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    listen(stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(number, handler)
+
+
+def way_on(step: int, folder: Path, checkpoint: Path | None) -> str:
+    """The last line of a fit that did not come to its end: what there is, and the command that goes on with it."""
+    kept = f"It was at step {step}; " + (f"the last checkpoint is {checkpoint}" if checkpoint else "no checkpoint yet")
+    parts = ["--config", folder / "config.yaml", "--run_folder", folder, "--ckpt_path", "last"]
+    return f"{kept}; go on with: lightning-icl fit {shlex.join(map(str, parts))}"
