@@ -169,6 +169,8 @@ class PromptDataModule(LightningDataModule):
     def _check_fit(self, trainer: Trainer) -> None:
         accumulate = trainer.accumulate_grad_batches
         check_at_least(1, **{"trainer.accumulate_grad_batches": accumulate})
+        if (epochs := trainer.check_val_every_n_epoch) is not None:
+            check_at_least(1, **{"trainer.check_val_every_n_epoch": epochs})
         if trainer.max_steps == 0:
             raise InputError("trainer.max_steps is 0, but a fit needs at least 1; or -1 with a max_time.")
         parts = trainer.world_size * accumulate

@@ -413,7 +413,7 @@ def test_what_cannot_be_shared_out_is_refused_before_training(trainer, words):
     data = small_data()
     fine = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 6, "callbacks": [], "val_check_interval": 1.0}
     fine |= {"limit_train_batches": 1.0, "precision": "32-true"}
-    fine |= {"strategy": SimpleNamespace(root_device=torch.device("cpu"))}
+    fine |= {"strategy": SimpleNamespace(root_device=torch.device("cpu")), "lightning_module": small_module()}
     data.trainer = Mock(spec=Trainer, **(fine | trainer))
     with pytest.raises(InputError) as error:
         data.setup("fit")
