@@ -6,12 +6,17 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from lightning_icl.data import PromptDataModule
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import InputError, check_not_negative
 from lightning_icl.module import ICLModule
 
 
 def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
     """Raise InputError for what ``setup`` would refuse: each part's word on the others, in Lightning's order."""
+    for name in ("max_steps", "max_epochs", "limit_train_batches") if stage == "fit" else ():
+        if getattr(trainer, name) == 0:
+            raise InputError(f"trainer.{name} is 0, but a fit without a step trains nothing; to measure use validate.")
+    if trainer.gradient_clip_val is not None:
+        check_not_negative(**{"trainer.gradient_clip_val": trainer.gradient_clip_val})
     data.check_run(trainer, module, stage)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if check := getattr(callback, "check_run", None):

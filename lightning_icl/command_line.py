@@ -191,7 +191,10 @@ class ICLCommandLine(LightningCLI):
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
         kwargs["callbacks"] = callbacks
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # Lightning's word for a device that cannot be counted, for one
+            raise InputError(f"trainer: {error}") from error
         if wrong := disagreement(trainer.num_devices, trainer.num_nodes, os.environ):
             raise InputError(wrong)
         # Where RANK is an old one, Lightning has taken it at its import, and would log nothing.

@@ -171,8 +171,6 @@ class PromptDataModule(LightningDataModule):
         check_at_least(1, **{"trainer.accumulate_grad_batches": accumulate})
         if (epochs := trainer.check_val_every_n_epoch) is not None:
             check_at_least(1, **{"trainer.check_val_every_n_epoch": epochs})
-        if trainer.max_steps == 0:
-            raise InputError("trainer.max_steps is 0, but a fit needs at least 1; or -1 with a max_time.")
         parts = trainer.world_size * accumulate
         if self.batch_size % parts:
             raise InputError(
