@@ -20,7 +20,7 @@ from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.config_errors import sentence
 from lightning_icl.endings import Stopped, listening
 from lightning_icl.functional.errors import InputError
-from lightning_icl.launcher import one_launcher
+from lightning_icl.launcher import is_first, one_launcher
 from lightning_icl.shipped_configs import config_file
 
 # Our subcommands besides Lightning's, and what they do. Each is the function of its name in the module of its name in
@@ -113,6 +113,9 @@ def main(args: list[str] | None = None) -> None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
     try:
         if given and given[0] in COMMANDS:
+            if not is_first(os.environ):
+                print(f"{given[0]} takes one process; the first that was started does it.", file=sys.stderr)
+                return
             run_command(given[0], given[1:])
         else:
             with one_launcher(), listening():

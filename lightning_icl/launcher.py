@@ -55,6 +55,13 @@ def srun_tasks(environment: Mapping[str, str]) -> int:
     return 1 if shell else _number(environment.get("SLURM_STEP_NUM_TASKS"))
 
 
+def is_first(environment: Mapping[str, str]) -> bool:
+    """Whether this process does what takes one process only: it is the first of those that a launcher started."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return environment.get("RANK") == "0"
+    return srun_tasks(environment) == 1 or environment.get("SLURM_PROCID") == "0"
+
+
 def as_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun would have told this process, which srun has started."""
     from lightning.pytorch.plugins.environments import SLURMEnvironment  # not where a study's worker loads this file

@@ -12,7 +12,7 @@ import torch
 from conftest import run_command
 
 from lightning_icl.cli import main
-from lightning_icl.launcher import as_torchrun, disagreement, one_launcher, srun_tasks, without_launcher
+from lightning_icl.launcher import as_torchrun, disagreement, is_first, one_launcher, srun_tasks, without_launcher
 
 CONFIG = """
 cpu_threads: 1
@@ -108,6 +108,17 @@ def test_another_number_of_processes_is_refused_before_anything_is_written(
 )
 def test_srun_has_started_as_many_processes_as_the_step_has_tasks(changed, tasks):
     assert srun_tasks(SCRIPT | changed) == tasks
+
+
+@pytest.mark.parametrize("of_launcher", [SCRIPT | TASK, TORCHRUN | {"TORCHELASTIC_RUN_ID": "x"}])
+def test_a_command_of_one_process_is_done_by_the_first(folder, monkeypatch, capsys, of_launcher):
+    assert is_first(of_launcher)
+    for name, value in (of_launcher | {"SLURM_PROCID": "2", "RANK": "2"}).items():
+        monkeypatch.setenv(name, value)
+    main(["calibrate"])
+    assert capsys.readouterr().err == "calibrate takes one process; the first that was started does it.\n"
+    assert is_first(SCRIPT)
+    assert is_first(TORCHRUN | {"RANK": "2"})  # which no launcher has set
 
 
 def test_a_task_of_srun_finds_what_torchrun_would_have_told_it(monkeypatch):

@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any, no_type_check
 import ray
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.studies import worker
 from lightning_icl.studies.plan import Cluster, Job, Resources
 from lightning_icl.studies.report import duration
+from lightning_icl.studies.worker import PACKAGE
 
 # Ray phones home, and Tune writes logs of its own and tells of each failure in pages, unless told not to.
 QUIET = {
@@ -42,6 +45,8 @@ def run_jobs(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: C
     share = {"cpu": resources.get("cpu", 1), "gpu": resources.get("gpu", 0)}
     _start(cluster.address)
     _check_resources(share)
+    if cluster.address is not None:
+        _check_machines(logs)
     options = {
         job.name: {
             "kind": job.kind,
@@ -93,7 +98,10 @@ def _start(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"address is {address}, but there is no Ray cluster to be reached: {error}") from error
+        raise InputError(
+            f"address is {address}, but there is no Ray cluster to be reached: {error}; one that asks for a "
+            "token needs RAY_AUTH_MODE=token."
+        ) from error
 
 
 def _check_resources(share: Mapping[str, float | int]) -> None:
@@ -106,6 +114,29 @@ def _check_resources(share: Mapping[str, float | int]) -> None:
                 f"a trial is given {asked:g} {name} (resources), but no machine here has more than {most:g}; name a "
                 "cluster that has: --address."
             )
+
+
+def _check_machines(logs: Path) -> None:
+    """Refuse a cluster with a machine that lacks what jobs find by their paths, which are those of this machine."""
+    # Of the study's own logs a file that was not there before: a folder of the same name is not yet the same folder.
+    with tempfile.NamedTemporaryFile(dir=logs, prefix="seen_by_all_") as seen:
+        needed = [seen.name, os.getcwd(), worker.__file__]
+
+        @no_type_check  # sent by value, as in run_jobs
+        def lacking() -> list[str]:
+            return [path for path in needed if not os.path.exists(path)]
+
+        ask: Any = ray.remote(lacking)
+        machines = [node for node in ray.nodes() if node["Alive"]]
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in machines]
+        asked = [ask.options(num_cpus=0, scheduling_strategy=where).remote() for where in there]
+        for machine, lacks in zip(machines, ray.get(asked), strict=True):
+            if lacks:
+                raise InputError(
+                    f"{machine['NodeManagerHostname']} ({machine['NodeManagerAddress']}) of the Ray cluster does not "
+                    f"have {lacks[0]}; its machines must share the study's folder, the folder that the study is "
+                    f"started in ({os.getcwd()}) and the code ({PACKAGE}), each at one path, as on a network drive."
+                )
 
 
 class Progress(TrialProgressCallback):  # in the place of Tune's own
