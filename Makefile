@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart study calibration test test-slow lint tensorboard .venv
+.PHONY: help quickstart study calibration test test-slow test-oldest lint tensorboard .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,13 +23,16 @@ tensorboard: .venv/installed ## show lightning_logs/ in the browser
 
 # One thread a process: the test processes, and the ranks some of them start, share the cores. A file is one process'
 # work, so that what its tests share is made once; by their names, since few but long tests would come last by number.
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow test-oldest: export OMP_NUM_THREADS = 1
 
 test: .venv/installed ## the tests, without the slow ones
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed ## the slow tests
 	$(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+
+test-oldest: .venv-oldest/installed ## the tests with the oldest versions that pyproject.toml allows, in an environment of 7 GB
+	.venv-oldest/bin/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff check
@@ -44,4 +47,9 @@ lint: .venv/installed ## ruff and mypy
 		&& $(PYTHON) -m venv .venv; }
 	@echo "Installing what is missing in .venv; the first time that takes minutes, most of them for torch."
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,study]'
+	@touch $@
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install -qq --disable-pip-version-check -c constraints-oldest.txt -e '.[dev,study]'
 	@touch $@

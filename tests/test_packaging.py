@@ -4,6 +4,7 @@ import stat
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 from email import message_from_bytes
 from pathlib import Path
@@ -12,6 +13,8 @@ from zipfile import ZipFile
 import pytest
 import yaml
 from conftest import ROOT, run_command
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROUTES = ["checkout", "sdist"]
 
@@ -99,3 +102,25 @@ def test_an_installed_wheel_validates_a_shipped_config_in_an_empty_folder(builds
     script = environment / "bin" / "lightning-icl"
     fewer = ["--trainer.callbacks", "[HeadImportance]"]  # its class comes from the wheel too
     run_command("validate", "--config", "configs/debug.yaml", *fewer, command=(script,), cwd=empty)
+
+
+def pinned(name):
+    """Package -> the version that a file of constraints gives it."""
+    lines = [line.partition("==") for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {package.lower(): Version(version) for package, _, version in lines}
+
+
+def test_every_dependency_is_bounded_by_what_is_tested():
+    """From the version in constraints-oldest.txt to beyond the one in constraints.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    needed = [Requirement(line) for group in groups for line in group]
+    floors = {r.name: Version(only_version(r, ">=")) for r in needed}
+    assert pinned("constraints-oldest.txt") == floors
+    exact = pinned("constraints.txt")
+    assert all(r.specifier.contains(exact[r.name]) and only_version(r, "<") for r in needed)
+
+
+def only_version(requirement, operator):
+    (version,) = [bound.version for bound in requirement.specifier if bound.operator == operator]
+    return version
