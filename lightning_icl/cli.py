@@ -66,7 +66,7 @@ def command_options(name: str, command: Callable[..., None], args: list[str]) ->
     arguments = signature(command).parameters
     if "config" not in arguments:
         parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
-    switches = {f"--{name}" for name, argument in arguments.items() if argument.annotation is bool}
+    switches = {f"--{name}" for name, argument in arguments.items() if argument.default is False}
     args = [f"{arg}=true" if arg in switches else arg for arg in args]
     try:
         options = parser.instantiate_classes(parser.parse_args(args))

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from inspect import signature
@@ -17,13 +16,14 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
 from lightning_icl.callbacks.analysis import analyses
-from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.checkpoint import CheckpointFiles, check_checkpoint, newest, step_of
 from lightning_icl.checks import check_run, check_writable
 from lightning_icl.config_errors import sentence
 from lightning_icl.data import PromptDataModule
@@ -35,6 +35,7 @@ from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, set_run_folder
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
+from lightning_icl.record.writing import ended_by
 from lightning_icl.transformer import Transformer
 
 CONFIG = "config.yaml"  # in a run's folder
@@ -75,6 +76,7 @@ class ICLCommandLine(LightningCLI):
     made: Sequence[Path] = ()  # that one and those it lies in, as far as they were not there before
     again = False  # whether the run may be there already, which is gone on with
     resumed_from: Path | None = None
+    since: tuple[int, bool] | None = None  # the optimizer steps behind the checkpoint, see step_of
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
         named = [name for name in self.subcommands() if name in (sys.argv[1:] if args is None else args)]
@@ -141,11 +143,14 @@ class ICLCommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
             config = self.config[self.subcommand]
+            config.weights_only = config.weights_only is not False  # null leaves it to Lightning, which may run code
             self._find_run(config)
             set_constructed_shape(config.model)
             if config.cpu_threads is not None:
                 torch.set_num_threads(config.cpu_threads)
-            check_checkpoint(config.get("ckpt_path"), config.model.as_dict(), resuming=self.subcommand == "fit")
+            fits, options = self.subcommand == "fit", config.model.as_dict()
+            if checkpoint := check_checkpoint(config.ckpt_path, options, fits, config.weights_only):
+                self.since = step_of(checkpoint)
 
     def _find_run(self, config: Namespace) -> None:
         """Which folder the run was told to lie in, and the checkpoint there if it is to go on from the last."""
@@ -154,15 +159,14 @@ class ICLCommandLine(LightningCLI):
             self.named = Path(named)
         # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
         config.run_folder = None
-        self.again = config.get("ckpt_path") == "last"
-        if self.named is not None and self.again:
-            last = self.named / "checkpoints" / "last.ckpt"
-            self.resumed_from = last if zipfile.is_zipfile(last) else None
-            if self.resumed_from is None and self.subcommand != "fit":
-                raise InputError(f"ckpt_path is last, but there is no whole checkpoint at {last}.")
-            if self.resumed_from is None and last.exists():
-                rank_zero_info(f"{last} was cut off while it was written; starting anew.")
-            config.ckpt_path = self.resumed_from and str(self.resumed_from)
+        self.again = config.ckpt_path == "last"
+        if self.again:
+            folder = config.checkpoint.dirpath or (self.named and self.named / "checkpoints")
+            last = newest(Path(folder), config.weights_only) if folder else None
+            if last is None and self.subcommand != "fit":
+                where = f"there is no checkpoint in {folder}" if folder else "run_folder does not say of which run"
+                raise InputError(f"ckpt_path is last, but {where}.")
+            config.ckpt_path, self.resumed_from = last and str(last), last if self.named is not None else None
 
     def instantiate_classes(self) -> None:
         try:
@@ -199,6 +203,8 @@ class ICLCommandLine(LightningCLI):
             raise InputError(wrong)
         # Where RANK is an old one, Lightning has taken it at its import, and would log nothing.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user or the strategy has another
+            trainer.strategy.checkpoint_io = CheckpointFiles()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -222,6 +228,11 @@ class ICLCommandLine(LightningCLI):
     def after_fit(self) -> None:
         """Make what was due at the end where a run went on that had made its last step, and tell a signal on."""
         trainer, module = self.trainer, self.model
+        if self.since and self.since[0] == trainer.global_step:
+            rank_zero_info(
+                f"nothing was left to train: {self.config['fit'].ckpt_path} has {trainer.global_step} steps behind it, "
+                f"and {ended_by(trainer)} allows no more."
+            )
         if analyses(trainer) and trainer.enable_validation and module.validated_at < trainer.global_step:
             # Such a fit has no training loop, and with it no validation.
             module.trained_steps, module.closing = trainer.global_step, True
@@ -247,12 +258,14 @@ class ICLCommandLine(LightningCLI):
         if self.trainer.is_global_zero:
             self.folder = self._make_folder(place(configs, config.trainer)[0])
             set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
+            config.weights_only = True  # whoever trusted that checkpoint may not trust the next
             if self.subcommand == "fit" or self.resumed_from is None:
                 self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.folder / "checkpoints")
-        self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", self.resumed_from)
+        since = self.since if self.resumed_from else None
+        self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", since)
 
     def _check_folder(self, runs: Path) -> None:
         if self.named is not None and (self.named / CONFIG).exists() and not self.again:

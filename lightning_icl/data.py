@@ -95,6 +95,8 @@ class PromptDataModule(LightningDataModule):
         self.seed = seed
         self.streams = evaluation_streams(task, (self.smallest_n, self.largest_n), validation)
         self.curriculum = Sizes()
+        self._asked = batch_size  # and, with the next, as before Lightning's BatchSizeFinder tries others
+        self._length: int | None = None
         self.drawn: dict[str, int] = {}
         self._truncated = task
         self._check()
@@ -152,6 +154,7 @@ class PromptDataModule(LightningDataModule):
             self.check_prompts(**{name: getattr(callback, name, 0) for name in counts})
         self._check_lengths(getattr(module, "transformer", None), training=stage == "fit")
         if stage == "fit":
+            self._asked, self._length = self.batch_size, train_batches(trainer)
             self._check_fit(trainer)
 
     def _check_lengths(self, transformer: Any, training: bool) -> None:
@@ -212,7 +215,7 @@ class PromptDataModule(LightningDataModule):
         """Refuse to resume on another stream than the checkpoint's."""
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
-        for name, value in self.state_dict().items():
+        for name, value in (self.state_dict() | {"batch_size": self._asked}).items():
             if state_dict.get(name, value) != value:
                 option = name if name == "curriculum" else f"data.{name}"
                 raise InputError(
@@ -224,7 +227,7 @@ class PromptDataModule(LightningDataModule):
         return -(-self.batch_size // parts) * parts
 
     def train_dataloader(self) -> StepLoader:
-        return StepLoader("train", None if self.trainer is None else train_batches(self.trainer))
+        return StepLoader("train", self._length)
 
     def val_dataloader(self) -> list[StepLoader]:
         return self._loaders("validate")

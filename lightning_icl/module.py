@@ -138,7 +138,8 @@ class ICLModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint.get("global_step", 0)
         # A checkpoint of before 0.2 has the count in each analysis' state.
-        older = [state["validations"] for state in checkpoint.get("callbacks", {}).values() if "validations" in state]
+        states = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, Mapping)]
+        older = [state["validations"] for state in states if "validations" in state]
         known: dict[str, Any] = {"validations": max(older, default=0), "validated_at": self.trained_steps}
         known |= checkpoint.get("lightning_icl", {})
         resumes = self._trainer is not None and self._trainer.state.fn == "fit"

@@ -2,8 +2,10 @@
 
 import os
 import signal
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 
@@ -44,3 +46,10 @@ class Signal(Callback):
     def on_train_batch_end(self, trainer, *_):
         if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
             os.kill(os.getpid(), getattr(signal, self.name))
+
+
+class Dated(Callback):
+    """Has a state of the kind that callbacks come to have: a date, and a number of numpy's."""
+
+    def state_dict(self):
+        return {"began": datetime(2026, 1, 1, tzinfo=UTC), "best": np.float64(0.5)}

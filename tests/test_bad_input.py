@@ -1,13 +1,10 @@
 """A wrong config gets one clear sentence that names the value and what would be right, and no work is done."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import pytest
 import torch
 from conftest import ROOT, small_module, small_trainer
 
-from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.checkpoint import check_options
 from lightning_icl.cli import main
 
 CONFIG = """
@@ -222,7 +219,7 @@ TABLE = [
     ("model: {heads: [4", "a config file is not valid YAML near line 2: did not find expected ',' or ']'."),
     (["--config", "binary.ckpt"], "a file given as --config is not text; give the YAML file there"),
     (["--ckpt_path", "nowhere.ckpt"], "ckpt_path is nowhere.ckpt, but there is no such file."),
-    (["--ckpt_path", "config.yaml"], "ckpt_path is config.yaml, but that file is not a readable checkpoint."),
+    (["--ckpt_path", "config.yaml"], "ckpt_path is config.yaml, but that file is not a readable checkpoint"),
 ]
 
 
@@ -302,14 +299,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch, capsys,
 
 def test_a_model_with_default_heads_fits_its_own_checkpoint():
     """Saved as a list, a tuple by default."""
-    check_options({"heads": [8, 8, 8, 8], "mlp": True}, {"heads": (8, 8, 8, 8), "mlp": True}, resuming=True)
-
-
-def check_options(saved, asked, resuming):
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "some.ckpt"
-        torch.save({"hyper_parameters": saved}, path)
-        check_checkpoint(path, asked, resuming)
+    saved, asked = {"heads": [8, 8, 8, 8], "mlp": True}, {"heads": (8, 8, 8, 8), "mlp": True}
+    check_options("some.ckpt", saved, asked, resuming=True)
 
 
 def test_a_file_that_is_no_checkpoint_of_ours_is_refused(tmp_path, monkeypatch, capsys):

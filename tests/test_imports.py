@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "loggers": set(),
     "module": {"functional", "transformer", "metrics", "optimizers", "soap", "loggers"},
     "instruments": {"functional", "transformer", "instruments"},
-    "record": MODEL_SIDE | {"record"},
+    "record": MODEL_SIDE | {"checkpoint", "record"},
     "figures": {"functional", "instruments", "record", "figures"},
     "endings": set(),
     "callbacks": RECORD_SIDE | {"callbacks", "endings"},

@@ -5,7 +5,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 import yaml
 from conftest import run_command, small_data, small_module, small_trainer
 from lightning.pytorch import Callback
@@ -17,7 +16,6 @@ from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, run_folder
-from lightning_icl.record.loggers import step_of
 
 
 class Service(Logger):
@@ -131,7 +129,7 @@ def test_every_command_has_a_folder(work, capsys, logger):
     assert (work / "mine" / "config.yaml").read_text() == fitted
     with pytest.raises(SystemExit):
         call("validate", logger, "--run_folder", "nowhere", "--ckpt_path", "last")
-    assert "there is no whole checkpoint at nowhere/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert "ckpt_path is last, but there is no checkpoint in nowhere/checkpoints." in capsys.readouterr().err
     assert contents(work) == {"config.yaml", "mine", *commands}
 
 
@@ -275,16 +273,6 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_with_no_point_twic
     assert len((work / "mine" / "metrics.csv").read_text().splitlines()) == len(rows)
     lines = journal.in_force(journal.read(work / "mine" / journal.NAME).lines)
     assert len([line for line in lines if "rows" in line]) == len({line["step"] for line in lines if "rows" in line})
-
-
-@pytest.mark.parametrize(
-    ("state", "whole"),
-    [({}, True), ({"validated_at": 4}, True), ({"validated_at": 2}, False), ({"validated_at": -1}, False)],
-)
-def test_whether_the_validation_of_its_step_is_behind_a_checkpoint(tmp_path, state, whole):
-    saved = {"global_step": 4} | ({"lightning_icl": state} if state else {})
-    torch.save(saved, tmp_path / "some.ckpt")
-    assert step_of(tmp_path / "some.ckpt") == (4, whole)
 
 
 @pytest.mark.slow  # test_data.py trains on two processes, which write into one folder

@@ -81,12 +81,13 @@ def test_a_run_is_not_written_over(fit, tmp_path, capsys, undrawn):
     assert (tmp_path / "mine" / journal.NAME).read_text() == before
 
 
-def test_a_cut_off_checkpoint_is_begun_anew(fit, tmp_path, undrawn):
+def test_a_finished_run_says_that_nothing_is_left_to_train(fit, tmp_path, undrawn, caplog):
     fit("--run_folder", "mine")
-    last = tmp_path / "mine" / "checkpoints" / "last.ckpt"
     whole = weights(tmp_path / "mine")["state_dict"]
-    last.write_bytes(last.read_bytes()[:-100])
-    fit("--run_folder", "mine", "--ckpt_path", "last")
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        fit("--run_folder", "mine", "--ckpt_path", "last")
+    said = "nothing was left to train: mine/checkpoints/last.ckpt has 2 steps behind it, and max_steps allows no more."
+    assert said in caplog.messages
     for key, tensor in weights(tmp_path / "mine")["state_dict"].items():
         assert torch.equal(tensor, whole[key])
 

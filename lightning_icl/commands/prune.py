@@ -1,7 +1,7 @@
 """lightning-icl prune: a smaller checkpoint without some of the heads."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
+from lightning_icl.checkpoint import read, write
 from lightning_icl.commands.pruned_checkpoint import pruned_checkpoint
 from lightning_icl.commands.run import Run, open_run, run_folder
 from lightning_icl.functional.errors import InputError
@@ -21,7 +22,13 @@ TOLERANCE = 1e-5  # of a difference, in sizes of the predictions
 KeptHeads = Literal["all"] | list[int]
 
 
-def prune(ckpt_path: str, keep: list[KeptHeads], output: str | None = None, config: str | None = None) -> None:
+def prune(
+    ckpt_path: str,
+    keep: list[KeptHeads],
+    output: str | None = None,
+    config: str | None = None,
+    weights_only: bool = True,
+) -> None:
     """Write a smaller checkpoint: some heads removed, the predictions those of the model with them masked.
 
     ``fit`` goes on training it, and every callback takes it, with the config that is written beside it.
@@ -31,16 +38,19 @@ def prune(ckpt_path: str, keep: list[KeptHeads], output: str | None = None, conf
         keep: the heads to keep in each layer, counted from 1, or all, such as '[all, [3], [5]]'; [] keeps none.
         output: the new folder, for config.yaml and checkpoints/last.ckpt; RUN_pruned, or the like, unless told.
         config: the config the checkpoint was trained with; config.yaml in RUN unless told.
+        weights_only: false reads a checkpoint that brings code, and runs it.
     """
-    run = open_run(ckpt_path, config)
+    run = open_run(ckpt_path, config, weights_only)
     mask = keep_mask(keep, run.module.transformer.heads)
     folder = _new_folder(output, ckpt_path)
     partial = folder.with_name(folder.name + ".partial")  # so that what is not as good as promised is not there
-    smaller_path = _write(partial, ckpt_path, run, mask)
-    smaller = open_run(smaller_path)
+    checkpoint = read(ckpt_path, weights_only=weights_only)
+    smaller_path = _write(partial, checkpoint, run, mask)
+    smaller = open_run(smaller_path, weights_only=weights_only)
     difference = _checked_difference(run, smaller, mask)
     partial.rename(folder)
-    print("\n".join(_report(run, smaller, keep, difference, Path(ckpt_path), folder)))
+    goes_on = "validate, or fit on," if "optimizer_states" in checkpoint else "validate (it has no optimizer's state)"
+    print("\n".join(_report(run, smaller, keep, difference, Path(ckpt_path), folder, goes_on)))
 
 
 def keep_mask(keep: Sequence[KeptHeads], heads: Sequence[int]) -> HeadMask:
@@ -77,12 +87,10 @@ def _new_folder(output: str | None, ckpt_path: str) -> Path:
     return next(run.with_name(name) for name in names if not run.with_name(name).exists())
 
 
-def _write(folder: Path, ckpt_path: str, run: Run, mask: HeadMask) -> Path:
+def _write(folder: Path, checkpoint: Mapping[str, Any], run: Run, mask: HeadMask) -> Path:
     """The smaller checkpoint, in a folder laid out like a run's."""
     path = folder / "checkpoints" / "last.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu")
-    torch.save(pruned_checkpoint(checkpoint, run.module, mask), path)
+    write(pruned_checkpoint(checkpoint, run.module, mask), path)
     config = yaml.safe_load(run.config.read_text())
     config["model"] = config.get("model", {}) | smaller_options(run.module.transformer, mask)
     config["model"] |= {"construction": None}  # whose shape it no longer has
@@ -113,7 +121,7 @@ def _predictions(run: Run, mask: Tensor | None) -> Tensor:
 
 
 def _report(
-    run: Run, smaller: Run, keep: Sequence[KeptHeads], difference: float, before: Path, folder: Path
+    run: Run, smaller: Run, keep: Sequence[KeptHeads], difference: float, before: Path, folder: Path, goes_on: str
 ) -> list[str]:
     after = folder / "checkpoints" / "last.ckpt"
     layers = zip(run.module.transformer.heads, smaller.module.transformer.heads, keep, strict=True)
@@ -125,7 +133,7 @@ def _report(
         f"checkpoint: {files[0] / 1e6:.3g} MB -> {files[1] / 1e6:.3g} MB ({files[1] / files[0]:.0%})",
         f"largest difference from the masked model on {N_PROMPTS} fresh prompts: {difference:.1g} of the predictions' "
         "root mean square",
-        f"validate, or fit on, with --config {folder / 'config.yaml'} --ckpt_path {after}",
+        f"{goes_on} with --config {folder / 'config.yaml'} --ckpt_path {after}",
     ]
 
 

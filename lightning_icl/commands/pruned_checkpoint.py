@@ -24,13 +24,16 @@ def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: He
     """
     parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
     smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)
-    return {
+    pruned = {
         **checkpoint,
         "state_dict": smaller,
         "hyper_parameters": {**checkpoint["hyper_parameters"], **smaller_options(module.transformer, keep)},
-        "optimizer_states": [_pruned_optimizer(state, module, parts) for state in checkpoint["optimizer_states"]],
-        "callbacks": _unmeasured(checkpoint["callbacks"]),
     }
+    if "optimizer_states" in checkpoint:  # else it has weights alone (save_weights_only)
+        states = checkpoint["optimizer_states"]
+        pruned["optimizer_states"] = [_pruned_optimizer(state, module, parts) for state in states]
+        pruned["callbacks"] = _unmeasured(checkpoint["callbacks"])
+    return pruned
 
 
 def _pruned_optimizer(state: Mapping[str, Any], module: ICLModule, parts: Mapping[str, Part]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Run(NamedTuple):
     config: Path
 
 
-def open_run(ckpt_path: str | Path, config: str | Path | None = None) -> Run:
+def open_run(ckpt_path: str | Path, config: str | Path | None = None, weights_only: bool = True) -> Run:
     """The model of a checkpoint and its data: no trainer, no callback, no random number drawn.
 
     ``run = open_run("lightning_logs/version_0/checkpoints/last.ckpt")`` and then, for one,
@@ -36,11 +36,12 @@ def open_run(ckpt_path: str | Path, config: str | Path | None = None) -> Run:
     Args:
         ckpt_path: the checkpoint.
         config: the config it was trained with; found where ``fit`` puts it unless told (``config_of``).
+        weights_only: False reads a checkpoint that brings code, and runs it.
     """
     config = config_of(ckpt_path, config)
     reader = _Reader(["validate", "--config", str(config)])
-    check_checkpoint(ckpt_path, reader.options.model.as_dict(), resuming=False)
-    return Run(loaded_module(ckpt_path), reader.datamodule, config)
+    check_checkpoint(ckpt_path, reader.options.model.as_dict(), False, weights_only)
+    return Run(loaded_module(ckpt_path, weights_only=weights_only), reader.datamodule, config)
 
 
 def config_of(ckpt_path: str | Path, config: str | Path | None = None) -> Path:

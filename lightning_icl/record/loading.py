@@ -5,7 +5,6 @@ run.table[run.table.metric == "val/excess_risk/transformer"]  # one row a number
 run.model.on_prompt(run.data.held_out("a name", 1024)).prediction
 """
 
-import pickle
 import pydoc
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 import yaml  # type: ignore[import-untyped]
 
+from lightning_icl.checkpoint import newest, read
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import Law
@@ -41,8 +41,8 @@ class LoadedRun:
         damaged: the numbers of the lines of record.jsonl that could not be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, weights_only: bool = True) -> None:
+        self.folder, self._weights_only = Path(folder), weights_only
         self.measurements, self.events, self.damaged = read_record(self.folder)
 
     @cached_property
@@ -71,33 +71,31 @@ class LoadedRun:
 
     @cached_property
     def module(self) -> ICLModule:
-        """The module of checkpoints/last.ckpt, on the CPU."""
-        path = self.folder / "checkpoints" / "last.ckpt"
-        if not path.is_file():
+        """The module of the newest checkpoint, on the CPU."""
+        path = newest(self.folder / "checkpoints", self._weights_only)
+        if path is None:
             raise InputError(f"{self.folder} has no checkpoints/last.ckpt to take the model from.")
-        return loaded_module(path)
+        return loaded_module(path, weights_only=self._weights_only)
 
     @property
     def model(self) -> Transformer:
         return self.module.transformer
 
 
-def load_run(folder: str | Path) -> LoadedRun:
-    """A run's config, task, model and table, from its folder; raises InputError where that is none."""
-    return LoadedRun(folder)
+def load_run(folder: str | Path, weights_only: bool = True) -> LoadedRun:
+    """A run's config, task, model and table, from its folder; raises InputError where that is none.
+
+    ``weights_only=False`` takes the model from checkpoints that bring code, and runs it.
+    """
+    return LoadedRun(folder, weights_only)
 
 
-def load_model(path: Path, data: PromptDataModule, said: str) -> ICLModule:
+def load_model(path: str | Path, data: PromptDataModule, said: str) -> ICLModule:
     """The module of a checkpoint, on the CPU.
 
     Refuses what is none or cannot predict on the prompts of ``data``, in a sentence that begins with ``said``.
     """
-    if not path.is_file():
-        raise InputError(f"{said} is {path}, but there is no such file.")
-    try:
-        module = loaded_module(path)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{said} is {path}, but that is not a checkpoint of lightning_icl.") from error
+    module = loaded_module(path, said)
     transformer, longest = module.transformer, data.streams[0].largest_n
     if transformer.n_dims != data.task.n_dims:
         raise InputError(f"{said} was trained on n_dims {transformer.n_dims}, but the task has {data.task.n_dims}.")
@@ -106,10 +104,18 @@ def load_model(path: Path, data: PromptDataModule, said: str) -> ICLModule:
     return module
 
 
-def loaded_module(path: str | Path) -> ICLModule:
+def loaded_module(path: str | Path, said: str = "ckpt_path", weights_only: bool = True) -> ICLModule:
     """The module of a checkpoint, on the CPU, ready to predict; no random number is drawn."""
-    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
-        return ICLModule.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    checkpoint = read(path, said, weights_only)
+    options = {name: value for name, value in checkpoint["hyper_parameters"].items() if name != "_instantiator"}
+    try:
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are loaded
+            module = ICLModule(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{said} is {path}, but its hyper_parameters are of no model: {error}") from error
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval()
 
 
 def read_record(folder: Path) -> tuple[list[Measurement], list[dict[str, Any]], list[int]]:

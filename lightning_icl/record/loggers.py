@@ -7,7 +7,6 @@ import pydoc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -55,7 +54,7 @@ def class_of(config: Namespace) -> type:
 
 
 def loggers_in(
-    folder: Path | None, configs: Sequence[Namespace], fits: bool, resumed_from: Path | None
+    folder: Path | None, configs: Sequence[Namespace], fits: bool, since: tuple[int, bool] | None
 ) -> list[Logger]:
     """The loggers, writing into the run's folder; as configured where there is none, in processes that log nothing.
 
@@ -65,7 +64,7 @@ def loggers_in(
     # Before the loggers are made: CSVLogger begins its file anew, and TensorBoard forgets the step as a whole.
     first, points, rows = None, {}, _rows(folder / TABLE) if folder is not None else []
     if folder is not None and fits:
-        step, whole = step_of(resumed_from) if resumed_from is not None else (-1, True)
+        step, whole = since or (-1, True)  # see checkpoint.step_of
         first = step + 1 if whole else step
         points = {} if whole else _training_points(folder, step)
         rows = [row for row in rows if row["step"] < first or (not whole and _of_training(row, step))]
@@ -103,16 +102,6 @@ def _moved(config: Namespace, folder: Path, purge_step: int | None) -> Namespace
         if purge_step is not None:
             config.dict_kwargs = {**(config.get("dict_kwargs") or {}), "purge_step": purge_step}
     return config
-
-
-def step_of(checkpoint: Path) -> tuple[int, bool]:
-    """The optimizer steps behind a checkpoint, and whether the validation of the last of them is behind it too.
-
-    Where it is not, it may yet have been made (before the kill that the run goes on from), and will be made again.
-    """
-    saved = torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
-    step = saved["global_step"]
-    return step, saved.get("lightning_icl", {}).get("validated_at", step) == step
 
 
 def _training_points(folder: Path, step: int) -> dict[str, float]:

@@ -58,7 +58,7 @@ def go_on(trainer: Trainer, module: ICLModule) -> None:
     if folder is None or not trainer.is_global_zero:
         return
     path = folder / journal.NAME
-    if trainer.ckpt_path is None:
+    if trainer.ckpt_path is None or not module.trained_steps:  # BatchSizeFinder's own checkpoint is of step 0
         known = [line["context"]["command"] for line in journal.read(path).lines if "rows" in line]
         if trainer.global_step == 0 and "fit" in known:
             note(trainer, {"event": "resumed", "kept_to": -1, "step": 0})
