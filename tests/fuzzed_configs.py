@@ -25,7 +25,9 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -34,7 +36,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
-from lightning_icl.cli import main
+from lightning_icl.cli import LightningICL, main
 from lightning_icl.commands.run import _FitReader
 from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.pruning import PruningStrategy
@@ -247,6 +249,22 @@ def outcome(config: Config, *options: str) -> Outcome:
         return Outcome(status, Path(place, "stderr").read_text(errors="replace"), left)
 
 
+def keep_parser() -> None:
+    """Have the command lines of this process and its forks share one parser, which takes longest of all to make."""
+    make, kept = LightningICL.setup_parser, dict[str, Any]()
+
+    def setup_parser(self: LightningICL, *args: Any) -> None:
+        if not kept:
+            before = {*vars(self)}
+            make(self, *args)
+            kept.update({name: value for name, value in vars(self).items() if name not in before})
+        vars(self).update(kept)
+
+    LightningICL.setup_parser = setup_parser  # type: ignore[method-assign]
+    with suppress(SystemExit), redirect_stderr(StringIO()):
+        main(["fit"])
+
+
 def _run(folder: Path, place: Path, args: list[str]) -> None:
     """Be the command line, with limits that the system holds: a loop in C listens to no signal handler."""
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -328,6 +346,7 @@ if __name__ == "__main__":
     reader.add_argument("--only", default="", help="A regular expression for the option and the value.")
     asked = reader.parse_args()
     count: Counter[str] = Counter()
+    keep_parser()
     for fuzzed in chosen(asked.seed, asked.n):
         if re.search(asked.only, fuzzed.name):
             became, wrong = verdict(fuzzed)
