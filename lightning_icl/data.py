@@ -183,6 +183,8 @@ class PromptDataModule(LightningDataModule):
         if trainer.max_steps > MAX_STEPS:
             raise InputError(f"trainer.max_steps is {trainer.max_steps}, but a stream has {MAX_STEPS} steps.")
         n_batches, interval = train_batches(trainer), trainer.val_check_interval
+        if isinstance(interval, (int, float)) and interval <= 0:
+            raise InputError(f"trainer.val_check_interval is {interval}, but it must be above 0.")
         if isinstance(interval, float) and n_batches:
             interval = max(1, int(n_batches * interval))
         if n_batches is None and not any(isinstance(c, Timer) for c in trainer.callbacks):  # type: ignore[attr-defined]

@@ -91,8 +91,8 @@ PAIRED = {"PruningSchedule.validations": ["steps"]}  # options of which only one
 MACHINES = {"trainer.devices", "trainer.num_nodes"}
 # Where the value is one that the option's documentation gives a meaning: -1 for no limit, a negative mean, and so on.
 MEANT = {
-    "negative": r"trainer\.(max_steps|max_epochs|devices|limit_\w+)|checkpoint\.save_top_k|\w+\.(weight_mean|\w*seed)|"
-    r"PowerLaw\.exponent",
+    "negative": r"trainer\.(max_steps|max_epochs|devices|limit_\w+|num_sanity_val_steps)|checkpoint\.save_top_k|"
+    r"\w+\.weight_mean|PowerLaw\.exponent",
 }
 
 MEMORY = 3 * 2**30  # bytes that a config may take beside what is loaded already

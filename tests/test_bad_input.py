@@ -95,6 +95,42 @@ TABLE = [
     (callbacks("HeadImportance", '{"n_prompts": 1}'), "n_prompts is 1, but it must be at least 2."),
     (callbacks("LinearProbe", '{"alpha": 0}'), "alpha is 0.0, but the probe's ridge strength must be a finite number"),
     (["--seed_everything", "true"], "data.seed is 'True', but it must be a whole number."),
+    # a number beyond what can be served
+    (callbacks("HeadPruning", '{"n_random": 1000000000}'), "n_random is 1000000000, but it must be at most 16,384."),
+    (
+        callbacks("LinearProbe", '{"context_points": 1000000000}'),
+        "context_points is 1000000000, but the prompts have 8 examples.",
+    ),
+    (
+        callbacks("LinearProbe", '{"n_prompts": 1000000000000}'),
+        "n_prompts is 1,000,000,000,000: so many prompts with n_points 8 and n_queries 16 would take",
+    ),
+    (
+        ["--data.batch_size", "1000000000000"],
+        "batch_size is 1,000,000,000,000: so many prompts with n_points 8 and n_queries 16 would take",
+    ),
+    (["--model.d_model", "1000000000"], "the weights of a model with d_model 1,000,000,000, heads [4, 4],"),
+    (["--model.max_points", "-1"], "max_points is -1, but it must be at least 1."),
+    (["--seed_everything", "-1"], "seed_everything is -1, but it must be at least 0."),
+    (
+        callbacks("ReferenceRisk", '{"references": [{"class_path": "FISTA", "init_args": {"alpha": 1e9}}]}'),
+        "alpha is 1000000000.0, but its size must be at most 1,000,000.",
+    ),
+    (
+        callbacks(
+            "ReferenceRisk", '{"references": [{"class_path": "AdaptiveLasso", "init_args": {"pilot_alpha": 0}}]}'
+        ),
+        "pilot_alpha is 0.0, but it must be a finite number above 0.",
+    ),
+    (
+        ["--trainer.max_steps", "0"],
+        "trainer.max_steps is 0, but a fit without a step trains nothing; to measure use validate.",
+    ),
+    (["--trainer.val_check_interval", "0"], "trainer.val_check_interval is 0, but it must be above 0."),
+    (
+        ["--trainer.gradient_clip_val", ".nan"],
+        "trainer.gradient_clip_val is nan, but it must be a finite number that is 0 or larger.",
+    ),
     # token layouts
     (["--model.layout", "triples"], "model.layout is 'triples', but it must be one of pairs, prefixes, alternating."),
     (["--model.layout", "prefixes"], "mask is 'context', but layout='prefixes' needs mask='causal'"),

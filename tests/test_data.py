@@ -412,7 +412,7 @@ def test_bad_options_are_named(options, words):
 def test_what_cannot_be_shared_out_is_refused_before_training(trainer, words):
     data = small_data()
     fine = {"world_size": 1, "accumulate_grad_batches": 1, "max_steps": 6, "callbacks": [], "val_check_interval": 1.0}
-    fine |= {"limit_train_batches": 1.0, "precision": "32-true"}
+    fine |= {"limit_train_batches": 1.0, "precision": "32-true", "check_val_every_n_epoch": 1}
     fine |= {"strategy": SimpleNamespace(root_device=torch.device("cpu")), "lightning_module": small_module()}
     data.trainer = Mock(spec=Trainer, **(fine | trainer))
     with pytest.raises(InputError) as error:
