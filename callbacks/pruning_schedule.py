@@ -84,13 +84,15 @@ class PruningSchedule(Callback):
 
     def _steps_between(self, trainer: Trainer) -> int:
         """Optimizer steps from one time to the next."""
-        interval, n_batches = trainer.val_check_interval, trainer.max_steps * trainer.accumulate_grad_batches
+        interval = getattr(trainer, "val_check_interval", None)  # None where validations go by the clock
+        n_batches = trainer.max_steps * trainer.accumulate_grad_batches
         if self.unit == "steps":
             return 1
-        if trainer.limit_train_batches != 1.0 or (isinstance(interval, float) and n_batches < 0):
+        endless = isinstance(interval, float) and n_batches < 0
+        if interval is None or trainer.limit_train_batches != 1.0 or endless:
             raise InputError(
-                "PruningSchedule cannot say when validations come if trainer.limit_train_batches is set or max_steps "
-                "is not: give it steps."
+                "PruningSchedule cannot say when validations come if trainer.limit_train_batches is set, max_steps is "
+                "not, or val_check_interval is a time: give it steps."
             )
         batches = max(1, int(n_batches * interval)) if isinstance(interval, float) else interval
         assert isinstance(batches, int)

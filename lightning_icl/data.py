@@ -182,7 +182,8 @@ class PromptDataModule(LightningDataModule):
             )
         if trainer.max_steps > MAX_STEPS:
             raise InputError(f"trainer.max_steps is {trainer.max_steps}, but a stream has {MAX_STEPS} steps.")
-        n_batches, interval = train_batches(trainer), trainer.val_check_interval
+        n_batches = train_batches(trainer)
+        interval = getattr(trainer, "val_check_interval", None)  # which a trainer that validates by the clock has not
         if isinstance(interval, (int, float)) and interval <= 0:
             raise InputError(f"trainer.val_check_interval is {interval}, but it must be above 0.")
         if isinstance(interval, float) and n_batches:

@@ -420,6 +420,12 @@ def test_what_cannot_be_shared_out_is_refused_before_training(trainer, words):
     assert words in str(error.value)
 
 
+def test_a_run_may_validate_by_the_clock(tmp_path):
+    trainer = small_trainer(tmp_path, max_steps=2, val_check_interval="00:00:01:00")
+    trainer.fit(small_module(), datamodule=small_data())
+    assert trainer.global_step == 2
+
+
 def support_by_support(prompt, noise_stds, n_points, n_dims):
     """E[f | examples] at the queries by the evidence of every support and noise level, one normal density each."""
     found = []

@@ -172,3 +172,9 @@ def test_a_cut_between_validations_is_recorded_once_whenever_a_run_goes_on(tmp_p
 def test_a_schedule_that_cannot_work_is_refused_before_training(tmp_path, options, sentence):
     with pytest.raises(InputError, match=sentence):
         trained(tmp_path, PruningSchedule(**({"strategies": [TopHeads(3)]} | options)))
+
+
+def test_validations_by_the_clock_are_no_times_to_cut_at(tmp_path):
+    trainer = small_trainer(tmp_path, [PruningSchedule([TopHeads(3)], [1])], val_check_interval="00:00:01:00")
+    with pytest.raises(InputError, match="val_check_interval is a time: give it steps"):
+        trainer.fit(small_module(), datamodule=small_data())
