@@ -27,10 +27,11 @@ def one_launcher() -> Iterator[None]:
 
     Lightning takes every process of a SLURM job for one that srun has started, though the job's script is not: it would
     wait for the others, or refuse them (--ntasks), or train on one of two GPUs. It saves hpc_ckpt_1.ckpt into the
-    working folder at SIGUSR1, where any later run in a SLURM job takes it up. It knows SLURM by SLURM_NTASKS.
+    working folder at SIGUSR1, where any later run in a SLURM job takes it up. A job with the name interactive is none
+    to it, as it says (SLURMEnvironment.detect); a plugin that the user asks for works as ever.
     """
     before = {name: value for name, value in os.environ.items() if IDENTITY.match(name)}
-    tasks = os.environ.pop("SLURM_NTASKS", "1")
+    tasks = os.environ.get("SLURM_NTASKS", "1")
     launched = "LOCAL_RANK" in os.environ
     if not launched and srun_tasks(os.environ) > 1:
         os.environ |= as_torchrun(os.environ)
@@ -40,6 +41,8 @@ def one_launcher() -> Iterator[None]:
             "without SLURM; for one process a task: srun lightning-icl ...",
             file=sys.stderr,
         )
+    if "SLURM_NTASKS" in os.environ:
+        os.environ["SLURM_JOB_NAME"] = "interactive"
     try:
         yield
     finally:
