@@ -14,7 +14,7 @@ from lightning_icl.instruments.importance import SCORES, values_by_score
 from lightning_icl.instruments.pruning import cut_heads_, fine_tuned
 from lightning_icl.instruments.removal import remove_heads
 
-HEADS, N = [3, 0, 2], 5
+HEADS, N = [2, 0, 1], 5  # few: on the meta device each operation takes a millisecond
 LAYOUTS = [
     ("pairs", "context"),
     ("pairs", "full"),
@@ -73,7 +73,7 @@ def test_readings_circuits_and_patterns_run_there(kind, attention):
 def test_scores_of_heads_are_taken_under_masks_from_the_cpu(kind, ablation):
     transformer, prompt = model(*kind), on_meta(prompts())
     ablated = AblatedHeads(ablation, None if ablation == "zero" else on_meta(prompts(1)))
-    for chunk_size in (2, 100):
+    for chunk_size in (3, 100):
         under = errors_under_masks(
             transformer, prompt, single_removals(full_mask(HEADS)), ablated, chunk_size=chunk_size
         )
@@ -94,10 +94,10 @@ def test_tables_of_scores_are_made_there():
 def test_heads_are_cut_and_removed_by_masks_from_the_cpu():
     transformer, keep = model(), full_mask(HEADS)
     keep[0, 1] = 0
-    assert remove_heads(transformer, keep).heads == [2, 0, 2]
+    assert remove_heads(transformer, keep).heads == [1, 0, 1]
     optimizer = torch.optim.AdamW(transformer.parameters())
     transformer.on_prompt(on_meta(prompts()), keep).prediction.sum().backward()
     optimizer.step()
     cut_heads_(transformer, keep, optimizer)
     tuned = fine_tuned(transformer, keep, lambda step: on_meta(prompts(step)), n_steps=2)
-    assert (tuned.transformer.heads, tuned.transformer.read_out.weight.device.type) == ([2, 0, 2], "meta")
+    assert (tuned.transformer.heads, tuned.transformer.read_out.weight.device.type) == ([1, 0, 1], "meta")

@@ -1,12 +1,14 @@
 """A run's folder, read again by load_run."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
 from conftest import small_data, small_module, small_trainer
 
 from lightning_icl import SparseLinearRegression, load_run
-from lightning_icl.callbacks import HeadImportance, Recorder, ReferenceRisk
+from lightning_icl.callbacks import FigureWriter, HeadImportance, Recorder, ReferenceRisk
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import Measurement, Row, frame, journal, tag
 from lightning_icl.record.context import context, fingerprint, options
@@ -35,14 +37,22 @@ CONFIG = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path, undrawn):
-    trainer = small_trainer(tmp_path, [ReferenceRisk(8), HeadImportance(8), Recorder()], val_check_interval=3)
-    set_run_folder(trainer, tmp_path)
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted")
+    callbacks = [ReferenceRisk(8), HeadImportance(8), Recorder(), FigureWriter("never")]
+    trainer = small_trainer(folder, callbacks, val_check_interval=3)
+    set_run_folder(trainer, folder)
     trainer.fit(small_module(), small_data())
-    trainer.save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return tmp_path
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def folder(fitted, tmp_path):
+    """A copy of its own for each test, which may damage it."""
+    return shutil.copytree(fitted, tmp_path / "run")
 
 
 def test_a_run_gives_config_task_data_model_and_table(folder):
