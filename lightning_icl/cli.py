@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.command_line import ICLCommandLine, Parser
-from lightning_icl.config_errors import sentence
+from lightning_icl.config_errors import check_overlooked, constructing
 from lightning_icl.endings import Stopped, listening
 from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import is_first, one_launcher
@@ -68,10 +68,10 @@ def command_options(name: str, command: Callable[..., None], args: list[str]) ->
         parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     switches = {f"--{name}" for name, argument in arguments.items() if argument.default is False}
     args = [f"{arg}=true" if arg in switches else arg for arg in args]
-    try:
-        options = parser.instantiate_classes(parser.parse_args(args))
-    except ValueError as error:  # by convention, a constructor's word for a bad argument
-        raise InputError(sentence(str(error), parser)) from error
+    given = parser.parse_args(args)
+    check_overlooked(parser)
+    with constructing():
+        options = parser.instantiate_classes(given)
     return {name: options[name] for name in arguments}
 
 

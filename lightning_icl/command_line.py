@@ -1,18 +1,18 @@
 """What a command line of ours is: Lightning's, with our module, data and errors."""
 
-import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace, _common, _typehints
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NotEmptyStr, PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,7 +25,8 @@ from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
 from lightning_icl.callbacks.analysis import analyses
 from lightning_icl.checkpoint import CheckpointFiles, check_checkpoint, newest, step_of
 from lightning_icl.checks import check_run, check_writable
-from lightning_icl.config_errors import sentence
+from lightning_icl.config_errors import check_overlooked, constructing, sentence
+from lightning_icl.config_faults import shown
 from lightning_icl.data import PromptDataModule
 from lightning_icl.endings import stop, way_on
 from lightning_icl.functional.errors import MOST_SEED, InputError, check_between
@@ -47,7 +48,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser nested in another, which collects the messages
             super().error(message, ex)
-        raise InputError(sentence(message, getattr(ex, "subcommand_parser", None) or self)) from ex
+        # In a context of its own: jsonargparse's says how far it is with this command line.
+        raise InputError(Context().run(sentence, message, self, ex)) from ex
 
 
 def replacing_lists(adapt: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +103,7 @@ class ICLCommandLine(LightningCLI):
         )
         parser.add_argument(
             "--run_folder",
-            type=str | None,
+            type=NotEmptyStr | None,
             default=None,
             help="The run's own folder, instead of a new lightning_logs/version_N. With --ckpt_path last, a fit goes "
             "on from the last checkpoint there, and starts anew where there is none yet.",
@@ -113,7 +115,7 @@ class ICLCommandLine(LightningCLI):
             help="Check all that can be checked before a run, say what it would do and where, and write nothing.",
         )
         parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=seed)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
@@ -142,6 +144,7 @@ class ICLCommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand is not None:
+            check_overlooked(self.parser)
             config = self.config[self.subcommand]
             config.weights_only = config.weights_only is not False  # null leaves it to Lightning, which may run code
             self._find_run(config)
@@ -169,12 +172,8 @@ class ICLCommandLine(LightningCLI):
             config.ckpt_path, self.resumed_from = last and str(last), last if self.named is not None else None
 
     def instantiate_classes(self) -> None:
-        try:
+        with constructing():
             self.make_classes()
-        except ValueError as error:  # by convention, a constructor's word for a bad argument
-            if "JSONARGPARSE_DEBUG" in os.environ:
-                raise
-            raise InputError(sentence(str(error), self.parser)) from error
 
     def make_classes(self) -> None:
         """The data module, the model and the trainer, whose loggers come with the run's folder."""
@@ -327,6 +326,15 @@ def set_constructed_shape(model: Namespace) -> None:
     defaults = signature(Transformer).parameters
     as_default = [name for name in shape if _listed(model[name]) == _listed(defaults[name].default)]
     model.update(Namespace({name: shape[name] for name in as_default}))
+
+
+def seed(given: int | bool | None) -> int:
+    """The seed of the prompts; a run that cannot be repeated has none."""
+    if given is None or isinstance(given, bool):
+        raise InputError(
+            f"seed_everything is {shown(given)}, but it must be a whole number: prompts are drawn with it."
+        )
+    return given
 
 
 def _listed(value: Any) -> Any:

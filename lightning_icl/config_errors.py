@@ -1,225 +1,226 @@
-"""One sentence for what jsonargparse says in a page: the key, and the nearest valid one."""
+"""What is wrong with a command line, in one sentence: what was given, walked beside the options.
 
-import inspect
-import pydoc
-import re
-import textwrap
+Of jsonargparse's own words only the first and the last line are used, where the walk finds nothing.
+"""
 
-from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import Logger
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
-from lightning_icl.functional.constructions import Construction
-from lightning_icl.functional.errors import did_you_mean
-from lightning_icl.functional.pruning import PruningStrategy
-from lightning_icl.functional.references import Reference
-from lightning_icl.functional.tasks import Law, Spectrum
-from lightning_icl.streams import ValidationStream
-from lightning_icl.studies.plan import PProbingPlan, Resources, Scale
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, add_instantiator, get_loader
 
-STREAM_OPTIONS = ValidationStream.__annotations__
-SCALE_OPTIONS = [*Scale.__annotations__, *Resources.__annotations__, *PProbingPlan.__annotations__]
-# Lines of a union's list of errors that only say which type each of its parts is.
-NO_REFUSAL = r"Expected|Not a valid subclass|Problem with|Does not validate|a (class|dict) "
-TYPES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "dict": "a mapping, such as {noise_std: 1.0}, or {}",
-    "tuple": "a list, such as [8, 16]",
-    "list": "a list, such as [8, 8]",
-    "collections.abc.Sequence": "a list, such as [8, 8]",
-    "collections.abc.Mapping": "a mapping, such as {noisier: {shift: {noise_std: 1.0}}}",
-}
+from lightning_icl.config_faults import Fault, actions, faults, is_mapping, shown, type_of
+from lightning_icl.functional.errors import InputError, did_you_mean
+
+SHIPPED = "configs/quickstart.yaml"
+Made = TypeVar("Made")
 
 
-def sentence(message: str, parser: ArgumentParser) -> str:
-    """Shorten a parser's message; what no rule knows keeps its first and last line."""
-    message = _innermost(message)
-    of_classes = (_unknown_class_option, _required_class_option)
-    rules = (*of_classes, _scale, _validation_stream, _wrong_type, _unknown_class, _unknown_key, _none_of_several)
-    for rule in (*rules, _missing, _bad_yaml):
-        if found := rule(message, parser):
-            return found
-    message = re.sub(r"Call to compute_fn of link .+ failed: ", "", message)
+def sentence(message: str, parser: ArgumentParser, error: BaseException | None = None) -> str:
+    """What a parser refuses, in one sentence; ``message`` is how it says so itself, and ``error`` why."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        error = error.__cause__
+    found = list(_faults_of(parser, list(getattr(parser, "args", None) or [])))
+    if unknown := {fault.key: fault.sentence for fault in found if fault.kind == "unknown"}:
+        if len(unknown) == 1:
+            return next(iter(unknown.values()))
+        named = ", ".join(map(repr, list(unknown)[:6])) + (f" and {len(unknown) - 6} more" if len(unknown) > 6 else "")
+        return f"there are no options {named}: is this a config of lightning_icl? --help lists its options."
+    if found:
+        return found[0].sentence
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
 
 
-def _innermost(message: str) -> str:
-    """The part about the most deeply nested option, such as one of a reference in the options of a callback."""
-    lines = message.splitlines()
-    path: list[tuple[int, str]] = []
-    deepest: tuple[int, str, int] = (-1, "", 0)
-    for i, line in enumerate(lines):
-        if found := re.match(r'(\s*)Parser key "([^"]+)":', line):
-            path = [*((indent, key) for indent, key in path if indent < len(found[1])), (len(found[1]), found[2])]
-            deepest = max(deepest, (len(path), ": ".join(key for _, key in path), i), key=lambda place: place[0])
-    if deepest[0] < 2:
-        return message
-    indent = len(lines[deepest[2]]) - len(lines[deepest[2]].lstrip())
-    inside = []
-    for line in lines[deepest[2] + 1 :]:
-        if line.strip() and len(line) - len(line.lstrip()) <= indent:
-            break
-        inside.append(line)
-    return f'Parser key "{deepest[1]}":\n' + textwrap.dedent("\n".join(inside))
+def check_overlooked(parser: ArgumentParser) -> None:
+    """Refuse what a parser has passed over: null and {} where the type of an option has no place for them."""
+    for fault in _faults_of(parser, list(getattr(parser, "args", None) or []), passed=True):
+        if fault.kind == "overlooked":
+            raise InputError(fault.sentence)
 
 
-def _key(message: str) -> str:
-    """The option a message is about, with a colon."""
-    found = re.search(r'Parser key "([^"]+)"', message)
-    return f"{found[1]}: " if found else ""
+# What constructors have refused, in their own words: the error of a union hides them among those of its other types.
+_refused: list[str] = []
 
 
-def _unknown_class_option(message: str, parser: ArgumentParser) -> str | None:
-    """An option in init_args that the named class does not have."""
-    found = re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message)
-    if not found:
-        return None
-    class_path, option = found.groups()
-    name = class_path.rpartition(".")[2]
-    return f"{_key(message)}{name} has no option {option!r}; {did_you_mean(option, _options(class_path))}"
+def _made(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+    try:
+        return class_type(*args, **kwargs)
+    except (ValueError, ModuleNotFoundError) as error:  # a ValueError is, by convention, the word for a bad argument
+        _refused.append(str(error) if isinstance(error, ValueError) else f"{class_type.__name__}: {error}")
+        raise
 
 
-def _required_class_option(message: str, parser: ArgumentParser) -> str | None:
-    """An option that the named class cannot do without."""
-    pattern = r"class_path '[\w.]*?(\w+)':\s+the following arguments are required: ([\w, ]+)"
-    if found := re.search(pattern, message):
-        return f"{_key(message)}{found[1]} needs {found[2]} among its init_args."
-    return None
+add_instantiator(_made, object)
 
 
-def _options(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    named = getattr(__import__(module, fromlist=[name]), name)
-    return [parameter for parameter in inspect.signature(named).parameters if parameter not in ("args", "kwargs")]
+@contextmanager
+def constructing() -> Iterator[None]:
+    """What a constructor refuses within, in one sentence."""
+    _refused.clear()
+    try:
+        yield
+    except (ValueError, ModuleNotFoundError) as error:
+        if "JSONARGPARSE_DEBUG" in os.environ or not (_refused or isinstance(error, ValueError)):
+            raise
+        raise InputError(_refused[0] if _refused else str(error)) from error
 
 
-def _scale(message: str, parser: ArgumentParser) -> str | None:
-    """An option of a study's scale that does not exist, or one it cannot do without."""
-    if _key(message) != "scales: ":
-        return None
-    if found := re.search(r"Unexpected keys: \{'(.+?)'", message):
-        return f"scales: a scale has no option {found[1]!r}; {did_you_mean(found[1], SCALE_OPTIONS)}"
-    if found := re.search(r"Missing required keys: \{(.+?)\}", message):
-        missing = " and ".join(sorted(re.findall(r"'(\w+)'", found[1])))
-        return f"scales: a scale needs {missing}, such as {{base: [configs/quickstart.yaml], seeds: [1, 2, 3]}}."
-    return None
+def _faults_of(parser: ArgumentParser, args: list[str], passed: bool = False) -> Iterator[Fault]:
+    """What is wrong with the arguments of a command line, and with the files they name.
+
+    Where the parser has ``passed`` them only what is null or {} is looked at, which takes no time.
+    """
+    given: dict[str, Any] = {}
+    options, commands = actions(parser), _commands(parser)
+    while args:
+        flag, equals, text = args.pop(0).partition("=")
+        if flag in commands:
+            given, options, commands = {}, actions(commands[flag]), {}
+        elif not flag.startswith("-"):
+            if commands:
+                yield Fault("wrong", f"there is no command {flag!r}; {did_you_mean(flag, commands)}")
+        elif flag not in ("-h", "--help", "--print_config"):
+            if not equals and args and not args[0].startswith("--"):
+                text = args.pop(0)
+            key = "config" if flag == "-c" else flag.lstrip("-")
+            is_config = isinstance(options.get(key), ActionConfigFile)
+            for part, value in _unfolded("" if is_config else key, _file(text) if is_config else _read(text), options):
+                yield from _faults_of_one(part, value, options, given, passed)
+    if commands:
+        yield Fault("missing", f"a command is missing: fit, validate, test or predict, such as fit --config {SHIPPED}.")
+    if "data.task" in options and not given.get("data.task"):
+        yield Fault("missing", f"data.task is missing: name a task, or a --config that does, such as {SHIPPED}.")
+    for option, value in given.items():
+        found = [] if passed else faults(option, value, type_of(options[option]))
+        yield from (fault for fault in found if fault.kind == "missing")
 
 
-def _validation_stream(message: str, parser: ArgumentParser) -> str | None:
-    """An option of a validation stream that does not exist, its n_points, or a flag for a part of a stream."""
-    as_flag = "give a stream as a whole, such as --data.validation.noisier '{shift: {noise_std: 1.0}}'."
-    if found := re.search(r"Unexpected keys: \{'(.+?)'.*\}\. Got value", message):
-        if "." in found[1]:
-            return f"{_key(message)}{found[1]!r} cannot be set alone; {as_flag}"
-        return f"{_key(message)}a stream has no option {found[1]!r}; {did_you_mean(found[1], STREAM_OPTIONS)}"
-    if found := re.search(r'"data\.validation":\s+Expected a <class \'dict\'>\. Got value: (.+)', message):
-        return f"data.validation is {found[1]!r}, but it must be a mapping; {as_flag}"
-    if _key(message) == "data.validation: " and "Subtypes: [<class 'int'>, tuple[int, int]]" in message:
-        return _none_of_several(message.replace("data.validation", "data.validation: n_points"), parser)
-    return None
+def _commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    return next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
 
 
-def _unknown_class(message: str, parser: ArgumentParser) -> str | None:
-    """A class_path that names no class."""
-    found = re.search(r"Expected a dot import path string: (\S+)", message) or re.search(
-        r"(?:No module named|Unable to import) '([\w.]+)'", message
-    )
-    if not found:
-        return None
-    bases = (Law, Spectrum, Callback, Logger, Reference, Construction, PruningStrategy, *_named_bases(message))
-    wanted = [base for base in bases if f"{base.__name__}'>" in message or f"{base.__name__}]" in message]
-    known = [c.__name__ for base in wanted or bases for c in _subclasses(base) if _is_usable(c)]
-    return f"{_key(message)}there is no class {found[1]!r}; {did_you_mean(found[1], known)}"
+def _file(name: str) -> Any:
+    """What a config file holds."""
+    if "://" in name:
+        return {}
+    if not Path(name).is_file():
+        raise InputError(f"the config file {name} does not exist.")
+    try:
+        held = get_loader("yaml")(Path(name).read_text())
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(f"a config file is not valid YAML near line {line}: {error.problem}.") from error
+    if not isinstance(held, dict):
+        raise InputError(f"the config file {name} holds no options; write them as in model: {{d_model: 64}}.")
+    return held
 
 
-def _named_bases(message: str) -> list[type]:
-    """The base classes of a list that a message tells of, where they are ours."""
-    named = map(pydoc.locate, re.findall(r"list\[(lightning_icl\.[\w.]+)\]", message))
-    return [base for base in named if isinstance(base, type)]
+def _read(text: str) -> Any:
+    """The list, mapping or null that an argument spells, or else its text."""
+    try:
+        value = get_loader("yaml")(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (dict, list)) or (value is None and text.strip()) else text
 
 
-def _is_usable(named: type) -> bool:
-    return not named.__name__.startswith("_") and not inspect.isabstract(named)
+def _unfolded(key: str, value: Any, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The options in a mapping, each with its dotted key; and the keys in one that is none of an option."""
+    of_option = any(f"{key}.".startswith(f"{option}.") for option in options) and not _is_group(key, options)
+    if isinstance(value, dict) and value and not of_option:
+        for name, inner in value.items():
+            yield from _unfolded(f"{key}.{name}" if key else str(name), inner, options)
+    elif key:
+        yield key, value
 
 
-def _subclasses(base: type) -> list[type]:
-    direct: list[type] = base.__subclasses__()
-    return [found for c in direct for found in (c, *_subclasses(c))]
+def _is_group(key: str, options: dict[str, Any]) -> bool:
+    return any(option.startswith(f"{key}.") for option in options)
 
 
-def _unknown_key(message: str, parser: ArgumentParser) -> str | None:
-    """A key, in a file or as a flag, that is no option of the subcommand."""
-    patterns = (
-        r"does not accept option '([\w.]+)'",
-        r"unrecognized arguments?: --([\w.]+)",
-        r"[Kk]ey ['\"]([\w.]+)['\"] is not expected",
-        r"Option '([\w.]+)' is not accepted",
-    )
-    found = next(filter(None, (re.search(pattern, message) for pattern in patterns)), None)
-    if not found:
-        return None
-    return f"there is no option {found[1]!r}; {did_you_mean(found[1], _keys(parser))}"
+def _faults_of_one(
+    key: str, value: Any, options: dict[str, Any], given: dict[str, Any], passed: bool
+) -> Iterator[Fault]:
+    """What is wrong with one option, or a part of it, on top of those ``given`` so far, which it joins."""
+    if _is_group(key, options):
+        if value != {} and not (value and isinstance(value, str)):  # the name of a file with its options
+            yield Fault("overlooked", f"{key} is {shown(value)}, but it must be a mapping of its options.")
+        return
+    parts = key.rstrip("+").split(".")
+    heads = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    option = next((head for head in heads if head in options), None)
+    if option is None:
+        yield Fault("unknown", f"there is no option {key!r}; {did_you_mean(key, options)}", key)
+        return
+    action, below = options[option], parts[option.count(".") + 1 :]
+    if len(below) > 1 and is_mapping(type_of(action)):
+        whole = f"give it as a whole, such as --{option}.{below[0]} '{{...}}'."
+        yield Fault("wrong", f"{option}: {'.'.join(below)!r} cannot be set alone; {whole}")
+        return
+    before = given.get(option, _plain(action.default))
+    if key.endswith("+"):
+        value = [*_listed(before), *_listed(value)]
+    elif below:
+        value = _with_part(before, below, value, is_mapping(type_of(action)))
+    given[option] = whole = _merged(before, value)
+    if (value is not None or action.default is not None) and (not passed or _has_empty(whole)):
+        found = faults(option, _emptiness(whole) if passed else whole, type_of(action))
+        yield from (fault for fault in found if fault.kind != "missing")
 
 
-def _keys(parser: ArgumentParser) -> list[str]:
-    """The options of the parser and of its subcommands, as dotted keys."""
-    keys: list[str] = []
-    for action in parser._actions:
-        keys.append(action.dest)
-        for subparser in getattr(action, "_name_parser_map", {}).values():
-            keys.extend(_keys(subparser))
-    return [key for key in keys if key not in ("help", "print_config", "print_shtab", "subcommand")]
+def _with_part(before: Any, below: list[str], value: Any, mapping: bool) -> Any:
+    """What is set where a part is: of the last class in a list, and else of the one class or mapping."""
+    if mapping:
+        return {**(before or {}), below[0]: value}
+    for part in reversed(below):
+        if part != "init_args":
+            value = {"class_path": value} if part == "class_path" else {"init_args": {part: value}}
+    return [*before[:-1], _merged(before[-1], value)] if before and isinstance(before, list) else value
 
 
-def _wrong_type(message: str, parser: ArgumentParser) -> str | None:
-    """A value of the wrong type, where one type is right."""
-    found = re.search(r"Expected an? (.+?)\. Got value: (.+)", message)
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    if not found or not keys:
-        return None
-    return f"{': '.join(keys)} is {found[2]!r}, but it must be {_type_in_words(found[1])}."
+def _merged(before: Any, value: Any) -> Any:
+    """A value given on top of another: of the same class its arguments are added to those before."""
+    if isinstance(before, str) and isinstance(value, dict):
+        before = {"class_path": before}
+    if not isinstance(before, dict) or "class_path" not in before or not isinstance(value, (dict, str)):
+        return value
+    value = {"class_path": value} if isinstance(value, str) else value
+    if not {"class_path", "init_args"} & value.keys():
+        value = {"init_args": value}
+    old, new = before.get("init_args") or {}, value.get("init_args", {})
+    merged = {"class_path": before["class_path"], **value, "init_args": new}
+    if str(merged["class_path"]).rpartition(".")[2] != str(before["class_path"]).rpartition(".")[2]:
+        return {**merged, "kept": [*old, *before.get("kept", [])]}  # of these the new class takes what it knows
+    if isinstance(old, dict) and isinstance(new, dict):
+        merged["init_args"] = old | {name: _merged(old.get(name), inner) for name, inner in new.items()}
+    return merged
 
 
-def _type_in_words(annotation: str) -> str:
-    if options := re.search(r"Literal\[(.+)\]", annotation):
-        return "one of " + options[1].replace("'", "")
-    name = re.sub(r"<class '(.+)'>", r"\1", annotation)
-    return TYPES.get(name, name)
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _none_of_several(message: str, parser: ArgumentParser) -> str | None:
-    """A value that fits none of several types, or a class among them that refused its arguments."""
-    if "Union subtypes" not in message:
-        return None
-    bullets = re.findall(r"^\s*- (.+)$", message.partition("Errors:")[2], flags=re.MULTILINE)
-    refusals = [b for b in bullets if not re.match(NO_REFUSAL, b)]
-    if refusals:
-        return f"{_key(message)}{refusals[0]}"
-    expected = [found[1] for b in bullets if (found := re.match(r"Expected an? (.+)", b)) and "NoneType" not in b]
-    value = message.rpartition("Given value: ")[2].strip()
-    return f"{_key(message)[:-2]} is {value!r}, but it must be {' or '.join(map(_type_in_words, expected))}."
+def _has_empty(value: Any) -> bool:
+    if isinstance(value, dict):
+        return not value or any(map(_has_empty, value.values()))
+    return value is None or (isinstance(value, list) and any(map(_has_empty, value)))
 
 
-def _missing(message: str, parser: ArgumentParser) -> str | None:
-    """A file, a required option or a subcommand that is not there."""
-    if found := re.search(r"File does not exist: '?([^'\n]+)'?", message):
-        return f"the config file {found[1]} does not exist."
-    no_task = r'Parser key "data\.task":\s+Not a valid subclass of Law\. Got value: None'
-    if re.search(no_task, message) or re.search(r"arguments? (?:is|are) required: (?:\w+\.)?(data\.task)", message):
-        return "data.task is missing: name a task, or a --config that does, such as configs/quickstart.yaml."
-    if found := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
-        return f"there is no command {found[1]!r}; {did_you_mean(found[1], re.findall(r'[a-z_]+', found[2]))}"
-    if "subcommand" in message and "not provided" in message:
-        return "a command is missing: fit, validate, test or predict, such as fit --config configs/quickstart.yaml."
-    return None
+def _emptiness(value: Any) -> Any:
+    """The parts of a value that are null or {}, and the classes they are options of."""
+    if isinstance(value, dict):
+        parts = {k: v for k, v in value.items() if k == "class_path" or _has_empty(v)}
+        return {k: v if k == "class_path" else _emptiness(v) for k, v in parts.items()}
+    return [_emptiness(part) for part in value if _has_empty(part)] if isinstance(value, list) else value
 
 
-def _bad_yaml(message: str, parser: ArgumentParser) -> str | None:
-    if not message.startswith("Problems parsing config"):
-        return None
-    line = re.findall(r"line (\d+)", message)
-    return f"a config file is not valid YAML near line {line[-1] if line else '?'}: {message.splitlines()[-2].strip()}."
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        return value.as_dict()
+    return [_plain(part) for part in value] if isinstance(value, list) else value

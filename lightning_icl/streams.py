@@ -131,7 +131,8 @@ def _shifted(task: Law, shift: Mapping[str, Any]) -> Law:
         if isinstance(value, Mapping):
             raise InputError(f"shift.{option} is {dict(value)}, but there is no such class or it has no such option.")
         if hasattr(value, "class_path"):  # the parser has found the class, but could not make an object of it
-            options = {name: given for name, given in vars(value.init_args).items() if name.isidentifier()}
+            init_args = vars(value.init_args) if hasattr(value, "init_args") else {}
+            options = {name: given for name, given in init_args.items() if name.isidentifier()}
             raise InputError(f"shift.{option}: {value.class_path.rpartition('.')[2]} cannot be made with {options}.")
     try:
         return task.shifted(**shift)

@@ -41,7 +41,7 @@ TABLE = [
     (["--data.task.spectrum", "Eigenvalues"], "data.task: spectrum: Eigenvalues needs values among its init_args."),
     (
         "data: {validation: {dense: {task: LinearRegression}}}",
-        "data.validation: LinearRegression needs n_dims among its init_args.",
+        "data.validation.dense.task: LinearRegression needs n_dims among its init_args.",
     ),
     # a class that does not exist
     (["--data.task", "SparseRegresion"], "no class 'SparseRegresion'; did you mean 'SparseLinearRegression'?"),
@@ -94,7 +94,7 @@ TABLE = [
     (["--data.batch_size", "0"], "batch_size is 0, but it must be at least 1."),
     (callbacks("HeadImportance", '{"n_prompts": 1}'), "n_prompts is 1, but it must be at least 2."),
     (callbacks("LinearProbe", '{"alpha": 0}'), "alpha is 0.0, but the probe's ridge strength must be a finite number"),
-    (["--seed_everything", "true"], "data.seed is 'True', but it must be a whole number."),
+    (["--seed_everything", "true"], "seed_everything is true, but it must be a whole number:"),
     # a number beyond what can be served
     (callbacks("HeadPruning", '{"n_random": 1000000000}'), "n_random is 1000000000, but it must be at most 16,384."),
     (
@@ -145,7 +145,10 @@ TABLE = [
     ),
     (["--model.schedule", "linear"], "model.schedule is 'linear', but it must be one of cosine, constant."),
     # validation streams
-    ("data: {validation: {a: {shfit: {}}}}", "data.validation: a stream has no option 'shfit'; did you mean 'shift'?"),
+    (
+        "data: {validation: {a: {shfit: {}}}}",
+        "data.validation.a: ValidationStream has no option 'shfit'; did you mean 'shift'?",
+    ),
     (
         "data: {validation: {noisier: {shift: {noise_sd: 1}}}}",
         "validation.noisier: SparseLinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
@@ -156,7 +159,7 @@ TABLE = [
     ),
     (
         "data: {validation: {noisier: {shift: {noise_std: high}}}}",
-        "validation.noisier: shift is {'noise_std': 'high'}, but one of these is of the wrong type.",
+        "validation.noisier: noise_std is 'high', but it must be a finite number that is 0 or larger.",
     ),
     (
         "data: {validation: {decaying: {shift: {spectrum: {class_path: Powerlaw}}}}}",
@@ -168,15 +171,15 @@ TABLE = [
     ),
     (
         ["--data.validation.noisier.n_points", "12"],
-        "data.validation is '12', but it must be a mapping; give a stream as a whole, such as",
+        "data.validation: 'noisier.n_points' cannot be set alone; give it as a whole, such as",
     ),
     (
         "data: {validation: {a: {task: {class_path: LinearRegression, init_args: {n_dims: 8, noise_sd: 1}}}}}",
-        "data.validation: LinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
+        "data.validation.a.task: LinearRegression has no option 'noise_sd'; did you mean 'noise_std'?",
     ),
     (
         "data: {validation: {a: {task: {class_path: LinearRegresion}}}}",
-        "data.validation: there is no class 'LinearRegresion'; did you mean 'LinearRegression'?",
+        "data.validation.a.task: there is no class 'LinearRegresion'; did you mean 'LinearRegression'?",
     ),
     (
         "data: {validation: {wider: {task: {class_path: LinearRegression, init_args: {n_dims: 9}}}}}",
@@ -187,10 +190,16 @@ TABLE = [
         "validation.a has both a shift and a task; give one of them.",
     ),
     ("data: {validation: {longer: {n_points: 0}}}", "validation.longer: n_points is [0, 0], but it must be a number"),
-    ("data: {validation: {longer: {n_points: many}}}", "data.validation: n_points is 'many', but it must be a whole"),
+    (
+        "data: {validation: {longer: {n_points: many}}}",
+        "data.validation.longer.n_points is 'many', but it must be a whole number or a list",
+    ),
     ("data: {validation: {a/b: {}}}", "validation has a stream 'a/b', but a name is made of letters, digits, _ and -."),
-    ("data: {validation: {a: }}", "data.validation is 'None', but it must be a mapping"),
-    ("data: {validation: 3}", "data.validation is '3', but it must be a mapping"),
+    ("data: {validation: {a: }}", "data.validation.a is null, but it must be a mapping of shift, n_points, task."),
+    (
+        "data: {validation: 3}",
+        "data.validation is 3, but it must be a mapping, such as {noisier: {shift: {noise_std: 1.0}}}.",
+    ),
     # curricula
     (callbacks("Curriculum"), "Curriculum has nothing to grow: set dims_start, points_start or both."),
     (callbacks("Curriculum", '{"dims_start": 9}'), "dims_start is 9, but the task has only 8 dimensions."),
@@ -286,7 +295,7 @@ def test_an_option_of_a_shift_is_no_flag(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG + "data.validation: {noisier: {}}\n")
     said = refused(["fit", "--config", "config.yaml", "--data.validation.noisier.shift.noise_std", "2.0"], capsys)
-    assert "data.validation: 'shift.noise_std' cannot be set alone; give a stream as a whole" in said
+    assert "data.validation: 'noisier.shift.noise_std' cannot be set alone; give it as a whole" in said
 
 
 def refused(args, capsys):

@@ -87,7 +87,9 @@ class Task(Law):
     @property
     def noise_levels(self) -> list[float]:
         """The standard deviations a prompt's noise may have, equally likely."""
-        return list(self.noise_std) if isinstance(self.noise_std, Sequence) else [self.noise_std]
+        if isinstance(self.noise_std, Sequence) and not isinstance(self.noise_std, str):
+            return list(self.noise_std)
+        return [self.noise_std]  # type: ignore[list-item]  # text is for the check to name
 
     @cached_property
     def mixing(self) -> Constant | None:
