@@ -1,5 +1,6 @@
 """What a command line of ours is: Lightning's, with our module, data and errors."""
 
+import os
 import shutil
 import signal
 import sys
@@ -138,7 +139,7 @@ class ICLCommandLine(LightningCLI):
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
-        if not isinstance(seed, bool):  # true is refused as data.seed
+        if not isinstance(seed, bool):  # which the link to data.seed refuses
             check_between(0, MOST_SEED, seed_everything=seed)
         super()._set_seed()
 
