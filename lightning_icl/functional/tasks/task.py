@@ -68,6 +68,8 @@ class Task(Law):
         check_finite(correlation=self.correlation)
         if not -1 < self.correlation < 1:
             raise InputError(f"correlation is {self.correlation}, but it must lie strictly between -1 and 1.")
+        if isinstance(self.noise_std, str):  # a Sequence too
+            check_not_negative(noise_std=self.noise_std)
         if isinstance(self.noise_std, Sequence):
             object.__setattr__(self, "noise_std", list(self.noise_std))  # a tuple is the same configuration
         if not self.noise_levels:
@@ -87,9 +89,7 @@ class Task(Law):
     @property
     def noise_levels(self) -> list[float]:
         """The standard deviations a prompt's noise may have, equally likely."""
-        if isinstance(self.noise_std, Sequence) and not isinstance(self.noise_std, str):
-            return list(self.noise_std)
-        return [self.noise_std]  # type: ignore[list-item]  # text is for the check to name
+        return list(self.noise_std) if isinstance(self.noise_std, Sequence) else [self.noise_std]
 
     @cached_property
     def mixing(self) -> Constant | None:
