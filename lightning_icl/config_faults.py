@@ -210,7 +210,7 @@ def _in_words(members: list[Any]) -> str:
     ordered = sorted(origins, key=lambda m: order.index(origins[m]) if origins[m] in order else len(order))
     choices = dict.fromkeys(str(choice) for m in ordered if origins[m] is Literal for choice in get_args(m))
     words = [_in_a_word(member, origins[member]) for member in ordered if origins[member] is not Literal]
-    return " or ".join(dict.fromkeys([*words, *([f"one of {', '.join(choices)}"] if choices else [])]))
+    return " or ".join(dict.fromkeys([*([f"one of {', '.join(choices)}"] if choices else []), *words]))
 
 
 def _in_a_word(member: Any, origin: Any) -> str:

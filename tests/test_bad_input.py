@@ -158,8 +158,8 @@ TABLE = [
         "validation.denser: sparsity is 9, but it must lie between",
     ),
     (
-        "data: {validation: {noisier: {shift: {noise_std: high}}}}",
-        "validation.noisier: noise_std is 'high', but it must be a finite number that is 0 or larger.",
+        "data: {validation: {noisier: {shift: {noise_std: -1.0}}}}",
+        "validation.noisier: noise_std is -1.0, but it must be a finite number that is 0 or larger.",
     ),
     (
         "data: {validation: {decaying: {shift: {spectrum: {class_path: Powerlaw}}}}}",

@@ -30,7 +30,10 @@ MAY_IMPORT = {
     "config_faults": {"functional"},
     "config_errors": {"functional", "config_faults"},
     "checkpoint": {"functional", "transformer"},
-    "command_line": MODEL_SIDE | {"callbacks", "config_errors", "config_faults", "checkpoint", "record"},
+    "checks": MODEL_SIDE | {"callbacks"},
+    "launcher": set(),
+    "command_line": MODEL_SIDE
+    | {"callbacks", "checks", "config_errors", "config_faults", "checkpoint", "endings", "launcher", "record"},
     "shipped_configs": set(),
     "studies": RECORD_SIDE | {"callbacks", "shipped_configs", "studies"},
     "commands": RECORD_SIDE | {"callbacks", "checkpoint", "command_line", "commands", "shipped_configs", "studies"},

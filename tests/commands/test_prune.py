@@ -151,7 +151,10 @@ def test_a_difference_from_the_masked_model_is_an_error_and_leaves_no_folder(run
         ({"keep": "[[1], [0], [1]]"}, "keep has head 0 in layer 2, whose heads are 1 to 4."),
         ({"keep": "[[1], [2, 3, 2], [1]]"}, "keep has head 2 of layer 2 2 times."),
         ({"keep": "[[], [], []]"}, "keep names no head in any layer, but a model needs at least one."),
-        ({"keep": "[some, [1], [1]]"}, "keep is 'some', but it must be one of all or a list, such as [8, 8]."),
+        (
+            {"keep": "[some, [1], [1]]"},
+            "an entry of keep is 'some', but it must be one of all or a list, such as [8, 8].",
+        ),
         ({"keep": "3"}, "keep is '3', but it must be a list"),
         ({"keep": None}, "the following arguments are required: keep"),
         ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path is nowhere.ckpt, but there is no such file."),
