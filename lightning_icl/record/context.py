@@ -4,6 +4,7 @@ import inspect
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -48,10 +49,12 @@ def _option(value: Any) -> Any:
         return {str(key): _option(item) for key, item in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return plain(value)
-    try:
-        return {type(value).__name__: options(value)}
-    except ValueError:  # of a type written in C, such as a set, Python knows no signature
-        return plain(value)
+    if hasattr(value, "__dict__") or hasattr(value, "__slots__"):  # of a class written in Python
+        with suppress(ValueError):  # there is no signature, if it builds on one written in C
+            return {type(value).__name__: options(value)}
+    return plain(
+        value
+    )  # of a type written in C, such as a set; some have signatures since 3.13, none names what it keeps
 
 
 def fingerprint(found: Mapping[str, Any]) -> str:

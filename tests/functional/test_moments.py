@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_help_shows_the_signature_of_examples(estimate, settings):
     assert names[:2] == ["x", "y"]
     assert set(settings) <= set(names[2:])
     shown = pydoc.plain(pydoc.render_doc(estimate))
-    assert f"{estimate.__name__}(x: " in shown
+    assert re.search(rf"{estimate.__name__}\(\s*x: ", shown)  # from Python 3.13 on, a long one has a line an argument
     assert "In place of x and y it takes a Prompt, or ``Moments``." in shown
 
 

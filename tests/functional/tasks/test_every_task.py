@@ -350,7 +350,7 @@ def test_help_on_the_command_line_explains_every_option(name):
     parser.add_argument("--task", type=Law)
     with redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
         parser.parse_args([f"--task.help={task.__name__}"])
-    entries = dict(re.findall(r"\n  --task\.(\w+) (.*?)(?=\n  --task|$)", text.getvalue(), flags=re.DOTALL))
+    entries = dict(re.findall(r"\n  --task\.(\w+),? (.*?)(?=\n  --task|$)", text.getvalue(), flags=re.DOTALL))
     for option, parameter in inspect.signature(task).parameters.items():
         said = " ".join(entries[option].split())
         explanation, _, of_type = said.rpartition("(")
