@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_icl.callbacks.analysis import all_ranks, icl_module
 from lightning_icl.callbacks.reference_risk import ReferenceRisk
+from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import whole_prompts
 from lightning_icl.record.folder import run_folder
@@ -27,6 +28,8 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, filename: str = "predictions.npz") -> None:
+        if not filename:
+            raise InputError("filename is '', but predictions need a name, such as predictions.npz.")
         self.filename = filename
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

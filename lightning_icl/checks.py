@@ -6,7 +6,7 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from lightning_icl.data import PromptDataModule
-from lightning_icl.functional.errors import InputError, check_not_negative
+from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative
 from lightning_icl.module import ICLModule
 
 
@@ -15,6 +15,9 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
     for name in ("max_steps", "max_epochs", "limit_train_batches") if stage == "fit" else ():
         if getattr(trainer, name) == 0:
             raise InputError(f"trainer.{name} is 0, but a fit without a step trains nothing; to measure use validate.")
+    check_at_least(0, **{"trainer.log_every_n_steps": trainer.log_every_n_steps})  # type: ignore[attr-defined]
+    if any(getattr(callback, "dirpath", None) == "" for callback in trainer.checkpoint_callbacks):
+        raise InputError("checkpoint.dirpath is '', but it must name a folder; null is the run's own.")
     if trainer.gradient_clip_val is not None:
         check_not_negative(**{"trainer.gradient_clip_val": trainer.gradient_clip_val})
     data.check_run(trainer, module, stage)

@@ -30,7 +30,7 @@ from lightning_icl.config_errors import check_overlooked, constructing, sentence
 from lightning_icl.config_faults import shown
 from lightning_icl.data import PromptDataModule
 from lightning_icl.endings import stop, way_on
-from lightning_icl.functional.errors import MOST_SEED, InputError, check_between
+from lightning_icl.functional.errors import MOST_SEED, MOST_THREADS, InputError, check_between
 from lightning_icl.functional.tasks import Law
 from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
@@ -151,6 +151,7 @@ class ICLCommandLine(LightningCLI):
             self._find_run(config)
             set_constructed_shape(config.model)
             if config.cpu_threads is not None:
+                check_between(1, MOST_THREADS, cpu_threads=config.cpu_threads)
                 torch.set_num_threads(config.cpu_threads)
             fits, options = self.subcommand == "fit", config.model.as_dict()
             if checkpoint := check_checkpoint(config.ckpt_path, options, fits, config.weights_only):

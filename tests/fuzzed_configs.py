@@ -345,13 +345,14 @@ if __name__ == "__main__":
     reader.add_argument("--n", type=int, default=700)
     reader.add_argument("--only", default="", help="A regular expression for the option and the value.")
     asked = reader.parse_args()
-    count: Counter[str] = Counter()
+    count: Counter[tuple[str, str]] = Counter()
     keep_parser()
     for fuzzed in chosen(asked.seed, asked.n):
         if re.search(asked.only, fuzzed.name):
             became, wrong = verdict(fuzzed)
-            count[became] += 1
+            count.update([(fuzzed.kind, became), ("all", became)])
             if wrong:
                 print(f"{fuzzed.name}: {wrong}", flush=True)
-    print(json.dumps(count))
-    sys.exit(count["wrong"] > 0)
+    for kind in (*VALUES, UNKNOWN, "all"):
+        print(json.dumps({"of": kind} | {became: count[kind, became] for became in ("answered", "works", "wrong")}))
+    sys.exit(count["all", "wrong"] > 0)

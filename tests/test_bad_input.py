@@ -126,6 +126,7 @@ TABLE = [
         ["--trainer.max_steps", "0"],
         "trainer.max_steps is 0, but a fit without a step trains nothing; to measure use validate.",
     ),
+    (["--cpu_threads", "1000000000"], "cpu_threads is 1000000000, but it must be at most 1,024."),
     (["--trainer.val_check_interval", "0"], "trainer.val_check_interval is 0, but it must be above 0."),
     (
         ["--trainer.gradient_clip_val", ".nan"],

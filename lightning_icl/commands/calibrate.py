@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lightning_icl.functional.errors import check_at_least
+from lightning_icl.functional.errors import MOST_THREADS, check_between
 from lightning_icl.functional.tasks import SparseLinearRegression
 from lightning_icl.instruments.calibration import Line, known_networks, lines_of
 from lightning_icl.instruments.p_probing import Training
@@ -48,7 +48,7 @@ def calibrate(scale: Literal["small", "full"] = "full", skip_p_probing: bool = F
         skip_p_probing: leave out P-probing, which trains and takes most of the time.
         cpu_threads: threads; 1 is fastest for networks this small.
     """
-    check_at_least(1, cpu_threads=cpu_threads)
+    check_between(1, MOST_THREADS, cpu_threads=cpu_threads)
     torch.set_num_threads(cpu_threads)
     found: list[Line] = []
     for line in calibration(SIZES[scale], not skip_p_probing):

@@ -14,7 +14,7 @@ from lightning_icl.commands.output import new_folder, record_alone
 from lightning_icl.commands.run import Run, open_run
 from lightning_icl.figures.files import write_figure
 from lightning_icl.figures.p_probing import p_probing_risks
-from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.errors import MOST_THREADS, InputError, check_between
 from lightning_icl.functional.risk import Interval
 from lightning_icl.instruments.p_probing import (
     CORRELATION,
@@ -75,8 +75,9 @@ def p_probe(
         accelerator: cpu, gpu (CUDA), or auto, a GPU where there is one. Each draws other prompts from the same seed.
         cpu_threads: threads; 1 is fastest for models this small.
     """
-    check_at_least(1, steps=steps, seeds=seeds, cpu_threads=cpu_threads)
+    check_at_least(1, steps=steps, seeds=seeds)
     check_at_least(2, prompts=prompts)
+    check_between(1, MOST_THREADS, cpu_threads=cpu_threads)
     torch.set_num_threads(cpu_threads)
     device = _device(accelerator)
     runs = _opened(ckpt_paths, names)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from lightning_icl.commands.output import new_folder, record_alone
 from lightning_icl.figures import style, theory_risks, write_figure
 from lightning_icl.figures.theory import ARMS, AXES, RIVALS, RULES
-from lightning_icl.functional.errors import InputError, check_at_least
+from lightning_icl.functional.errors import MOST_THREADS, InputError, check_at_least, check_between
 from lightning_icl.functional.references import (
     GD,
     Bayes,
@@ -113,8 +113,9 @@ def theory(
         seed: of all prompts.
         cpu_threads: threads; 1 is fastest for problems this small.
     """
-    check_at_least(1, n_points=n_points, steps=steps, tuning_prompts=tuning_prompts, cpu_threads=cpu_threads)
+    check_at_least(1, n_points=n_points, steps=steps, tuning_prompts=tuning_prompts)
     check_at_least(2, prompts=prompts)
+    check_between(1, MOST_THREADS, cpu_threads=cpu_threads)
     torch.set_num_threads(cpu_threads)
     standard = Setting(task, n_points, steps)
     places = settings(standard, axes)

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
+MOST_THREADS = 1024
 MOST_SEED = 2**32 - 1  # torch's CPU generator uses no more of it
 LARGEST = 1e6  # of a real option: beside larger ones float32 has few digits left for what is of size 1
 
