@@ -60,8 +60,8 @@ def cells(printed, name):
     return [cell.strip() for cell in row.split("|")]
 
 
-def run_benchmark(name, *options, cwd):
-    return run_command(ROOT / "benchmarks" / name, *options, cwd=cwd, command=(sys.executable,)).stdout
+def run_benchmark(name, *options, cwd, timeout=240):
+    return run_command(ROOT / "benchmarks" / name, *options, cwd=cwd, command=(sys.executable,), timeout=timeout).stdout
 
 
 def test_time_to_risk_tells_who_got_there(tmp_path, peer):
@@ -109,3 +109,28 @@ def test_search_tells_where_a_recipe_ends_and_why_another_did_not_start(tmp_path
     assert 0.3 < float(risk) < 10
     assert other != risk
     assert "heads is 2 in layer 1, which does not divide d_model, 15" in cells(printed, recipes[2])[2]
+
+
+@pytest.mark.slow  # test_cli.py validates on two processes
+def test_ranks_find_the_same_numbers_and_weights(tmp_path):
+    printed = run_benchmark("ranks.py", "--config", "configs/debug.yaml", cwd=tmp_path)
+    row = r"^\| (validate, record|fit, weights) \| [24] \| ([\d,]+) \| [\d,]+ \| (\S+) \|$"
+    rows = re.findall(row, printed, re.MULTILINE)
+    assert len(rows) == 4
+    for what, compared, largest in rows:
+        assert int(compared.replace(",", "")) > 2000
+        assert float(largest) < (1e-12 if what == "validate, record" else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_long_training_grows_in_nothing_but_its_curves(tmp_path):
+    """By 158 kB in a thousand steps, standard error 21: what four analyses keep of two measurements for their curves.
+
+    One small tensor kept a step would be 500.
+    """
+    printed = run_benchmark("endurance.py", cwd=tmp_path, timeout=1700)
+    assert float(cells(printed, "resident set, kB")[1]) < 300
+    for name in ("open files", "threads"):
+        assert abs(float(cells(printed, name)[1])) < 0.1
