@@ -16,8 +16,9 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
         if getattr(trainer, name) == 0:
             raise InputError(f"trainer.{name} is 0, but a fit without a step trains nothing; to measure use validate.")
     check_at_least(0, **{"trainer.log_every_n_steps": trainer.log_every_n_steps})  # type: ignore[attr-defined]
-    if any(getattr(callback, "dirpath", None) == "" for callback in trainer.checkpoint_callbacks):
-        raise InputError("checkpoint.dirpath is '', but it must name a folder; null is the run's own.")
+    for name in ("dirpath", "filename"):
+        if any(getattr(callback, name, None) == "" for callback in trainer.checkpoint_callbacks):
+            raise InputError(f"checkpoint.{name} is '', but it must be a name; null is Lightning's own.")
     if trainer.gradient_clip_val is not None:
         check_not_negative(**{"trainer.gradient_clip_val": trainer.gradient_clip_val})
     data.check_run(trainer, module, stage)

@@ -316,7 +316,8 @@ def _not_answered(fuzzed: Fuzzed, ran: Outcome) -> str | None:
     if ran.left:
         return f"files are left, {ran.left}, of: {said[0]}"
     option = UNKNOWN if fuzzed.kind == UNKNOWN else fuzzed.option.rpartition(".")[2]
-    shown = [option, *re.findall(r"[\w.+-]+", str(VALUES.get(fuzzed.kind))), *["null"] * (fuzzed.kind == "null")]
+    value = VALUES.get(fuzzed.kind, UNKNOWN)
+    shown = [option, repr(value), *re.findall(r"[\w.+-]+", str(value)), *["null"] * (value is None)]
     if not any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said[0]) for text in shown):
         return f"neither option nor value is named: {said[0]}"
     return None
