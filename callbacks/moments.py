@@ -36,3 +36,10 @@ def validation_was_missed(trainer: Trainer, module: LightningModule) -> bool:
     due = isinstance(interval, int) and batches > 0 and batches % interval == 0 and loop._should_check_val_epoch()
     due = due and not loop.batch_progress.is_last_batch
     return bool(due and getattr(module, "validated_at", trainer.global_step) < trainer.global_step)
+
+
+def back_to_whole_step(trainer: Trainer) -> None:
+    """Count no batch of the step that is being made, so that a checkpoint goes on with all of it."""
+    progress, accumulate = trainer.fit_loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
+    for counts in (progress.total, progress.current):
+        vars(counts).update(dict.fromkeys(vars(counts), counts.completed // accumulate * accumulate))

@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module
+from lightning_icl.callbacks.moments import back_to_whole_step
 from lightning_icl.callbacks.monitors import check_monitors
 from lightning_icl.data import PromptDataModule
+from lightning_icl.divergence import DivergedError
 from lightning_icl.endings import listen, stop
 from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
@@ -146,6 +148,9 @@ class Recorder(Callback):
             rank_zero_info(f"The run has come to its end at step {trainer.global_step:,}, by {by}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, DivergedError) and exception.before_it:
+            back_to_whole_step(trainer)
+            self._save(trainer)
         said = " ".join(f"{type(exception).__name__}: {exception}".split()).removesuffix(": ").removesuffix(":")
         if trainer in AGREED:  # else nothing of the run is there yet, and another rank may be elsewhere
             note(trainer, {"event": "stopped", "steps": trainer.global_step, "by": said})

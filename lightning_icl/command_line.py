@@ -29,7 +29,8 @@ from lightning_icl.checks import check_run, check_writable
 from lightning_icl.config_errors import check_overlooked, constructing, sentence
 from lightning_icl.config_faults import shown
 from lightning_icl.data import PromptDataModule
-from lightning_icl.endings import stop, way_on
+from lightning_icl.divergence import DivergedError
+from lightning_icl.endings import replay, stop, way_on
 from lightning_icl.functional.errors import MOST_SEED, MOST_THREADS, InputError, check_between
 from lightning_icl.functional.tasks import Law
 from lightning_icl.launcher import disagreement
@@ -251,7 +252,11 @@ class ICLCommandLine(LightningCLI):
             self._clear_away()
         if self.subcommand == "fit" and self.folder is not None and (self.folder / CONFIG).exists():
             found = sorted(self.folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-            error.add_note(way_on(self.trainer.global_step, self.folder, found[-1] if found else None))
+            newest = next(filter(zipfile.is_zipfile, reversed(found)), None)
+            if isinstance(error, DivergedError):
+                error.add_note(replay(self.folder, newest))
+            clipped = " --trainer.gradient_clip_val 1" * isinstance(error, DivergedError)
+            error.add_note(way_on(self.trainer.global_step, self.folder, newest) + clipped)
 
     def _settle(self, config: Namespace) -> None:
         """Give the run its folder, with the config in it, and have all that is written lie there."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_icl.divergence import DivergedError, Watch
 from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative, check_positive
 from lightning_icl.functional.prompts import Prompt
@@ -86,6 +87,7 @@ class ICLModule(LightningModule):
         self.trained_steps = 0  # of the checkpoint these weights come from
         self.validations = 0  # of the fit so far, over all resumes
         self.validated_at = -1  # the optimizer step of the last of them
+        self._watch = Watch()
         self.closing = False  # whether training has ended, and a last validation is made for what is due then
         self._check()
 
@@ -131,6 +133,7 @@ class ICLModule(LightningModule):
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse(self._watch.settle())  # never a checkpoint of spoiled weights
         checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
         if self.started_as is not None:
             checkpoint["lightning_icl"]["started_as"] = self.started_as
@@ -167,6 +170,26 @@ class ICLModule(LightningModule):
         self.trainer.callback_metrics["train/loss"] = loss.detach()
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of this step; then the schedule moves
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Stop at a step whose loss or gradient is no number, before the weights are spoiled by it."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which passes over such gradients
+        norm = torch.zeros((), device=self.device) if scaled else torch.nn.utils.get_total_norm(gradients)
+        # Of several processes each has a loss of its own, but all the same gradient, and so the same to say.
+        if scaled or self.trainer.world_size == 1:
+            norm = norm + self.trainer.callback_metrics.get("train/loss", 0.0)
+        self._refuse(self._watch.add(self.global_step, norm))
+
+    def _refuse(self, step: int | None) -> None:
+        if step is not None:
+            seed = getattr(self.trainer.datamodule, "seed", None)  # type: ignore[attr-defined]
+            raise DivergedError(
+                f"the loss or gradient of step {step} (from 0) is not finite: training has diverged on the batch of "
+                f"seed {seed}, stream train, step {step}, all blocks; lower learning_rate (now {self.learning_rate}) "
+                "or set trainer.gradient_clip_val.",
+                before_it=step == self.global_step,
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Prompt, batch_idx: int) -> None:
         if logs_this_step(self.trainer):
