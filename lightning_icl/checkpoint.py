@@ -65,8 +65,10 @@ def write(checkpoint: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # which the error of a full disk does not say
         raise
     with suppress(OSError):  # not every filesystem has this for folders
         folder = os.open(path.parent, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """What can be told of a run before it is made, so that what cannot work leaves nothing behind."""
 
 import os
+import re
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -26,6 +27,16 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
         if check := getattr(callback, "check_run", None):
             check(trainer, module, data, stage)
     module.check_run(data, stage)
+
+
+def expanded(name: str, path: str) -> str:
+    """The path with ~ and variables as a shell has them; a config file is read by none, and a logger would."""
+    whole = os.path.expandvars(os.path.expanduser(path))
+    if missing := re.search(r"\$(\w+|\{\w+\})", whole):
+        raise InputError(f"{name} is {path}, but the variable {missing[1].strip('{}')} is not set.")
+    if whole.startswith("~"):
+        raise InputError(f"{name} is {path}, but it is not known where the home folder is: HOME is not set.")
+    return whole
 
 
 def check_writable(name: str, folder: Path) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.config_errors import check_overlooked, constructing
-from lightning_icl.endings import Stopped, listening
+from lightning_icl.endings import OF_DISKS, Stopped, listening
 from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import is_first, one_launcher
 from lightning_icl.shipped_configs import config_file
@@ -124,6 +124,12 @@ def main(args: list[str] | None = None) -> None:
         fail("a file given as --config is not text; give the YAML file there, a checkpoint as --ckpt_path.")
     except (InputError, MisconfigurationException) as error:
         fail(" ".join(str(error).split()), *getattr(error, "__notes__", ()))
+    except OSError as error:
+        if error.errno not in OF_DISKS:
+            raise
+        said = f"lightning-icl: {error.filename2 or error.filename or 'a file'} could not be written: {error.strerror}."
+        print(said, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        sys.exit(1)
     except Stopped as stopped:
         said = f"lightning-icl: {stopped.name} has stopped it."
         print(said, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
 from lightning_icl.callbacks.analysis import analyses
 from lightning_icl.checkpoint import CheckpointFiles, check_checkpoint, newest, step_of
-from lightning_icl.checks import check_run, check_writable
+from lightning_icl.checks import check_run, check_writable, expanded
 from lightning_icl.config_errors import check_overlooked, constructing, sentence
 from lightning_icl.config_faults import shown
 from lightning_icl.data import PromptDataModule
@@ -160,6 +160,12 @@ class ICLCommandLine(LightningCLI):
 
     def _find_run(self, config: Namespace) -> None:
         """Which folder the run was told to lie in, and the checkpoint there if it is to go on from the last."""
+        for key in ("run_folder", "ckpt_path", "trainer.default_root_dir", "checkpoint.dirpath"):
+            if path := config.get(key):
+                config[key] = expanded(key, str(path))
+        for options in (logger.get("init_args", Namespace()) for logger in logger_configs(config.trainer)):
+            if path := options.get("save_dir"):
+                options.save_dir = expanded("trainer.logger.save_dir", str(path))
         runs, version = place(logger_configs(config.trainer), config.trainer)
         if named := config.run_folder or (version and runs / version):
             self.named = Path(named)
@@ -251,12 +257,13 @@ class ICLCommandLine(LightningCLI):
         if isinstance(error, InputError | MisconfigurationException):
             self._clear_away()
         if self.subcommand == "fit" and self.folder is not None and (self.folder / CONFIG).exists():
-            found = sorted(self.folder.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-            newest = next(filter(zipfile.is_zipfile, reversed(found)), None)
+            checkpoint = None
+            with suppress(InputError):  # none of them is whole
+                checkpoint = newest(Path(self.config["fit"].checkpoint.dirpath or self.folder / "checkpoints"))
             if isinstance(error, DivergedError):
-                error.add_note(replay(self.folder, newest))
+                error.add_note(replay(self.folder, checkpoint))
             clipped = " --trainer.gradient_clip_val 1" * isinstance(error, DivergedError)
-            error.add_note(way_on(self.trainer.global_step, self.folder, newest) + clipped)
+            error.add_note(way_on(self.trainer.global_step, self.folder, checkpoint) + clipped)
 
     def _settle(self, config: Namespace) -> None:
         """Give the run its folder, with the config in it, and have all that is written lie there."""
@@ -266,7 +273,10 @@ class ICLCommandLine(LightningCLI):
             set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
             config.weights_only = True  # whoever trusted that checkpoint may not trust the next
             if self.subcommand == "fit" or self.resumed_from is None:
-                self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
+                try:
+                    self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
+                except OSError as error:
+                    raise InputError(f"{CONFIG} cannot be written to {self.folder}: {error}.") from error
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.folder / "checkpoints")

@@ -1,5 +1,6 @@
 """How a run ends early: which signal, with which exit status, and how to go on."""
 
+import errno
 import shlex
 import signal
 import threading
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+# What a disk may say to any file in a run: it is full, over a quota, read-only or broken.
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 Handler = Callable[[int, FrameType | None], None]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"))

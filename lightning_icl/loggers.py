@@ -61,6 +61,15 @@ def _tensorboards(trainer: Trainer) -> list[Any]:
     return [experiment for experiment in found if hasattr(experiment, "add_custom_scalars")]
 
 
+def flush(trainer: Trainer) -> None:
+    """Have all that was logged written, so that a kill takes nothing that a checkpoint has behind it."""
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.save()
+        for experiment in _tensorboards(trainer):
+            experiment.flush()
+
+
 def way_to_look(trainer: Trainer, folder: Path) -> str:
     """How the run is looked at, by the loggers it has."""
     ways = [f'in Python: lightning_icl.load_run("{folder}").table']

@@ -1,6 +1,7 @@
 """What can be told before a run is told before anything of it is there; --dry_run true says it and stops."""
 
 import json
+import os
 
 import pytest
 from test_run_folder import CONFIG
@@ -49,6 +50,7 @@ def callback(name, **options):
         (callback("ReferenceRisk", references=[{"class_path": "BestSubset", "init_args": {"sparsity": 9}}]), "is 9"),
         (callback("HeadPruning", checkpoints={"other": "no.ckpt"}), "checkpoints: other"),
         (("--run_folder", "config.yaml/mine"), "config.yaml is a file"),
+        (("--run_folder", "$NO_SUCH/mine"), "run_folder is $NO_SUCH/mine, but the variable NO_SUCH is not set."),
     ],
 )
 def test_what_is_refused_is_refused_before_the_folder_is_made(untouched, capsys, options, words):
@@ -56,3 +58,21 @@ def test_what_is_refused_is_refused_before_the_folder_is_made(untouched, capsys,
         main(["fit", "--config", "config.yaml", *options])
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(untouched, capsys, monkeypatch):
+    """Root may write where a mode forbids it, and no test can mount what is read-only."""
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "config.yaml", "--run_folder", "mine"])
+    assert f"run_folder is mine, but {untouched} cannot be written to" in capsys.readouterr().err
+
+
+def test_a_path_is_expanded_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    main(["fit", "--config", "config.yaml", "--run_folder", "${SCRATCH}/mine"])
+    assert {path.name for path in (tmp_path / "scratch" / "mine").iterdir()} >= {"config.yaml", "checkpoints"}
+    assert list((tmp_path / "scratch" / "mine").glob("events.*"))
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "scratch"}

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -118,6 +119,24 @@ def test_a_crash_says_how_to_go_on_after_its_traceback(work):
     with pytest.raises(RuntimeError, match="boom") as crashed:
         main(["fit", "--config", "config.yaml", "--run_folder", "mine", "--trainer.callbacks", harm])
     assert "go on with: lightning-icl fit --config" in crashed.value.__notes__[-1]
+
+
+def test_a_full_disk_costs_a_sentence_and_the_run_goes_on_after_it(work, monkeypatch, capsys, undrawn):
+    """No file may grow beyond 8 kB, which a checkpoint does; Python ignores the signal that comes with it."""
+    config = ["--config", "config.yaml", "--run_folder", "mine", "--ckpt_path", "last", "--trainer.logger", "false"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", *config])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stopped.value.code == 1
+    first, last = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith(f"lightning-icl: {work}/mine/checkpoints/step=2.ckpt could not be written: File too large")
+    assert "no checkpoint yet; go on with: " in last
+    main(["fit", *config])
+    assert saved_step(work / "mine") == 2
 
 
 def test_no_character_is_worth_a_run(work, monkeypatch, undrawn):

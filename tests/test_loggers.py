@@ -275,6 +275,27 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_with_no_point_twic
     assert len([line for line in lines if "rows" in line]) == len({line["step"] for line in lines if "rows" in line})
 
 
+class Kills(Callback):
+    """Tells what a kill in the third step would leave of the curves."""
+
+    def on_before_optimizer_step(self, trainer, *_):
+        if trainer.global_step == 2:
+            folder = run_folder(trainer)
+            raise KeyError(points(folder), (folder / "metrics.csv").read_text().splitlines())
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_kill_takes_nothing_that_a_checkpoint_has_behind_it(work):
+    """CSVLogger keeps 100 rows in memory, TensorBoard two minutes."""
+    every = ("--trainer.log_every_n_steps", 1, "--checkpoint.every_n_train_steps", 2, "--trainer.max_steps", 4)
+    with pytest.raises(KeyError) as killed:
+        call("fit", [TENSORBOARD, CSV], *every, "--trainer.callbacks", '["test_loggers.Kills"]')
+    scalars, (header, *rows) = killed.value.args
+    assert ("train/loss", 2) in scalars
+    at = header.split(",").index("step")
+    assert {"1", "2"} <= {row.split(",")[at] for row in rows}
+
+
 @pytest.mark.slow  # test_data.py trains on two processes, which write into one folder
 @pytest.mark.parametrize("folder", ["lightning_logs/version_0", "mine"], ids=["new", "named"])
 def test_two_processes_write_into_one_folder(work, folder):
