@@ -62,7 +62,8 @@ def test_what_is_refused_is_refused_before_the_folder_is_made(untouched, capsys,
 
 def test_a_folder_that_cannot_be_written_to_is_refused(untouched, capsys, monkeypatch):
     """Root may write where a mode forbids it, and no test can mount what is read-only."""
-    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != untouched and access(path, mode))
     with pytest.raises(SystemExit):
         main(["fit", "--config", "config.yaml", "--run_folder", "mine"])
     assert f"run_folder is mine, but {untouched} cannot be written to" in capsys.readouterr().err
