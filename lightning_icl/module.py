@@ -173,13 +173,14 @@ class ICLModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a step whose loss or gradient is no number, before the weights are spoiled by it."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which passes over such gradients
-        norm = torch.zeros((), device=self.device) if scaled else torch.nn.utils.get_total_norm(gradients)
+        # A sum is finite where all its terms are, and cheaper than a norm.
+        total = torch.zeros((), device=self.device) if scaled or not gradients else torch.cat(gradients).sum()
         # Of several processes each has a loss of its own, but all the same gradient, and so the same to say.
         if scaled or self.trainer.world_size == 1:
-            norm = norm + self.trainer.callback_metrics.get("train/loss", 0.0)
-        self._refuse(self._watch.add(self.global_step, norm))
+            total = total + self.trainer.callback_metrics.get("train/loss", 0.0)
+        self._refuse(self._watch.add(self.global_step, total))
 
     def _refuse(self, step: int | None) -> None:
         if step is not None:
