@@ -19,8 +19,9 @@ def no_training_follows(trainer: Trainer) -> bool:
 
 def validate_within_fit(trainer: Trainer) -> None:
     """One more validation at the present step, as the training loop makes them."""
-    trainer.validating = True
-    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.validating, loop = True, trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False  # else it counts the batches of the validation before the checkpoint as some of this one
+    loop.run()
     trainer.training = True
 
 

@@ -19,7 +19,7 @@ from lightning_icl.callbacks.monitors import check_monitors
 from lightning_icl.data import PromptDataModule
 from lightning_icl.divergence import DivergedError
 from lightning_icl.endings import listen, stop
-from lightning_icl.loggers import flush, log_hparams, log_layout, log_text, way_to_look
+from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
 from lightning_icl.record import page
 from lightning_icl.record.folder import AGREED, run_folder
@@ -49,7 +49,6 @@ class Recorder(Callback):
         self.signalled = 0  # the number of the signal that ends the fit
         self._laid_out = False
         self._saved_at = -1
-        self._flushed = True
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         """Refuse to monitor what nothing logs."""
@@ -101,15 +100,6 @@ class Recorder(Callback):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath and callback.save_last:
                 name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
                 trainer.save_checkpoint(Path(callback.dirpath) / name, callback.save_weights_only)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        flush(trainer)
-        self._flushed = False  # of the same step more is logged after this
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not self._flushed:
-            flush(trainer)
-            self._flushed = True
 
     # Lightning's own handlers, which wait for all processes, are there since the hook before.
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,7 +16,7 @@ from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative, check_positive
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import MAX_DEFAULT_TERMS
-from lightning_icl.loggers import log_scalars, logs_this_step
+from lightning_icl.loggers import flush, log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
@@ -88,6 +88,7 @@ class ICLModule(LightningModule):
         self.validations = 0  # of the fit so far, over all resumes
         self.validated_at = -1  # the optimizer step of the last of them
         self._watch = Watch()
+        self._logged_at = -1  # the optimizer step of the last training loss that is logged
         self.closing = False  # whether training has ended, and a last validation is made for what is due then
         self._check()
 
@@ -137,6 +138,8 @@ class ICLModule(LightningModule):
         checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
         if self.started_as is not None:
             checkpoint["lightning_icl"]["started_as"] = self.started_as
+        self._log_training()
+        flush(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint.get("global_step", 0)
@@ -193,9 +196,14 @@ class ICLModule(LightningModule):
             )
 
     def on_train_batch_end(self, outputs: Any, batch: Prompt, batch_idx: int) -> None:
-        if logs_this_step(self.trainer):
-            loss = float(self.trainer.callback_metrics["train/loss"])
-            self.trainer.progress_bar_metrics["train/loss"] = loss
+        self._log_training()
+
+    def _log_training(self) -> None:
+        """The loss of the step that was just made and its learning rate, once; before a checkpoint, if one is due."""
+        found = self.trainer.callback_metrics.get("train/loss")
+        if found is not None and self._logged_at != self.global_step and logs_this_step(self.trainer):
+            self._logged_at = self.global_step
+            self.trainer.progress_bar_metrics["train/loss"] = loss = float(found)
             scalars = {"train/loss": loss, "train/learning_rate": self._learning_rate}
             log_scalars(self.trainer, scalars, self.global_step)
 

@@ -2,13 +2,18 @@
 
 import io
 import os
+import pickle
+import re
 import resource
 import shutil
 import signal
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
+from threading import Thread
 
 import fsspec
 import numpy as np
@@ -23,6 +28,7 @@ from lightning_icl.checkpoint import PARTIAL, CheckpointFiles, check_checkpoint,
 from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import load_run
+from lightning_icl.record.loading import read_config
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +164,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("said", "change"), WRONG.items(), ids=WRONG)
-def test_what_is_whole_but_cannot_be_gone_on_with_gets_one_sentence(run, capsys, said, change):
+def test_what_is_whole_but_cannot_be_gone_on_with_gets_one_sentence(run, whole, said, change):
     edited(run, change)
-    assert said in refused(capsys, "fit", "--config", "run/config.yaml", "--run_folder", "run", "--ckpt_path", "last")
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_checkpoint(newest(run / "checkpoints"), read_config(whole)["model"], resuming=True)
 
 
 def test_weights_alone_can_be_validated_and_pruned(run, capsys):
@@ -183,10 +190,9 @@ class Hostile:
 def test_a_hostile_checkpoint_never_runs_its_code(run, tmp_path, capsys):
     edited(run, lambda checkpoint: checkpoint["callbacks"].update(Mine=Hostile()))
     name = os.system.__module__ + ".system"
-    for command in ("fit", "validate", "test", "predict"):
-        said = refused(capsys, command, "--config", "run/config.yaml", "--ckpt_path", last(run))
+    for command in (["predict", "--ckpt_path", last(run)], ["fit", "--run_folder", "run", "--ckpt_path", "last"]):
+        said = refused(capsys, command[0], "--config", "run/config.yaml", *command[1:])
         assert f"last.ckpt, which holds {name}: reading it runs what code the file brings" in said
-    assert name in refused(capsys, "fit", "--config", "run/config.yaml", "--run_folder", "run", "--ckpt_path", "last")
     assert name in refused(capsys, "prune", "--ckpt_path", last(run), "--keep", "[[1]]", "--output", "smaller")
     with pytest.raises(InputError, match="reading it runs what code"):
         _ = load_run(run).model
@@ -222,18 +228,34 @@ def test_a_callback_of_another_kind_is_told_of_at_the_first_save(tmp_path, monke
     assert load_run("mine", weights_only=False).model.heads == [2]
 
 
-def test_a_checkpoint_elsewhere_is_fetched(run, capsys):
+def test_a_checkpoint_elsewhere_is_fetched(run):
     with fsspec.open("memory://there/last.ckpt", "wb") as file:
         file.write(last(run).read_bytes())
-    main(["validate", "--config", "run/config.yaml", "--ckpt_path", "memory://there/last.ckpt"])
     options = ["--run_folder", "on", "--trainer.max_steps", "4"]
     main(["fit", "--config", "run/config.yaml", "--ckpt_path", "memory://there/last.ckpt", *options])
     assert [event["step"] for event in load_run("on").events if event["event"] == "resumed"] == [3]
-    validate = ["validate", "--config", "run/config.yaml", "--ckpt_path"]
-    assert "is memory://nowhere.ckpt, but there is no such file." in refused(capsys, *validate, "memory://nowhere.ckpt")
-    assert "is nfs9://x.ckpt, but it cannot be fetched: Protocol not known" in refused(
-        capsys, *validate, "nfs9://x.ckpt"
-    )
+    for place, said in (
+        ("memory://nowhere.ckpt", r"is memory://nowhere\.ckpt, but there is no such file\."),
+        ("nfs9://x.ckpt", r"is nfs9://x\.ckpt, but it cannot be fetched: Protocol not known"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read(place)
+
+
+def test_a_checkpoint_of_a_web_server_is_that_server_s_and_runs_nothing(run, tmp_path):
+    """Lightning would take any last.ckpt that it had fetched before, and run what code it brings."""
+    edited(run, lambda checkpoint: checkpoint["callbacks"].update(Mine=Hostile()))
+    shutil.copy(run / "checkpoints" / "step=2.ckpt", tmp_path / "last.ckpt")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert read(f"{address}/last.ckpt")["global_step"] == 2
+        assert CheckpointFiles().load_checkpoint(f"{address}/last.ckpt")["global_step"] == 2
+        with pytest.raises(pickle.UnpicklingError):
+            CheckpointFiles().load_checkpoint(f"{address}/run/checkpoints/last.ckpt")
+        server.shutdown()
+    assert not (tmp_path / "ran").exists()
 
 
 def save(files, path, size):

@@ -8,13 +8,15 @@ import pytest
 import torch
 from conftest import run_command, small_data, small_module, small_trainer
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 from recorder import Recorder
 
-from lightning_icl import LinearRegression, PromptDataModule, SparseLinearRegression
+from lightning_icl import LinearRegression, PromptDataModule, SparseLinearRegression, callbacks
 from lightning_icl.functional.curriculum import Growth, Sizes
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import TaskPool
+from lightning_icl.record.folder import set_run_folder
+from lightning_icl.record.loading import read_record
 from lightning_icl.streams import MAX_BLOCKS, MAX_STEPS, STREAMS, StreamToken, block_seed, stream_generator
 
 
@@ -463,3 +465,16 @@ def test_under_a_curriculum_the_posterior_mean_is_that_of_the_steps_dimensions()
     prompt = data.sample("train", 0)
     expected = support_by_support(prompt, [0.3], 6, 3)
     torch.testing.assert_close(data.posterior_mean(prompt).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_lightnings_batch_size_finder_leaves_the_run_as_it_would_be_with_what_it_found(tmp_path):
+    trainer = small_trainer(
+        tmp_path, [BatchSizeFinder(init_val=4, max_trials=2), callbacks.Recorder()], val_check_interval=6
+    )
+    set_run_folder(trainer, tmp_path)
+    trainer.fit(found := small_module(), data := small_data(batch_size=2))
+    assert data.batch_size == 8
+    small_trainer(tmp_path, val_check_interval=6).fit(told := small_module(), small_data(batch_size=8))
+    for name, weight in told.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight)
+    assert [event["event"] for event in read_record(tmp_path)[1]] == ["started", "finished"]

@@ -276,9 +276,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_with_no_point_twic
 
 
 class Kills(Callback):
-    """Tells what a kill in the third step would leave of the curves."""
+    """Tells what a kill as the third step begins would leave of the curves."""
 
-    def on_before_optimizer_step(self, trainer, *_):
+    def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 2:
             folder = run_folder(trainer)
             raise KeyError(points(folder), (folder / "metrics.csv").read_text().splitlines())

@@ -104,12 +104,22 @@ def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch,
     assert steps(tmp_path / "mine") == [1, 2]
 
 
-def test_what_was_due_after_the_last_step_is_made_up(fit, tmp_path, undrawn):
-    """A kill between the last step, with its checkpoint, and the validation of it: nothing is left to train."""
-    fit("--run_folder", "mine", "--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1")
+@pytest.mark.parametrize("steps", ["2", "3"])
+def test_what_was_due_after_a_step_is_made_up(fit, tmp_path, undrawn, steps):
+    """A kill between the last step, with its checkpoint, and the validation of it: nothing is left to train, or a step."""
+    fit(
+        "--run_folder",
+        "mine",
+        "--checkpoint.every_n_train_steps",
+        "1",
+        "--checkpoint.save_top_k",
+        "-1",
+        "--trainer.max_steps",
+        steps,
+    )
     checkpoint = tmp_path / "mine" / "checkpoints" / "step=2.ckpt"
     assert torch.load(checkpoint, weights_only=True)["lightning_icl"] == {"validations": 1, "validated_at": 1}
-    fit("--run_folder", "again", "--ckpt_path", str(checkpoint))
+    fit("--run_folder", "again", "--ckpt_path", str(checkpoint), "--trainer.max_steps", steps)
     whole, again = load_run(tmp_path / "mine"), load_run(tmp_path / "again")
     assert again.table["step"].tolist() == whole.table["step"].tolist()
     assert again.table["value"].tolist() == whole.table["value"].tolist()
