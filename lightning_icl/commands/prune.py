@@ -40,6 +40,8 @@ def prune(
         config: the config the checkpoint was trained with; config.yaml in RUN unless told.
         weights_only: false reads a checkpoint that brings code, and runs it.
     """
+    if "://" in ckpt_path:
+        raise InputError(f"ckpt_path is {ckpt_path}, but only a file on this machine can be pruned; fetch it.")
     run = open_run(ckpt_path, config, weights_only)
     mask = keep_mask(keep, run.module.transformer.heads)
     folder = _new_folder(output, ckpt_path)

@@ -50,6 +50,8 @@ def config_of(ckpt_path: str | Path, config: str | Path | None = None) -> Path:
         if not Path(config).is_file():
             raise InputError(f"config is {config}, but there is no such file.")
         return Path(config)
+    if "://" in str(ckpt_path):
+        raise InputError(f"ckpt_path is {ckpt_path}, but its config is looked for on this machine alone; name it.")
     if not Path(ckpt_path).is_file():
         raise InputError(f"ckpt_path is {ckpt_path}, but there is no such file.")
     found = run_folder(ckpt_path) / "config.yaml"

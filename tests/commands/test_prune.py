@@ -158,6 +158,10 @@ def test_a_difference_from_the_masked_model_is_an_error_and_leaves_no_folder(run
         ({"keep": "3"}, "keep is '3', but it must be a list"),
         ({"keep": None}, "the following arguments are required: keep"),
         ({"ckpt_path": "nowhere.ckpt"}, "ckpt_path is nowhere.ckpt, but there is no such file."),
+        (
+            {"ckpt_path": "s3://bucket/last.ckpt"},
+            "ckpt_path is s3://bucket/last.ckpt, but only a file on this machine can",
+        ),
         ({"ckpt_path": "moved.ckpt"}, "there is no config of moved.ckpt at "),
         ({"config": "nowhere.yaml"}, "config is nowhere.yaml, but there is no such file."),
         ({"config": str(ROOT / "configs" / "debug.yaml")}, "was trained with model.heads = [2, 4, 2], but the config"),
