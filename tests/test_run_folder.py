@@ -106,7 +106,7 @@ def test_a_run_without_figures_measures_all_the_same(fit, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("steps", ["2", "3"])
 def test_what_was_due_after_a_step_is_made_up(fit, tmp_path, undrawn, steps):
-    """A kill between the last step, with its checkpoint, and the validation of it: nothing is left to train, or a step."""
+    """A kill between a step, with its checkpoint, and the validation of it: nothing is left to train, or a step."""
     fit(
         "--run_folder",
         "mine",
@@ -124,7 +124,8 @@ def test_what_was_due_after_a_step_is_made_up(fit, tmp_path, undrawn, steps):
     assert again.table["step"].tolist() == whole.table["step"].tolist()
     assert again.table["value"].tolist() == whole.table["value"].tolist()
     assert set(again.table["command"]) == {"fit"}
-    assert [event["event"] for event in again.events] == ["started", "resumed", "started", "finished"]
+    closing = ["started"] * (steps == "2")  # a validation of its own
+    assert [event["event"] for event in again.events] == ["started", "resumed", *closing, "finished"]
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
