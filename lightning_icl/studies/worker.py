@@ -79,7 +79,8 @@ def failure(log: str, status: int) -> str:
     if status < 0:
         killed = signal.Signals(-status).name
         return f"killed by {killed}" + (" (out of memory?)" if killed == "SIGKILL" else "")
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    # Without what a fit says last, which is how to go on.
+    lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith("It was at step ")]
     said = [line.removeprefix("lightning-icl: ") for line in lines if line.startswith("lightning-icl: ")]
     return said[-1] if said and status == USAGE_ERROR else (lines[-1] if lines else f"exit status {status}")
 

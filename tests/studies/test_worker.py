@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from lightning_icl.endings import way_on
 from lightning_icl.record import journal
 from lightning_icl.studies import worker
 from lightning_icl.studies.worker import JobError, failure, run_job
@@ -159,3 +161,4 @@ def test_the_last_sentence_of_a_log_is_told():
     assert failure("Traceback\n  File\nRuntimeError: boom\n\n", 1) == "RuntimeError: boom"
     assert failure("", 3) == "exit status 3"
     assert failure("whatever", -15) == "killed by SIGTERM"
+    assert failure(f"OutOfMemoryError: CUDA\n{way_on(5, Path('run'), None)}\n", 1) == "OutOfMemoryError: CUDA"
