@@ -176,7 +176,8 @@ class ICLModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Stop at a step whose loss or gradient is no number, before the weights are spoiled by it."""
-        gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which passes over such gradients
         # A sum is finite where all its terms are, and cheaper than a norm.
         total = torch.zeros((), device=self.device) if scaled or not gradients else torch.cat(gradients).sum()
