@@ -96,6 +96,16 @@ class ICLCommandLine(LightningCLI):
             **kwargs,
         )
 
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Ours first, so that --help begins with them: the trainer alone has more than all of them."""
+        parser.add_lightning_class_args(PromptDataModule, "data")
+        parser.add_lightning_class_args(ICLModule, "model")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(FigureWriter, "figures")
+        parser.add_lightning_class_args(Recorder, "record")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Trainer, "trainer")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--cpu_threads",
@@ -118,19 +128,16 @@ class ICLCommandLine(LightningCLI):
         )
         parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=seed)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
         # A run that goes on in its folder writes over last.ckpt; beside last-v1.ckpt the old one would be found again.
         parser.set_defaults({"checkpoint.enable_version_counter": False})
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.add_lightning_class_args(FigureWriter, "figures")
-        parser.add_lightning_class_args(Recorder, "record")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand not in self.asked_for:  # its options would take as long as those that are wanted
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f"lightning-icl {subcommand} [--config FILE ...] [--OPTION VALUE ...]"  # not 100 lines of them
         if subcommand in ("validate", "test"):  # our Recorder says it better than a dump of every scalar
             parser.set_defaults(verbose=False)
         return parser
@@ -274,7 +281,7 @@ class ICLCommandLine(LightningCLI):
             config.weights_only = True  # whoever trusted that checkpoint may not trust the next
             if self.subcommand == "fit" or self.resumed_from is None:
                 try:
-                    self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
+                    self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_unset=False, overwrite=True)
                 except OSError as error:
                     raise InputError(f"{CONFIG} cannot be written to {self.folder}: {error}.") from error
             for callback in self.trainer.checkpoint_callbacks:
