@@ -202,6 +202,8 @@ class ICLCommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        if config["default_root_dir"] == "":
+            raise InputError("trainer.default_root_dir is '', but it must name a folder; null is this one.")
         # Lightning's last.ckpt is written by a fast_dev_run too, which is to write nothing.
         if config["enable_checkpointing"] is False or config["fast_dev_run"]:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
