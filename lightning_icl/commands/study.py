@@ -275,7 +275,9 @@ def with_missing(table: pd.DataFrame, trials: Sequence[Job]) -> pd.DataFrame:
 def _told_config(job: Job, columns: Collection[str]) -> dict[str, Any]:
     """The columns of a trial that never finished: what its command says; nothing where that cannot work."""
     try:
-        options = config_values(check_fit(_resolved(job.command[1:])))
+        told = check_fit(_resolved(job.command[1:]))
+        plain = json.dumps(told, default=lambda value: dict(value) if isinstance(value, Mapping) else str(value))
+        options = config_values(json.loads(plain))  # as a run's config has them
     except Exception:  # a user's class may raise anything, and was named with it before
         return {}
     overrides = {key: flag_value(value) for key, value in job.overrides.items()}

@@ -58,7 +58,7 @@ def folder(tmp_path):
 
 
 def study(folder, *args, check=True):
-    return run_command("study", "--config", "study.yaml", *args, cwd=folder, timeout=280, check=check)
+    return run_command("study", "--config", "study.yaml", *args, cwd=folder, timeout=500, check=check)
 
 
 def finished(folder):
@@ -71,7 +71,7 @@ def test_a_killed_study_goes_on_and_ends_in_the_table_of_one_that_was_not(folder
     killed = folder / "studies" / "killed-quick"
     command = [sys.executable, "-m", "lightning_icl", "study", "--config", "study.yaml"]
     with subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}) as driver:
-        deadline = time.monotonic() + 280
+        deadline = time.monotonic() + 500
         while not finished(killed) and time.monotonic() < deadline:
             time.sleep(0.5)
         time.sleep(3)  # into the next trials
@@ -92,7 +92,7 @@ def test_a_killed_study_goes_on_and_ends_in_the_table_of_one_that_was_not(folder
 @pytest.mark.timeout(600)
 def test_trials_that_cannot_work_are_named_and_the_others_stand(folder):
     (folder / "crashing.py").write_text(CRASH)
-    wrong = [{"model.headz": 3}, {"model.learning_rate": 1e30, "trainer.gradient_clip_val": None}]
+    wrong = [{"model.headz": 3}, {"model.learning_rate": 1e6, "trainer.gradient_clip_val": None}]
     scale = STUDY["scales"]["quick"] | {"trials": [*wrong, {"trainer.callbacks": ["crashing.Crash"]}], "seeds": [1]}
     scale["overrides"] = {"trainer.max_steps": 60}
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY | {"scales": {"quick": scale}}))
@@ -102,7 +102,7 @@ def test_trials_that_cannot_work_are_named_and_the_others_stand(folder):
     trials = pd.read_csv(out / "trials.csv")
     errors = trials[trials["status"] == "failed"]["error"].tolist()
     assert errors[0] == "there is no option 'model.headz'; did you mean 'model.heads'?"
-    assert "training has diverged; lower learning_rate (now 1e+30)" in errors[1]
+    assert "training has diverged; lower learning_rate (now 1000000.0)" in errors[1]
     assert errors[2] == "killed by SIGSEGV"
     assert (trials["status"] == "done").sum() == 2
     assert pd.read_parquet(out / "results.parquet")["trial"].nunique() == 2

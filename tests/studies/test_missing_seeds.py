@@ -27,6 +27,7 @@ def with_lost(trials, lost):
     names = {(str(job.overrides["model.heads"]), job.seed): job.name for job in trials}
     table = synthetic_table(np.random.default_rng(0), heads=[(1, 1), (8, 8)], seeds=SEEDS)
     cells = zip(table["model.heads"], table["seed"], table["trial"], strict=True)
+    table["data.validation"] = "{}"  # a mapping, as a run's config has it
     table["trial"] = [names.get((heads, seed), trial) for heads, seed, trial in cells]  # P-probing has no heads
     gone = [names[str([8, 8]), seed] for seed in lost]
     return table[~table["trial"].isin(gone)], table
@@ -52,7 +53,7 @@ def test_a_model_that_failed_in_every_seed_is_in_the_setting_of_the_others(trial
     found = with_missing(there, trials).drop_duplicates("trial").set_index("trial")
     lost = found[found["metric"] == "run/missing"]
     assert set(lost["model.heads"]) == {"[8, 8]"}
-    shared = ["depth", "data.task", "data.task.n_dims", "data.task.noise_std"]
+    shared = ["depth", "data.task", "data.task.n_dims", "data.task.noise_std", "data.validation"]
     assert lost[shared].drop_duplicates().values.tolist() == found[shared].drop_duplicates().values.tolist()
     assert list(lost["seed"]) == list(SEEDS)
 
