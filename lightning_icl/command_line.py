@@ -283,7 +283,7 @@ class ICLCommandLine(LightningCLI):
             config.weights_only = True  # whoever trusted that checkpoint may not trust the next
             if self.subcommand == "fit" or self.resumed_from is None:
                 try:
-                    self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_unset=False, overwrite=True)
+                    self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
                 except OSError as error:
                     raise InputError(f"{CONFIG} cannot be written to {self.folder}: {error}.") from error
             for callback in self.trainer.checkpoint_callbacks:
