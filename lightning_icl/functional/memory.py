@@ -1,7 +1,9 @@
 """What would not fit into memory, told before it is asked for."""
 
+import math
 import os
-import resource
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
@@ -17,10 +19,13 @@ def check_memory(said: str, n_numbers: int, device: torch.device | str = "cpu") 
         raise InputError(f"{said} would take {needed / GIB:,.0f} GiB of memory, but there are {there / GIB:,.0f}.")
 
 
-def memory(device: torch.device) -> int:
+def memory(device: torch.device) -> float:
     """The bytes of a device, and of the CPU's those that this process may have (``ulimit -v``)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
+    if find_spec("resource") is None:  # Windows tells neither
+        return math.inf
+    resource = import_module("resource")
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return there if allowed == resource.RLIM_INFINITY else min(there, allowed)
