@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import signature
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -21,6 +22,7 @@ from lightning_icl.config_errors import check_overlooked, constructing
 from lightning_icl.endings import OF_DISKS, Stopped, listening
 from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import is_first, one_launcher
+from lightning_icl.shell import bash_completion, with_environment
 from lightning_icl.shipped_configs import config_file
 
 # Our subcommands besides Lightning's, and what they do. Each is the function of its name in the module of its name in
@@ -46,12 +48,30 @@ class LightningICL(ICLCommandLine):
         for name, description in COMMANDS.items():
             assert subcommands is not None
             subcommands.add_subcommand(name, Parser(prog=f"lightning-icl {name}"), help=description)
+        self.parser.add_argument(
+            "--print_completion",
+            choices=["bash"],
+            help='Print a script that completes options: eval "$(lightning-icl --print_completion bash)".',
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Print a completion of all options, where that is asked for, and do nothing else."""
+        if (sys.argv[1:] if args is None else args)[:1] != ["--print_completion"]:
+            super().parse_arguments(parser, args)
+            return
+        parsers = {name: parser._subcommands_action.choices[name] for name in self.subcommands()}  # type: ignore[union-attr]
+        for name in COMMANDS:
+            with suppress(ModuleNotFoundError):  # of the study's packages
+                parsers[name] = command_parser(name, command_function(name))
+        flags = {name: [flag for flag in p._option_string_actions if flag[-1] != "+"] for name, p in parsers.items()}
+        print(bash_completion(flags))
+        sys.exit()
 
 
 def run_command(name: str, args: list[str]) -> None:
     """Do what one of our subcommands says, with the arguments of its function as options."""
     try:
-        command: Callable[..., None] = getattr(import_module(f"lightning_icl.commands.{name}"), name)
+        command = command_function(name)
         command(**command_options(name, command, args))
     except ModuleNotFoundError as error:
         if error.name not in STUDY_PACKAGES:
@@ -59,13 +79,23 @@ def run_command(name: str, args: list[str]) -> None:
         raise InputError(f"{name} needs {error.name}; install it with: pip install 'lightning-icl[study]'.") from error
 
 
-def command_options(name: str, command: Callable[..., None], args: list[str]) -> dict[str, Any]:
-    """The arguments of a command's function, from YAML files and options; a switch needs no value."""
+def command_function(name: str) -> Callable[..., None]:
+    """What a subcommand of ours does."""
+    return getattr(import_module(f"lightning_icl.commands.{name}"), name)
+
+
+def command_parser(name: str, command: Callable[..., None]) -> Parser:
+    """The arguments of a command's function as options, and YAML files of them."""
     parser = Parser(prog=f"lightning-icl {name}", description=(command.__doc__ or "").partition("Args:")[0])
     parser.add_function_arguments(command)
-    arguments = signature(command).parameters
-    if "config" not in arguments:
+    if "config" not in signature(command).parameters:
         parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
+    return parser
+
+
+def command_options(name: str, command: Callable[..., None], args: list[str]) -> dict[str, Any]:
+    """The arguments of a command's function, from YAML files and options; a switch needs no value."""
+    parser, arguments = command_parser(name, command), signature(command).parameters
     switches = {f"--{name}" for name, argument in arguments.items() if argument.default is False}
     args = [f"{arg}=true" if arg in switches else arg for arg in args]
     given = parser.parse_args(args)
@@ -108,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no character of a table is worth a finished run
-    given = with_shipped_configs(sys.argv[1:] if args is None else args)
+    given = with_shipped_configs(with_environment(sys.argv[1:] if args is None else args, os.environ))
     if args is None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
     try:

@@ -34,12 +34,22 @@ MAY_IMPORT = {
     "checkpoint": {"functional", "transformer"},
     "checks": MODEL_SIDE | {"callbacks"},
     "launcher": set(),
+    "shell": set(),
     "command_line": MODEL_SIDE
     | {"callbacks", "checks", "config_errors", "config_faults", "checkpoint", "endings", "launcher", "record"},
     "shipped_configs": set(),
     "studies": RECORD_SIDE | {"callbacks", "shipped_configs", "studies"},
     "commands": RECORD_SIDE | {"callbacks", "checkpoint", "command_line", "commands", "shipped_configs", "studies"},
-    "cli": {"functional", "command_line", "endings", "commands", "config_errors", "launcher", "shipped_configs"},
+    "cli": {
+        "functional",
+        "command_line",
+        "endings",
+        "commands",
+        "config_errors",
+        "launcher",
+        "shell",
+        "shipped_configs",
+    },
     "__main__": {"cli"},
     "__init__": MODEL_SIDE | {"record"},
 }

@@ -22,10 +22,10 @@ def check_memory(said: str, n_numbers: int, device: torch.device | str = "cpu") 
 def memory(device: torch.device) -> float:
     """The bytes of a device, and of the CPU's those that this process may have (``ulimit -v``)."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return float(torch.cuda.get_device_properties(device).total_memory)
     if find_spec("resource") is None:  # Windows tells neither
         return math.inf
     resource = import_module("resource")
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return there if allowed == resource.RLIM_INFINITY else min(there, allowed)
+    return float(there if allowed == resource.RLIM_INFINITY else min(there, allowed))

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -48,11 +49,13 @@ def run_job(job: dict[str, Any]) -> str | None:
         status["attempts"] += 1
         tell(log, status | {"ended": False, "error": None})
         started = time.monotonic()
+        # What started the study, or Ray on this machine, did not start the job, and its command has all its options.
+        environment = LAUNCHER["without_launcher"](os.environ)
+        environment = {name: value for name, value in environment.items() if not re.match("PL_[A-Z_]+__", name)}
         done = subprocess.run(
             [sys.executable, *job["command"]],
             cwd=job["cwd"],
-            # What started the study, or Ray on this machine, did not start the job.
-            env=LAUNCHER["without_launcher"](os.environ) | {"OMP_NUM_THREADS": str(max(1, int(job["cpu"])))},
+            env=environment | {"OMP_NUM_THREADS": str(max(1, int(job["cpu"])))},
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=_die_with_parent,
