@@ -24,7 +24,7 @@ IN_WORDS: dict[Any, str] = {  # in the order in which a sentence lists them
     PositiveInt: "a whole number from 1 up",
     float: "a number",
     str: "text",
-    NotEmptyStr: "text",
+    NotEmptyStr: "text that is not empty",
     datetime.timedelta: "a time, such as 00:12:00:00",
     tuple: "a list, such as [8, 16]",
     list: "a list, such as [8, 8]",
@@ -218,6 +218,8 @@ def _in_a_word(member: Any, origin: Any) -> str:
         return f"a mapping of {', '.join(get_type_hints(member))}"
     if _is_class(member):
         return f"a class, such as {min(_known(member), default=member.__name__)}"
+    if (of := get_args(member)) and _is_class(of[0]) and issubclass(origin, collections.abc.Iterable):
+        return f"a list of classes, such as [{min(_known(of[0]), default=of[0].__name__)}]"
     if origin is collections.abc.Iterable:
         return "a list"
     return IN_WORDS.get(origin) or str(getattr(member, "__name__", member))

@@ -138,8 +138,9 @@ class ICLModule(LightningModule):
         checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
         if self.started_as is not None:
             checkpoint["lightning_icl"]["started_as"] = self.started_as
-        self._log_training()
-        flush(self.trainer)
+        if self._trainer is not None:
+            self._log_training()
+            flush(self._trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.trained_steps = checkpoint.get("global_step", 0)

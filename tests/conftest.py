@@ -1,6 +1,7 @@
 """What the tests share: a small stream and model, and the command line in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from lightning_icl.callbacks import analysis
 from lightning_icl.record import Row, tag
 
 ROOT = Path(__file__).parents[1]
+# A job in the background has SIGINT ignored, which our commands respect; tests send themselves one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Merged onto a shipped config, makes it small without changing its model.
 TINY = """
 data:

@@ -132,6 +132,29 @@ TABLE = [
         ["--trainer.gradient_clip_val", ".nan"],
         "trainer.gradient_clip_val is nan, but it must be a finite number that is 0 or larger.",
     ),
+    # null, nothing and empty text
+    ("model: null", "model is null, but it must be a mapping of its options."),
+    ("model: {d_model: null}", "model.d_model is null, but it must be a whole number."),
+    (["--model.d_model="], "model.d_model is '', but it must be a whole number."),
+    ("data: {eval_batch_size: null}", "data.eval_batch_size is null, but it must be a whole number."),
+    ("data: {task: ''}", "data.task: there is no class ''; valid are: DecisionTree,"),
+    (
+        "data: {task: {init_args: {noise_std: null}}}",
+        "data.task: noise_std is null, but it must be a number or a list, such as [8, 8].",
+    ),
+    (
+        callbacks("ReferenceRisk", '{"references": [{"class_path": "Lasso", "init_args": {"alpha": ""}}]}'),
+        "trainer.callbacks: references: alpha is '', but it must be a number.",
+    ),
+    ("trainer: {callbacks: {}}", "trainer.callbacks is {}, but it must be a list of classes, such as [AlgorithmMatch]"),
+    ("trainer: {callbacks: [null]}", "trainer.callbacks is null, but it must be a class, such as AlgorithmMatch."),
+    (["--run_folder="], "run_folder is '', but it must be text that is not empty."),
+    (["--seed_everything=null"], "seed_everything is null, but it must be true or false or a whole number."),
+    # another project's config
+    (
+        "{optimizer: {name: adam, lr: 0.1}, dataset: {path: x}, epochs: 10}",
+        "there are no options 'optimizer.name', 'optimizer.lr', 'dataset.path', 'epochs': is this a config of",
+    ),
     # token layouts
     (["--model.layout", "triples"], "model.layout is 'triples', but it must be one of pairs, prefixes, alternating."),
     (["--model.layout", "prefixes"], "mask is 'context', but layout='prefixes' needs mask='causal'"),
@@ -290,6 +313,24 @@ def test_a_wrong_config_gets_one_sentence(tmp_path, monkeypatch, capsys, wrong, 
     said = refused(["fit", "--config", "config.yaml", *wrong], capsys)
     assert words in said
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".yaml"] == ["binary.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "package"),
+    [
+        ("logger", "WandbLogger", "wandb"),
+        ("logger", "MLFlowLogger", "mlflow"),
+        ("callbacks", "RichProgressBar", "rich"),
+    ],
+)
+def test_what_needs_a_package_that_is_not_here_says_which(tmp_path, monkeypatch, capsys, option, name, package):
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    said = refused(["fit", "--config", "config.yaml", f"--trainer.{option}", name], capsys)
+    assert package in said.partition("pip install")[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_an_option_of_a_shift_is_no_flag(tmp_path, monkeypatch, capsys):

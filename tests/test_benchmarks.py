@@ -64,6 +64,7 @@ def run_benchmark(name, *options, cwd, timeout=240):
     return run_command(ROOT / "benchmarks" / name, *options, cwd=cwd, command=(sys.executable,), timeout=timeout).stdout
 
 
+@pytest.mark.slow
 def test_time_to_risk_tells_who_got_there(tmp_path, peer):
     ours = ("--settings", "easy", "--presets", "linear 4x8, SOAP", "--limit", 0.1)
     printed = run_benchmark(
@@ -79,6 +80,7 @@ def test_time_to_risk_tells_who_got_there(tmp_path, peer):
     assert "None of ours got there." in printed
 
 
+@pytest.mark.slow
 def test_step_compares_the_loops(tmp_path, peer):
     sizes = ("--precisions", "fp32", "--repeats", 1, "--steps", 1, "--batch", 2)
     printed = run_benchmark("step.py", *sizes, "--peer", peer, cwd=tmp_path)
@@ -88,6 +90,7 @@ def test_step_compares_the_loops(tmp_path, peer):
     assert milliseconds["peer"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_scaling_sees_the_memory_of_more_prompts(tmp_path):
     printed = run_benchmark("scaling.py", "--tables", "batch", "--steps", 1, "--largest", 64, cwd=tmp_path)
@@ -96,6 +99,7 @@ def test_scaling_sees_the_memory_of_more_prompts(tmp_path):
     assert large - small > 12 * 48 * 32 * 64 * 4 / 1e6
 
 
+@pytest.mark.slow
 def test_search_tells_where_a_recipe_ends_and_why_another_did_not_start(tmp_path, monkeypatch, capsys):
     small = "--trainer.max_steps 20"
     recipes = (small, f"{small} --model.learning_rate 1", "--model.d_model 15")

@@ -70,6 +70,7 @@ def test_validate_reproduces_the_last_numbers_and_figures_of_the_fit(trained, va
             assert ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getbbox() is None
 
 
+@pytest.mark.slow  # test_data.py trains on two processes, and benchmarks/ranks.py compares all numbers
 def test_two_processes_find_the_same_numbers_as_one(trained, validated, tmp_path):
     options = ["--ckpt_path", last_checkpoint(trained[0]), "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     options += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", ".", "--figures.when", "never"]
@@ -94,14 +95,23 @@ def test_a_killed_run_resumes_to_bit_identical_weights(trained, tmp_path):
         assert torch.equal(value, resumed["state_dict"][name])
 
 
-LONG = {"garg": pytest.mark.slow}  # which is also trained a step below
+@pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_shipped_config_passes_its_checks(tmp_path, config, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    cli.main(["fit", "--config", str(config), *here, "--dry_run", "true"])
+    assert "All checks passed" in capsys.readouterr().out
+
+
+AT_ONCE = ("quickstart", "preprocess_then_gd", "sparse_linear")  # the papers' are trained a step below
 
 
 @pytest.mark.parametrize(
-    "config", [pytest.param(path, id=path.stem, marks=LONG.get(path.stem, ())) for path in CONFIGS]
+    "config",
+    [pytest.param(path, id=path.stem, marks=() if path.stem in AT_ONCE else pytest.mark.slow) for path in CONFIGS],
 )
 @pytest.mark.usefixtures("undrawn")
-def test_every_shipped_config_builds_and_takes_steps(tmp_path, config, monkeypatch):
+def test_a_shipped_config_takes_steps(tmp_path, config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
     # The other analyses on trained and on written heads; with the papers' many layers they would take a minute each.

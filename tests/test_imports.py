@@ -156,3 +156,11 @@ def test_every_public_name_is_there_and_no_other():
     assert all(getattr(lightning_icl, name).__name__ == name for name in lightning_icl.__all__)
     with pytest.raises(AttributeError, match="module 'lightning_icl' has no attribute 'Transfromer'"):
         _ = lightning_icl.Transfromer
+
+
+def test_every_module_with_shapes_has_them_checked(pytestconfig):
+    *checked, _ = pytestconfig.getoption("--jaxtyping-packages").split(",")
+    paths = (ROOT / PACKAGE).rglob("*.py")
+    with_shapes = [path.relative_to(ROOT) for path in paths if "from jaxtyping import" in path.read_text()]
+    names = [".".join(path.with_suffix("").parts) for path in with_shapes]
+    assert [name for name in names if not any(f"{name}.".startswith(f"{part}.") for part in checked)] == []

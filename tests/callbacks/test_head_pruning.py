@@ -240,7 +240,10 @@ def test_other_models_are_scored_on_the_same_prompts(tmp_path, undrawn):
         ({"strategies": [TopHeads(7)]}, "top_7: n_heads is 7, but the model has 6 heads"),
         ({"checkpoints": {"one": "nowhere.ckpt"}}, "checkpoints: one is nowhere.ckpt, but there is no such file"),
         ({"checkpoints": {"one": "wide.ckpt"}}, "checkpoints: one was trained on n_dims 9, but the task has 4"),
-        ({"checkpoints": {"one": "text.ckpt"}}, "checkpoints: one is text.ckpt, but that is not a checkpoint of"),
+        (
+            {"checkpoints": {"one": "text.ckpt"}},
+            "checkpoints: one is text.ckpt, but that file is not a readable checkpoint",
+        ),
         ({"checkpoints": {"one": "short.ckpt"}}, "one has positions for 3 examples, but the prompts have 5"),
     ],
 )
