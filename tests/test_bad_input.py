@@ -1,5 +1,7 @@
 """A wrong config gets one clear sentence that names the value and what would be right, and no work is done."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from conftest import ROOT, small_module, small_trainer
