@@ -187,7 +187,7 @@ def test_the_extensions_take_15_lines_or_fewer():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_figures_a_page_shows_are_there(page):
     figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGES[page])
-    assert figures
+    assert figures or page.name == "reliability.md"  # which is of words and tables
     assert all((page.parent / figure).stat().st_size > 10_000 for figure in figures)
 
 
