@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from textwrap import wrap
 
 import pandas as pd
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -107,18 +106,11 @@ class HeadPruning(Analysis):
         self.finetune_steps, self.finetune_learning_rate = finetune_steps, finetune_learning_rate
         self.checkpoints = checkpoints or {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
-        self.others = self._loaded(datamodule(trainer))
-
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         for strategy in self.strategies:
             strategy.check(sum(module.transformer.heads))
-        self._loaded(data)
-
-    def _loaded(self, data: PromptDataModule) -> dict[str, ICLModule]:
         found = self.checkpoints.items()
-        return {name: load_model(Path(path), data, f"checkpoints: {name}") for name, path in found}
+        self.others = {name: load_model(path, data, f"checkpoints: {name}") for name, path in found}
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         data, ends = datamodule(trainer), no_training_follows(trainer)

@@ -52,9 +52,8 @@ def _option(value: Any) -> Any:
     if hasattr(value, "__dict__") or hasattr(value, "__slots__"):  # of a class written in Python
         with suppress(ValueError):  # there is no signature, if it builds on one written in C
             return {type(value).__name__: options(value)}
-    return plain(
-        value
-    )  # of a type written in C, such as a set; some have signatures since 3.13, none names what it keeps
+    # Of a type written in C, such as a set. Some have signatures since Python 3.13; none names what it keeps.
+    return plain(value)
 
 
 def fingerprint(found: Mapping[str, Any]) -> str:
