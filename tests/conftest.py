@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,9 @@ from lightning_icl.callbacks import analysis
 from lightning_icl.record import Row, tag
 
 ROOT = Path(__file__).parents[1]
-# A job in the background has SIGINT ignored, which our commands respect; tests send themselves one.
+# A job in the background has SIGINT ignored, one of nohup SIGHUP, which our commands respect; tests send themselves both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Merged onto a shipped config, makes it small without changing its model.
 TINY = """
 data:
@@ -92,6 +94,14 @@ def run_command(*args, cwd, timeout=240, command=(sys.executable, "-m", "lightni
 def undrawn(monkeypatch):
     """Figures are made but not rendered, which takes longer than all else in a small run."""
     monkeypatch.setattr(analysis, "write_figure", lambda *_: np.zeros((1, 1, 3), np.uint8))
+
+
+@pytest.fixture
+def unchecked():
+    """As users have it, no shapes and types are checked: where thousands of calls are made, that takes half the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -40,9 +40,10 @@ def alone():
 
 @pytest.mark.parametrize("second", CONFIGS, ids=lambda path: path.stem)
 def test_the_callbacks_are_those_of_the_last_config_alone(second, alone):
-    """Of one config of any length, and of all whose lists are as long, which jsonargparse would merge."""
+    """Of one config of any length, and of one whose list is as long, which jsonargparse would merge."""
     before = CONFIGS[CONFIGS.index(second) - 1]
-    for first in {before, *(path for path in CONFIGS if len(alone[path]) == len(alone[second]))} - {second}:
+    as_long = [path for path in CONFIGS if path != second and len(alone[path]) == len(alone[second])]
+    for first in {before, *as_long[:1]}:
         assert callbacks_of(first, second) == alone[second], first.stem
 
 

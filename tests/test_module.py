@@ -108,24 +108,24 @@ class _Transfers(TorchDispatchMode):
 
 
 class _Watched(Callback):
-    """Has the operations of steps 51 to 99 counted, from sampling to schedule."""
+    """Has the operations of steps 21 to 39 counted, from sampling to schedule."""
 
     def __init__(self):
         self.transfers = _Transfers()
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if batch_idx == 50:
+        if batch_idx == 20:
             self.transfers.__enter__()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if batch_idx == 98:
+        if batch_idx == 38:
             self.transfers.__exit__(None, None, None)
 
 
 def transfers_of(folder, log_every_n_steps, module):
     watched = _Watched()
     callbacks = [watched, PruningSchedule([GreedyRemoval(n_heads=5)], steps=[10], n_prompts=8)]
-    options = {"max_steps": 100, "gradient_clip_val": 1.0, "limit_val_batches": 0, "logger": Kept()}
+    options = {"max_steps": 40, "gradient_clip_val": 1.0, "limit_val_batches": 0, "logger": Kept()}
     trainer = small_trainer(folder, callbacks, log_every_n_steps=log_every_n_steps, **options)
     trainer.fit(module, datamodule=small_data())
     return watched.transfers.found
@@ -134,7 +134,7 @@ def transfers_of(folder, log_every_n_steps, module):
 @pytest.mark.parametrize("options", [{}, {"layout": "alternating", "mask": "causal", "attention": "relu"}], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head"])
 def test_no_step_but_logged_ones_reads_from_the_device_or_writes_to_it(tmp_path, optimizer, options):
-    assert transfers_of(tmp_path, 50, small_module(optimizer=optimizer, **options)) == []
+    assert transfers_of(tmp_path, 20, small_module(optimizer=optimizer, **options)) == []
 
 
 def test_a_logged_step_reads_from_the_device(tmp_path):

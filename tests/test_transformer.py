@@ -3,7 +3,6 @@
 import itertools
 import re
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -560,17 +559,9 @@ def test_tokens_of_another_layout_are_named():
         ),
     ],
 )
-def test_bad_choices_are_named_from_python(without_beartype, wrong, words):
+def test_bad_choices_are_named_from_python(unchecked, wrong, words):
     with pytest.raises(InputError, match=re.escape(f"{words}.")):
         wrong()
-
-
-@pytest.fixture
-def without_beartype():
-    """Which would refuse them first; users have none."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_keys_may_start_equal_to_queries_and_nothing_else_changes():

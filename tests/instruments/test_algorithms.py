@@ -198,6 +198,7 @@ def left_of(reading, w_hat, problems, is_scaled):
 
 @pytest.mark.parametrize("is_scaled", [False, True])
 @pytest.mark.parametrize("algorithm", default_algorithms(TASK, 3), ids=lambda a: a.key)
+@pytest.mark.usefixtures("unchecked")
 def test_no_candidate_and_no_neighbour_is_closer_than_the_member_chosen(algorithm, is_scaled, monkeypatch):
     monkeypatch.setattr("lightning_icl.functional.references.problems.ENTRIES_AT_ONCE", 9 * (3**2 + 256 * 3))
     problems = whole_prompts(sampled(16))
@@ -296,6 +297,7 @@ def assert_named(found, algorithm, steps, n_points, step=0.1234):
 
 
 @pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.usefixtures("unchecked")
 def test_every_layer_of_a_known_network_is_named_with_its_steps(name):
     """Eta and gamma off the grid; that P-GD's first layer predicts nothing is said, and no algorithm's name."""
     construction, algorithm, steps = KNOWN[name]
@@ -312,6 +314,7 @@ def test_every_layer_of_a_known_network_is_named_with_its_steps(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.usefixtures("unchecked")
 def test_every_layer_of_a_known_network_is_named_at_full_size(name):
     construction, algorithm, steps = KNOWN[name]
     spectrum = None
@@ -337,6 +340,7 @@ NOT_GD = {
 
 
 @pytest.mark.parametrize("name", NOT_GD)
+@pytest.mark.usefixtures("unchecked")
 def test_a_network_that_is_no_algorithm_is_far_from_all(name):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -345,6 +349,7 @@ def test_a_network_that_is_no_algorithm_is_far_from_all(name):
         assert d.relative_spd + 3 * d.errors["relative_spd"] > 0.9
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_lasso_predictor_is_the_lasso_and_no_other():
     choose, score = (whole_prompts(sampled(128, seed, 8)) for seed in (1, 2))
     (lasso,) = tuned([Lasso(0.2345).bound(CASE)], choose)

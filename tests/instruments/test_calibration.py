@@ -22,6 +22,7 @@ def failed(lines):
 
 
 @pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.usefixtures("unchecked")
 def test_every_instrument_finds_what_is_there(name):
     lines = lines_of(name, KNOWN[name], KNOWN[name].network(), n_prompts=96)
     assert {line.instrument for line in lines} == set(CHECKS)
@@ -36,6 +37,7 @@ QUICK = ("a step's sign flipped", "two heads swapped between layers", "twice the
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in WRONG])
+@pytest.mark.usefixtures("unchecked")
 def test_a_wrong_network_is_noticed(name):
     lines = wrong_lines(KNOWN, 48, [name])
     assert failed(lines) == []
@@ -45,6 +47,7 @@ def test_a_wrong_network_is_noticed(name):
 @pytest.mark.slow  # the networks above have steps on no grid too
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["preprocess_then_gd", "gd_plus_plus"])
+@pytest.mark.usefixtures("unchecked")
 def test_the_match_names_every_layer_at_any_step_size(kind, seed):
     step, gamma = torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
     step, gamma = 0.05 + 0.2 * step, 0.02 + 0.15 * gamma

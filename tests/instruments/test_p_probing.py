@@ -348,6 +348,7 @@ CALIBRATED = [
 
 
 @pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
+@pytest.mark.usefixtures("unchecked")
 def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
     """Where preprocess-then-GD has the lower risk at every number of steps, by the closed forms."""
     task = SparseLinearRegression(case["n_dims"], case["sparsity"], noise_std=0.2)
@@ -367,6 +368,7 @@ def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
 
 @pytest.mark.parametrize("networks", [idle, copies, untrained])
 @pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
+@pytest.mark.usefixtures("unchecked")
 def test_on_a_network_that_does_not_preprocess_the_claim_never_holds(networks, case, training, seeds):
     for seed in seeds:
         comparisons = probed(networks, **case, training=replace(training, seed=seed)).comparisons()
@@ -438,6 +440,7 @@ def test_a_failure_is_corrected_for_the_claimed_comparisons_by_holms_rule():
 
 
 @pytest.mark.parametrize(("seeds", "between"), [(1, 0.0), (3, 0.1), (3, 0.3)])
+@pytest.mark.usefixtures("unchecked")
 def test_where_nothing_differs_the_claim_fails_in_at_most_one_study_of_twenty(seeds, between):
     generator = torch.Generator().manual_seed(0)
 

@@ -148,9 +148,11 @@ class GD(Iterative):
             different = problems.per_row(settings[[places[0] for places in alike], :-1])
             factors = estimators.gd_plus_plus_factors(basis.curvature, *(different.transpose(0, 1)[..., None] * unit))
             reached = problems.by_size(basis.moment.new_empty(len(settings), *basis.moment.shape))
-            for t, factor in zip(range(int(steps.max()) + 1), factors, strict=False):
-                setting, size = (steps == t).nonzero(as_tuple=True)
-                reached[setting, :, size] = problems.by_size(factor)[path_of[setting], :, size]
+            wanted = set(steps.flatten().tolist())
+            for t, factor in zip(range(max(wanted) + 1), factors, strict=False):
+                if t in wanted:
+                    setting, size = (steps == t).nonzero(as_tuple=True)
+                    reached[setting, :, size] = problems.by_size(factor)[path_of[setting], :, size]
             return problems.by_size(torch.einsum("rij,krj->kri", basis.vectors, basis.moment * reached.flatten(1, 2)))
 
         return weights
