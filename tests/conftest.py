@@ -18,7 +18,7 @@ from lightning_icl.callbacks import analysis
 from lightning_icl.record import Row, tag
 
 ROOT = Path(__file__).parents[1]
-# A job in the background has SIGINT ignored, one of nohup SIGHUP, which our commands respect; tests send themselves both.
+# A job in the background ignores SIGINT, one of nohup SIGHUP, which our commands respect; tests send themselves both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Merged onto a shipped config, makes it small without changing its model.
@@ -98,7 +98,7 @@ def undrawn(monkeypatch):
 
 @pytest.fixture
 def unchecked():
-    """As users have it, no shapes and types are checked: where thousands of calls are made, that takes half the time."""
+    """As users have it, shapes are not checked: where thousands of calls are made, that takes half the time."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
