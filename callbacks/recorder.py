@@ -1,21 +1,22 @@
 """What a run says of itself: how it began and ended, and the page a newcomer looks at."""
 
+import os
 import signal
 import sys
 from importlib.metadata import version
-from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import pandas as pd
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_icl.callbacks.analysis import analyses, datamodule, icl_module
-from lightning_icl.callbacks.moments import back_to_whole_step
+from lightning_icl.callbacks.moments import back_to_whole_step, no_training_follows
 from lightning_icl.callbacks.monitors import check_monitors
+from lightning_icl.checkpoint import CheckpointFiles
 from lightning_icl.data import PromptDataModule
 from lightning_icl.divergence import DivergedError
 from lightning_icl.endings import listen, stop
@@ -33,8 +34,10 @@ class Recorder(Callback):
 
     A fit that came to its end, by max_steps, max_time, EarlyStopping or max_epochs, is "finished"; one that a signal or
     an error ended is "stopped". On the first SIGTERM, SIGUSR1, SIGUSR2, SIGHUP or Ctrl-C a fit ends at its next step
-    (of several processes: within ten): it saves its last checkpoint, then does all that is due at the end; the second
-    stops it at once.
+    (of several processes: within ten), whatever min_steps says: it saves last.ckpt, with the optimizer's state, where
+    any ModelCheckpoint saves; then it does all that is due at the end. The second signal stops it at once. The exit
+    status that tells of a signal is the command line's: in Python ``trainer.fit`` returns, and ``signalled`` says which
+    it was. With this callback Lightning's checkpoints are written whole or not at all (CheckpointFiles).
 
     TensorBoard gets, besides the analyses' scalars and figures: TEXT, what the run is and its closing table; HPARAMS,
     the options that matter with the last risk and its ratio to ridge, lasso and Bayes; CUSTOM SCALARS, the model
@@ -46,7 +49,8 @@ class Recorder(Callback):
 
     def __init__(self, scalars: Literal["main", "all"] = "main") -> None:
         self.scalars = scalars
-        self.signalled = 0  # the number of the signal that ends the fit
+        self.signalled = 0  # the number of the signal that has ended the fit
+        self._told = 0  # of the one that came, maybe when the fit was at its end already
         self._laid_out = False
         self._saved_at = -1
 
@@ -57,7 +61,9 @@ class Recorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.check_run(trainer, icl_module(pl_module), datamodule(trainer), stage)
-        self._laid_out, self.signalled, self._saved_at = False, 0, -1
+        self._laid_out, self.signalled, self._told, self._saved_at = False, 0, 0, -1
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user or the strategy has another
+            trainer.strategy.checkpoint_io = CheckpointFiles()
         run_folder(trainer)  # a collective: every rank asks
         ours = version("lightning-icl")
         note(trainer, {"event": "started", "lightning_icl": ours, "command": stage, "argv": sys.argv[1:]})
@@ -69,14 +75,26 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         about = page.about(datamodule(trainer), icl_module(pl_module), trainer.max_steps)
         log_text(trainer, "about", about, trainer.global_step)
-        listen(lambda *args: self._stop_soon(trainer, *args))
+        self._listen(trainer)
 
-    def _stop_soon(self, trainer: Trainer, number: int, _: FrameType | None) -> None:
-        self.signalled = number
+    def _listen(self, trainer: Trainer) -> None:
+        listen(stop if self._told else lambda number, _: self._stop_soon(trainer, number))
+
+    def _stop_soon(self, trainer: Trainer, number: int) -> None:
+        self._told = number
         # In a validation, so that it is the last; else at the end of the step, which may be of several batches.
-        trainer.should_stop = trainer.should_stop or (trainer.world_size == 1 and bool(trainer.validating))
-        rank_zero_info(f"{signal.Signals(number).name}: the run saves a checkpoint and stops; once more: at once.")
-        listen(stop)
+        if trainer.world_size == 1 and trainer.validating:
+            self._stop(trainer)
+        saves = "saves a checkpoint and " * bool(_savers(trainer))
+        rank_zero_info(f"{signal.Signals(number).name}: the run {saves}stops; once more: at once.")
+        self._listen(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Have the fit end after this step or validation, unless it is at its end."""
+        loop = trainer.fit_loop
+        if not no_training_follows(trainer):
+            self.signalled, trainer.should_stop = self._told, True
+            loop.min_epochs = loop.epoch_loop.min_steps = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,10 +103,10 @@ class Recorder(Callback):
         if trainer.fit_loop._should_accumulate():
             return
         if trainer.world_size > 1 and trainer.global_step % STEPS_BETWEEN == 0:
-            told = torch.tensor(self.signalled, device=pl_module.device)
-            self.signalled = int(trainer.strategy.reduce(told, reduce_op="max"))
-        if self.signalled and (trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN == 0):
-            trainer.should_stop = True
+            told = torch.tensor(self._told, device=pl_module.device)
+            self._told = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if self._told and (trainer.world_size == 1 or trainer.global_step % STEPS_BETWEEN == 0):
+            self._stop(trainer)
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -96,10 +114,10 @@ class Recorder(Callback):
         if self._saved_at == trainer.global_step:
             return
         self._saved_at = trainer.global_step
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath and callback.save_last:
-                name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
-                trainer.save_checkpoint(Path(callback.dirpath) / name, callback.save_weights_only)
+        for saver in _savers(trainer):  # all of it, and so again at the end: it is there to be gone on with
+            saver.save_weights_only = False
+        for path in {os.path.join(str(s.dirpath), s.CHECKPOINT_NAME_LAST + s.FILE_EXTENSION) for s in _savers(trainer)}:
+            trainer.save_checkpoint(path)
 
     # Lightning's own handlers, which wait for all processes, are there since the hook before.
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,6 +126,8 @@ class Recorder(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             listen(stop)
+        elif not trainer.sanity_checking:  # that which a killed run has missed is made before on_train_start
+            self._listen(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         listen(stop)
@@ -118,7 +138,7 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        if self.signalled and trainer.world_size == 1 and trainer.state.fn == "fit":
+        if self._told and trainer.world_size == 1 and trainer.state.fn == "fit":
             self._save(trainer)
         if not self._laid_out and (known := measured(trainer)) is not None:
             log_layout(trainer, page.layout(known))
@@ -137,11 +157,8 @@ class Recorder(Callback):
 
     def finish(self, trainer: Trainer, module: ICLModule) -> None:
         """Say how a fit ended, and what it found."""
-        by = ended_by(trainer)
-        if by == "max_steps":
-            self.signalled = 0  # the run has come to its end all the same
         event = "stopped" if self.signalled else "finished"
-        by = signal.Signals(self.signalled).name if self.signalled else by
+        by = signal.Signals(self.signalled).name if self.signalled else ended_by(trainer)
         note(trainer, {"event": event, "steps": trainer.global_step, "by": by})
         self._close(trainer, module)
         if not self.signalled:
@@ -174,6 +191,11 @@ class Recorder(Callback):
             log_hparams(trainer, page.telling_options(data, module, step), risks)
         if folder is not None:
             print(f"\nThis run is in {folder}\n{way_to_look(trainer, folder)}\n")
+
+
+def _savers(trainer: Trainer) -> list[ModelCheckpoint]:
+    """What saves checkpoints, into folders that may be remote."""
+    return [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
 
 
 def measured(trainer: Trainer) -> pd.DataFrame | None:

@@ -17,14 +17,13 @@ from jsonargparse.typing import NotEmptyStr, PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 # Imported for their names: jsonargparse finds a class by its short name once it is loaded.
 from lightning_icl.callbacks import FigureWriter, PredictionWriter, Recorder
 from lightning_icl.callbacks.analysis import analyses
-from lightning_icl.checkpoint import CheckpointFiles, check_checkpoint, newest, step_of
+from lightning_icl.checkpoint import check_checkpoint, newest, step_of
 from lightning_icl.checks import check_run, check_writable, expanded
 from lightning_icl.config_errors import check_overlooked, constructing, sentence
 from lightning_icl.config_faults import shown
@@ -220,8 +219,6 @@ class ICLCommandLine(LightningCLI):
             raise InputError(wrong)
         # Where RANK is an old one, Lightning has taken it at its import, and would log nothing.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else the user or the strategy has another
-            trainer.strategy.checkpoint_io = CheckpointFiles()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -11,10 +11,13 @@ import time
 
 import pytest
 import torch
-from conftest import run_command
+from conftest import run_command, small_data, small_module, small_trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from test_run_folder import CONFIG
 
+from lightning_icl.callbacks import Recorder
+from lightning_icl.checkpoint import CheckpointFiles
 from lightning_icl.cli import main
 from lightning_icl.endings import SIGNALS
 from lightning_icl.record import journal, load_run
@@ -97,6 +100,44 @@ def test_a_signal_outside_training_has_its_status_and_a_word(work, capsys, comma
     said = capsys.readouterr().err.splitlines()
     assert f"lightning-icl: {name} has stopped it." in said
     assert ("no checkpoint yet; go on with: lightning-icl fit --config" in said[-1]) == (command == "fit")
+
+
+def test_a_signal_saves_and_stops_whatever_is_saved_otherwise_and_however_long_a_fit_is_to_be(work, undrawn):
+    options = ["--trainer.max_steps", "9", "--trainer.min_steps", "7", "--trainer.val_check_interval", "9"]
+    options += ["--checkpoint.save_last", "false", "--checkpoint.save_weights_only", "true"]
+    ended("fit", *options, hook="on_train_batch_start", name="SIGTERM", step=1, status=143)
+    saved = torch.load(work / "mine" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert saved["optimizer_states"]  # without which the command in the last line would be refused
+
+
+def test_a_signal_to_a_run_that_has_stopped_by_itself_changes_nothing(work, undrawn):
+    never_better = {"monitor": "val/excess_risk/transformer", "patience": 0, "min_delta": 1000.0}
+    harm = [{"class_path": "EarlyStopping", "init_args": never_better}]
+    harm += [{"class_path": "test_endings.SignalAt", "init_args": {"hook": "on_train_end", "name": "SIGTERM"}}]
+    options = ["--run_folder", "mine", "--trainer.max_steps", "9", "--trainer.callbacks", json.dumps(harm)]
+    main(["fit", "--config", "config.yaml", "--trainer.val_check_interval", "2", *options])
+    assert load_run(work / "mine").events[-1] == {"event": "finished", "steps": 4, "by": "EarlyStopping"}
+
+
+def test_a_signal_in_the_validation_that_a_killed_run_has_missed(work, undrawn):
+    """Which is made before training starts, where Lightning's handler waits for all processes."""
+    every = ["--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1", "--trainer.max_steps", "3"]
+    main(["fit", "--config", "config.yaml", "--run_folder", "first", *every])
+    before = ("--ckpt_path", "first/checkpoints/step=2.ckpt", "--trainer.max_steps", "3")
+    ended("fit", *before, hook="on_validation_batch_start", name="SIGTERM", status=143)
+    assert load_run(work / "mine").events[-1] == {"event": "stopped", "steps": 2, "by": "SIGTERM"}
+    assert saved_step(work / "mine") == 2
+
+
+def test_in_python_a_fit_saves_at_a_signal_and_returns(work):
+    harm = SignalAt("on_train_batch_start", "SIGTERM", step=2)
+    saver = ModelCheckpoint("kept", every_n_train_steps=100)
+    trainer = small_trainer(work, [recorder := Recorder(), saver, harm], enable_checkpointing=True)
+    trainer.fit(small_module(), small_data())
+    assert recorder.signalled == signal.SIGTERM
+    assert torch.load("kept/last.ckpt", weights_only=True)["global_step"] == trainer.global_step == 3
+    assert isinstance(trainer.strategy.checkpoint_io, CheckpointFiles)
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(work, undrawn):
