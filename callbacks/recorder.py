@@ -116,7 +116,8 @@ class Recorder(Callback):
         self._saved_at = trainer.global_step
         for saver in _savers(trainer):  # all of it, and so again at the end: it is there to be gone on with
             saver.save_weights_only = False
-        for path in {os.path.join(str(s.dirpath), s.CHECKPOINT_NAME_LAST + s.FILE_EXTENSION) for s in _savers(trainer)}:
+        paths = {os.path.join(str(s.dirpath), s.CHECKPOINT_NAME_LAST + s.FILE_EXTENSION) for s in _savers(trainer)}
+        for path in sorted(paths):
             trainer.save_checkpoint(path)
 
     # Lightning's own handlers, which wait for all processes, are there since the hook before.

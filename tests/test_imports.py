@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "record": MODEL_SIDE | {"checkpoint", "record"},
     "figures": {"functional", "instruments", "record", "figures"},
     "endings": set(),
-    "callbacks": RECORD_SIDE | {"callbacks", "endings"},
+    "callbacks": RECORD_SIDE | {"callbacks", "checkpoint", "endings"},
     "config_faults": {"functional"},
     "config_errors": {"functional", "config_faults"},
     "checkpoint": {"functional", "transformer"},
