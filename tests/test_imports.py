@@ -109,7 +109,7 @@ def test_imports_go_one_way():
         ("module.py", "import callbacks"),
         ("callbacks/summary.py", "from lightning_icl.cli import main"),
         ("callbacks/summary.py", "from callbacks.analysis import Analysis"),
-        ("callbacks/summary.py", "from ..checkpoint import check_checkpoint"),
+        ("callbacks/summary.py", "from ..checks import check_run"),
         ("config_errors.py", "from lightning_icl.callbacks import Summary"),
         ("commands/prune.py", "from lightning_icl.cli import main"),
         ("__init__.py", "from lightning_icl.callbacks import Summary"),
