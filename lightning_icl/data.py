@@ -150,8 +150,9 @@ class PromptDataModule(LightningDataModule):
         if trainer.strategy.root_device.type == "mps":
             raise InputError("trainer.accelerator is mps, but risks are computed in float64: use cpu or gpu (CUDA).")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            counts = [name for name in inspect.signature(type(callback)).parameters if name.endswith("_prompts")]
-            self.check_prompts(**{name: getattr(callback, name, 0) for name in counts})
+            names = [name for name in inspect.signature(type(callback)).parameters if name.endswith("_prompts")]
+            given = {name: getattr(callback, name, None) for name in names}
+            self.check_prompts(**{name: n for name, n in given.items() if isinstance(n, int)})
         self._check_lengths(getattr(module, "transformer", None), training=stage == "fit")
         if stage == "fit":
             self._asked, self._length = self.batch_size, train_batches(trainer)

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from conftest import run_command, small_data, small_module, small_trainer
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 from recorder import Recorder
 
@@ -326,6 +326,16 @@ def test_a_resume_may_validate_on_other_streams(tmp_path):
     recorded(tmp_path, small_data(), 4, callbacks=[keep], enable_checkpointing=True)
     batches, _ = recorded(tmp_path, small_data(validation=SHIFTS), 6, tmp_path / "step=4.ckpt")
     assert list(batches) == [4, 5]
+
+
+def test_a_callback_of_the_user_s_may_name_its_arguments_as_ours_do(tmp_path):
+    class Prompts(Callback):
+        def __init__(self, n_prompts=None, more_prompts="all"):
+            self.n_prompts, self.more_prompts = n_prompts, more_prompts
+
+    small_trainer(tmp_path, [Prompts()], max_steps=1).fit(small_module(), datamodule=small_data())
+    with pytest.raises(InputError, match="n_prompts is 10,000,000,000: so many prompts"):
+        small_trainer(tmp_path, [Prompts(10**10)]).fit(small_module(), datamodule=small_data())
 
 
 @pytest.mark.parametrize(
