@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from glob import escape
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps"
 # What an option is where the checkpoint, which may be older than the option, does not say.
 DEFAULTS = {name: p.default for name, p in signature(Transformer).parameters.items() if p.default is not p.empty}
 PREFIX = "transformer."  # of the weights
-PARTIAL = "ckpt.partial"  # one name for all of a folder, so that what a kill leaves is written over
+PARTIAL = "{name}.{process}.partial"  # of the target and the process: runs may share a folder
 TRUST = "reading it runs what code the file brings, so do it where you trust its maker only"
 
 
@@ -57,7 +58,10 @@ class CheckpointFiles(TorchCheckpointIO):
 def write(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Write a local file that after a kill at any moment is the whole old or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(PARTIAL)
+    partial = path.with_name(PARTIAL.format(name=path.name, process=os.getpid()))
+    for left in path.parent.glob(PARTIAL.format(name=escape(path.name), process="*")):
+        if _is_gone(left.name.split(".")[-2]):  # killed while it wrote
+            left.unlink(missing_ok=True)
     try:
         torch.save(checkpoint, made := io.BytesIO())  # into a file, a full disk would be an error of torch's own
         with partial.open("wb") as file:
@@ -74,6 +78,16 @@ def write(checkpoint: Mapping[str, Any], path: Path) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # the new name, too
         os.close(folder)
+
+
+def _is_gone(process: str) -> bool:
+    try:
+        os.getpgid(int(process))
+    except ProcessLookupError:
+        return True
+    except (ValueError, AttributeError):  # another's file; Windows does not say
+        pass
+    return False
 
 
 def whose(checkpoint: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from test_run_folder import CONFIG, weights
 
 from lightning_icl.callbacks import analysis
-from lightning_icl.checkpoint import PARTIAL, CheckpointFiles, check_checkpoint, newest, read
+from lightning_icl.checkpoint import CheckpointFiles, check_checkpoint, newest, read
 from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import load_run
@@ -292,11 +292,29 @@ def test_a_kill_or_a_full_disk_while_it_is_written_leaves_the_old_one_whole(tmp_
     before = path.read_bytes()
     assert in_a_child(killed_in_writing, path) == -signal.SIGXFSZ
     assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir() if p != path] == [PARTIAL]
+    (left,) = (p for p in tmp_path.iterdir() if p != path)
+    assert left.match("last.ckpt.*.partial")
     assert newest(tmp_path) == path
     assert in_a_child(full_disk, path) == 7
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("other", ["other.ckpt", "last.ckpt"])
+def test_two_processes_that_save_into_one_folder_do_not_meet(tmp_path, monkeypatch, other):
+    """One saves while the other has written its file, and not yet moved it."""
+    fsync, path = os.fsync, tmp_path / "last.ckpt"
+
+    def meanwhile(file):
+        monkeypatch.setattr(os, "fsync", fsync)
+        assert in_a_child(save, CheckpointFiles(), tmp_path / other, 20) == 0
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    save(CheckpointFiles(), path, 10)
+    assert read_size(path) == 10
+    assert read_size(tmp_path / other) == (20 if other != path.name else 10)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, other}
 
 
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs another filesystem to write to")
