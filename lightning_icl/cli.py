@@ -8,7 +8,6 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import signature
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.config_errors import check_overlooked, constructing
-from lightning_icl.endings import OF_DISKS, Stopped, listening
+from lightning_icl.endings import OF_DISKS, Stopped, listening, outlasting
 from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import is_first, one_launcher
 from lightning_icl.shell import bash_completion, with_environment
@@ -125,6 +124,7 @@ def with_shipped_configs(args: list[str]) -> list[str]:
     return resolved
 
 
+@outlasting()
 def main(args: list[str] | None = None) -> None:
     """The lightning-icl command."""
     if os.getcwd() not in sys.path:
@@ -135,9 +135,6 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # Which launcher.py says where it matters, and Lightning also where srun is used.
     warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # no character of a table is worth a finished run
     given = with_shipped_configs(with_environment(sys.argv[1:] if args is None else args, os.environ))
     if args is None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv

@@ -3,11 +3,14 @@
 import errno
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 # What a disk may say to any file in a run: it is full, over a quota, read-only or broken.
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
@@ -49,6 +52,36 @@ def listening() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(number, handler)
+
+
+class Unheeded(FileIO):
+    """A terminal or a pipe: what is written after its other end has gone is dropped."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            return len(data)
+
+
+@contextmanager
+def outlasting() -> Iterator[None]:
+    """Within this, a terminal that has gone, or lacks a character, ends nothing that prints to it."""
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):  # it is in memory
+                raw, how = Unheeded(stream.fileno(), "w", closefd=False), (stream.line_buffering, stream.write_through)
+                setattr(sys, name, TextIOWrapper(BufferedWriter(raw), stream.encoding, stream.errors, None, *how))
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            print(end="", file=getattr(sys, name), flush=True)
+            setattr(sys, name, stream)
 
 
 def way_on(step: int, folder: Path, checkpoint: Path | None) -> str:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pty
 import resource
 import shlex
 import signal
@@ -189,6 +190,18 @@ def test_no_character_is_worth_a_run(work, monkeypatch, undrawn):
     assert "\\u03bb" in said
     assert "zero predictor" in said
     assert journal.is_finished(work / "±λ")
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty], ids=["reader", "terminal"])
+def test_no_one_need_be_there_to_read(work, monkeypatch, undrawn, opened):
+    """``fit | head``, and a terminal that was closed."""
+    near, far = opened()
+    os.close(near)
+    with open(far, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        monkeypatch.setattr(sys, "stderr", gone)
+        main(["fit", "--config", "config.yaml", "--run_folder", "mine", "--trainer.enable_progress_bar", "true"])
+    assert load_run(work / "mine").events[-1]["event"] == "finished"
 
 
 def test_a_notebook_s_backend_ends_nothing(tmp_path):
