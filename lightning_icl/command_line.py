@@ -26,7 +26,6 @@ from lightning_icl.callbacks.analysis import analyses
 from lightning_icl.checkpoint import check_checkpoint, newest, step_of
 from lightning_icl.checks import check_run, check_writable, expanded
 from lightning_icl.config_errors import check_overlooked, constructing, sentence
-from lightning_icl.config_faults import shown
 from lightning_icl.data import PromptDataModule
 from lightning_icl.divergence import DivergedError
 from lightning_icl.endings import replay, stop, way_on
@@ -88,12 +87,15 @@ class ICLCommandLine(LightningCLI):
             ICLModule,
             PromptDataModule,
             parser_class=Parser,
-            seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,  # which writes to where the logger does
             args=args,
             **kwargs,
         )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's own --seed_everything takes true for a seed at random, with which no run can be repeated."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="The seed of weights and prompts.")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Ours first, so that --help begins with them: the trainer alone has more than all of them."""
@@ -126,7 +128,7 @@ class ICLCommandLine(LightningCLI):
             help="Check all that can be checked before a run, say what it would do and where, and write nothing.",
         )
         parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=seed)
+        parser.link_arguments("seed_everything", "data.seed")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
         # A run that goes on in its folder writes over last.ckpt; beside last-v1.ckpt the old one would be found again.
@@ -145,9 +147,7 @@ class ICLCommandLine(LightningCLI):
         """Lightning would let the checkpoint's hyper-parameters silently override the config; we refuse a mismatch."""
 
     def _set_seed(self) -> None:
-        seed = self._get(self.config, "seed_everything")
-        if not isinstance(seed, bool):  # which the link to data.seed refuses
-            check_between(0, MOST_SEED, seed_everything=seed)
+        check_between(0, MOST_SEED, seed_everything=self._get(self.config, "seed_everything"))
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
@@ -349,15 +349,6 @@ def set_constructed_shape(model: Namespace) -> None:
     defaults = signature(Transformer).parameters
     as_default = [name for name in shape if _listed(model[name]) == _listed(defaults[name].default)]
     model.update(Namespace({name: shape[name] for name in as_default}))
-
-
-def seed(given: int | bool | None) -> int:
-    """The seed of the prompts; a run that cannot be repeated has none."""
-    if given is None or isinstance(given, bool):
-        raise InputError(
-            f"seed_everything is {shown(given)}, but it must be a whole number: prompts are drawn with it."
-        )
-    return given
 
 
 def _listed(value: Any) -> Any:

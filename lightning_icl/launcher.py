@@ -86,7 +86,8 @@ def as_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
 
 def disagreement(devices: int, nodes: int, environment: Mapping[str, str]) -> str | None:
     """What is wrong if this is to be one of ``devices`` processes on each of ``nodes`` machines, in a sentence."""
-    started = environment.get("WORLD_SIZE")
+    # Alone, WORLD_SIZE is a leftover, of which Lightning takes no notice.
+    started = environment.get("WORLD_SIZE") if environment.keys() & {"LOCAL_RANK", "TORCHELASTIC_RUN_ID"} else None
     if started is not None and _number(started) != devices * nodes:
         by_srun = environment.get("TORCHELASTIC_RUN_ID", "").startswith("srun-")
         names = "SLURM_STEP_NUM_TASKS" if by_srun else "WORLD_SIZE, RANK, LOCAL_RANK and TORCHELASTIC_RUN_ID"

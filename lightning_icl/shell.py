@@ -15,11 +15,16 @@ complete -o default -F _lightning_icl lightning-icl lightning"""
 
 
 def with_environment(args: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """The arguments after those that variables such as PL_FIT__TRAINER__MAX_STEPS give, which any config beats."""
-    prefix = f"PL_{args[0]}__".upper() if args else "-"
-    given = {name[len(prefix) :].replace("__", ".").lower(): name for name in environment if name.startswith(prefix)}
-    keys = sorted(given, key=lambda key: (key != "config", key))  # the other variables beat the one of the config
-    return [*args[:1], *(f"--{key}={environment[given[key]]}" for key in keys), *args[1:]]
+    """The arguments after those that variables such as PL_FIT__TRAINER__MAX_STEPS give, which any config beats.
+
+    A name that is not all capitals is the option's as it stands: PL_FIT__data__task__init_args__T.
+    """
+    prefix, options = f"PL_{args[0]}__".upper() if args else "-", {}
+    for name in (name for name in environment if name.startswith(prefix)):
+        key = name.removeprefix(prefix).replace("__", ".")
+        options[key.lower() if key.isupper() else key] = environment[name]
+    keys = sorted(options, key=lambda key: (key != "config", key))  # the other variables beat the one of the config
+    return [*args[:1], *(f"--{key}={options[key]}" for key in keys), *args[1:]]
 
 
 def bash_completion(options: Mapping[str, Sequence[str]]) -> str:

@@ -71,7 +71,7 @@ TABLE = [
     (["--model.attention", "softmx"], "model.attention is 'softmx', but it must be one of softmax, linear, relu."),
     (["--model.mlp", "maybe"], "model.mlp is 'maybe', but it must be true or false."),
     (["--data.n_points", "many"], "data.n_points is 'many', but it must be a whole number or a list, such as [8, 16]."),
-    (["--seed_everything", "1.5"], "seed_everything is '1.5', but it must be true or false or a whole number."),
+    (["--seed_everything", "1.5"], "seed_everything is '1.5', but it must be a whole number."),
     (callbacks("HeadImportance", '{"n_prompts": "x"}'), "n_prompts is 'x', but it must be a whole number."),
     # a value that cannot work
     (["--model.heads", "[3]"], "heads is 3 in layer 1, which does not divide d_model, 16; choose a divisor of 16"),
@@ -96,7 +96,7 @@ TABLE = [
     (["--data.batch_size", "0"], "batch_size is 0, but it must be at least 1."),
     (callbacks("HeadImportance", '{"n_prompts": 1}'), "n_prompts is 1, but it must be at least 2."),
     (callbacks("LinearProbe", '{"alpha": 0}'), "alpha is 0.0, but the probe's ridge strength must be a finite number"),
-    (["--seed_everything", "true"], "seed_everything is true, but it must be a whole number:"),
+    (["--seed_everything", "true"], "seed_everything is 'true', but it must be a whole number."),
     # a number beyond what can be served
     (callbacks("HeadPruning", '{"n_random": 1000000000}'), "n_random is 1000000000, but it must be at most 16,384."),
     (
@@ -151,7 +151,7 @@ TABLE = [
     ("trainer: {callbacks: {}}", "trainer.callbacks is {}, but it must be a list of classes, such as [AlgorithmMatch]"),
     ("trainer: {callbacks: [null]}", "trainer.callbacks is null, but it must be a class, such as AlgorithmMatch."),
     (["--run_folder="], "run_folder is '', but it must be text that is not empty."),
-    (["--seed_everything=null"], "seed_everything is null, but it must be true or false or a whole number."),
+    (["--seed_everything=null"], "seed_everything is null, but it must be a whole number."),
     # another project's config
     (
         "{optimizer: {name: adam, lr: 0.1}, dataset: {path: x}, epochs: 10}",

@@ -19,6 +19,7 @@ def test_variables_are_arguments_before_all_others_and_the_config_among_them_com
     given = with_environment(["fit", "--config", "mine.yaml"], environment)
     assert given == ["fit", "--config=a.yaml", "--model.heads=[1, 8]", "--config", "mine.yaml"]
     assert with_environment([], environment) == []
+    assert with_environment(["fit"], {"PL_FIT__data__task__T": "5"}) == ["fit", "--data.task.T=5"]
 
 
 @pytest.mark.parametrize(
