@@ -272,6 +272,7 @@ TABLE = [
     (["--trainer.accumulate_grad_batches", "3"], "batch_size is 64, but it must divide into processes x"),
     (["--trainer.val_check_interval", "9"], "trainer.val_check_interval is 9 batches, but the run has only 4"),
     (["--trainer.max_steps", "-1"], "trainer.max_steps is -1, but the stream is endless: set max_steps or max_time."),
+    ("trainer: {max_time: {}}", "trainer.max_time is {}, but it must name a time, such as {minutes: 10}."),
     (["--trainer.precision", "bf16-true"], "trainer.precision is bf16-true, but prompts are sampled in float32"),
     (["--trainer.accelerator", "gpu"], "No supported gpu backend found!"),
     (["--trainer.strategy", "dpp"], "You selected an invalid strategy name: `strategy='dpp'`."),
