@@ -220,6 +220,10 @@ class ICLCommandLine(LightningCLI):
             raise InputError(f"trainer: {error}") from error
         if wrong := disagreement(trainer.num_devices, trainer.num_nodes, os.environ):
             raise InputError(wrong)
+        if (start := getattr(trainer.strategy, "_start_method", "popen")) != "popen":
+            raise InputError(
+                f"trainer.strategy starts processes by {start}, and a signal would end them before they save; use ddp."
+            )
         # Where RANK is an old one, Lightning has taken it at its import, and would log nothing.
         rank_zero_only.rank = trainer.global_rank  # type: ignore[attr-defined]
         return trainer
@@ -228,8 +232,17 @@ class ICLCommandLine(LightningCLI):
         config = self.config[subcommand]
         runs = place(logger_configs(config.trainer), config.trainer)[0]
         check_run(self.trainer, self.model, self.datamodule, subcommand)
+        refused = None
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._check_folder(runs)  # which the other processes may find made already
+            try:
+                self._check_folder(runs)  # which the other processes may find made already
+            except InputError as error:
+                refused = error
+        if self.trainer.world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # else there are no others yet
+            self.trainer.strategy.setup_environment()
+            refused = self.trainer.strategy.broadcast(refused)
+        if refused:
+            raise refused
         if config.dry_run:
             if self.trainer.is_global_zero:
                 print(self._in_words(subcommand, runs))

@@ -185,6 +185,8 @@ class ICLModule(LightningModule):
         # Of several processes each has a loss of its own, but all the same gradient, and so the same to say.
         if scaled or self.trainer.world_size == 1:
             total = total + self.trainer.callback_metrics.get("train/loss", 0.0)
+        if scaled and self.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)  # all of them stop, or none
         self._refuse(self._watch.add(self.global_step, total))
 
     def _refuse(self, step: int | None) -> None:

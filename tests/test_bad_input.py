@@ -74,6 +74,7 @@ TABLE = [
     (["--seed_everything", "1.5"], "seed_everything is '1.5', but it must be a whole number."),
     (callbacks("HeadImportance", '{"n_prompts": "x"}'), "n_prompts is 'x', but it must be a whole number."),
     # a value that cannot work
+    (["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"], "trainer.strategy starts processes by fork, and a"),
     (["--model.heads", "[3]"], "heads is 3 in layer 1, which does not divide d_model, 16; choose a divisor of 16"),
     (["--model.heads", "[]"], "heads is [], but it must list at least one layer"),
     (["--model.learning_rate", ".nan"], "learning_rate is nan, but it must be a finite number above 0."),

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 import torch
+from conftest import run_command
 from lightning.pytorch import Callback
 from test_run_folder import CONFIG, lines, weights
 
@@ -25,6 +26,17 @@ class Spoils(Callback):
     def on_after_backward(self, trainer, module):
         if self.what == "gradient" and trainer.global_step == self.step:
             next(module.parameters()).grad[0, 0] = float("nan")
+
+
+class SpoilsOneProcess(Spoils):
+    """On the second process alone, under a scaler, which passes over gradients that are not finite."""
+
+    def on_train_start(self, trainer, module):
+        trainer.precision_plugin.scaler = object()
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_rank == 1:
+            super().on_train_batch_start(trainer, *args)
 
 
 @pytest.fixture
@@ -60,6 +72,16 @@ def test_training_stops_at_the_step_and_one_command_makes_it_again(fit, tmp_path
     fit("--run_folder", "whole", *of_two)
     for key, tensor in weights(tmp_path / "whole")["state_dict"].items():
         assert torch.equal(tensor, weights(tmp_path / "mine")["state_dict"][key])
+
+
+@pytest.mark.slow  # two processes
+def test_of_processes_with_losses_of_their_own_all_stop(fit, tmp_path):
+    harm = json.dumps([{"class_path": "test_divergence.SpoilsOneProcess", "init_args": {"step": 5, "what": "loss"}}])
+    options = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.max_steps", 7, "--run_folder", "mine"]
+    options += ["--trainer.callbacks", harm]
+    done = run_command("fit", "--config", "config.yaml", *options, cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stderr
+    assert weights(tmp_path / "mine")["global_step"] == 5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

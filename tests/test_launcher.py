@@ -180,6 +180,31 @@ def test_processes_of_srun_and_torchrun_train_as_those_that_lightning_starts(fol
 
 
 @pytest.mark.slow
+def test_what_the_first_process_refuses_the_others_refuse(folder):
+    """They would wait for it, for half an hour."""
+    (folder / "run").mkdir()
+    (folder / "run" / "config.yaml").touch()
+    step = SCRIPT | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lightning_icl", "fit", "--config", "config.yaml", "--trainer.devices", "2"]
+    ranks = [
+        subprocess.Popen(
+            [*command, "--run_folder", "run"],
+            cwd=folder,
+            env=os.environ | step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        assert all("there is a run in it already" in rank.communicate(timeout=120)[1] for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.wait() for rank in ranks] == [2, 2]
+
+
+@pytest.mark.slow
 def test_sigusr1_in_a_slurm_job_asks_slurm_for_nothing_and_leaves_nothing_in_the_working_folder(folder):
     (folder / "bin").mkdir()
     (folder / "bin" / "scontrol").write_text(f"#!/bin/sh\ntouch {folder}/asked\n")
