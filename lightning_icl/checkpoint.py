@@ -9,6 +9,7 @@ from contextlib import suppress
 from glob import escape
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from lightning_icl.transformer import Transformer, head_sizes
 TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target", "init"}
 # What an option is where the checkpoint, which may be older than the option, does not say.
 DEFAULTS = {name: p.default for name, p in signature(Transformer).parameters.items() if p.default is not p.empty}
+OF_TRAINING = {"optimizer_states", "lr_schedulers", "loops"}  # which save_weights_only leaves out
 PREFIX = "transformer."  # of the weights
 PARTIAL = "{name}.{process}.partial"  # of the target and the process: runs may share a folder
 TRUST = "reading it runs what code the file brings, so do it where you trust its maker only"
@@ -131,12 +133,18 @@ def read(path: str | Path, said: str = "ckpt_path", weights_only: bool = True) -
         held = ", ".join(_held(file)) if weights_only else ""
         why = f"which holds {held}: {TRUST}, by --weights_only false" if held else "but that file cannot be unpickled"
         raise InputError(f"{said} is {path}, {why}.") from error
+    if not _is_ours(checkpoint):
+        raise InputError(f"{said} is {path}, but that file is not a checkpoint of lightning_icl.")
+    if wrong := _wrong_weights(checkpoint["hyper_parameters"], checkpoint["state_dict"]):
+        raise InputError(f"{said} is {path}, but {wrong}.")
+    return checkpoint
+
+
+def _is_ours(checkpoint: Any) -> bool:
     match checkpoint:
-        case {"hyper_parameters": dict(options), "state_dict": dict(weights), "global_step": int()}:
-            if wrong := _wrong_weights(options, weights):
-                raise InputError(f"{said} is {path}, but {wrong}.")
-            return checkpoint
-    raise InputError(f"{said} is {path}, but that file is not a checkpoint of lightning_icl.")
+        case {"hyper_parameters": dict(), "state_dict": dict(), "global_step": int()}:
+            return True
+    return False
 
 
 def is_whole(file: str | bytes) -> bool:
@@ -144,6 +152,8 @@ def is_whole(file: str | bytes) -> bool:
     try:
         with zipfile.ZipFile(_opened(file)) as archive:
             return archive.testzip() is None
+    except PermissionError as error:
+        raise InputError(f"the checkpoint {file!s} cannot be read: {error.strerror}.") from error
     except Exception:  # a byte that says how an entry is packed can make any error
         return False
 
@@ -181,29 +191,53 @@ def _wrong_weights(options: Mapping[str, Any], weights: Mapping[str, Any]) -> st
     return None
 
 
-def newest(folder: Path, weights_only: bool = True) -> Path | None:
+def newest(folder: str | Path, weights_only: bool = True, resuming: bool = False) -> str | Path | None:
     """The checkpoint of the most optimizer steps in a folder, of those that are whole; None where there is none at all.
 
-    Raises InputError where there are files and none is whole: what they are is for the user to say.
+    What training cannot go on from is passed over when ``resuming``. A folder of s3:// and the like is fetched. Raises
+    InputError where there are files and none is whole: what they are is for the user to say.
     """
-
-    def age(path: Path) -> tuple[float, float]:
+    if "://" not in str(folder):
+        name = _newest(Path(folder), folder, weights_only, resuming)
+        return Path(folder, name) if name else None
+    with TemporaryDirectory() as copies:
         try:
-            steps = float(_unpickled(str(path), weights_only)["global_step"])
-        except Exception:  # may be the newest, and has to be told of
-            steps = math.inf
-        return steps, path.stat().st_mtime
+            files, place = url_to_fs(str(folder))
+            for path in files.find(place, maxdepth=1):
+                if path.endswith(".ckpt"):
+                    files.get_file(path, str(Path(copies, Path(path).name)))
+        except Exception as error:  # each kind of storage has errors of its own
+            raise InputError(f"the checkpoints in {folder} cannot be fetched: {error}") from error
+        name = _newest(Path(copies), folder, weights_only, resuming)
+        return f"{str(folder).rstrip('/')}/{name}" if name else None
 
-    paths = sorted(folder.glob("*.ckpt"), key=age, reverse=True)
-    found = next((path for path in paths if is_whole(str(path))), None)
+
+def _newest(here: Path, folder: str | Path, weights_only: bool, resuming: bool) -> str | None:
+    """The name of the newest of a folder's checkpoints, which lie here."""
+
+    def known(path: Path) -> tuple[str, float]:
+        """What speaks against a checkpoint, and its steps: what cannot be read may be the newest, and is told of."""
+        try:
+            checkpoint = _unpickled(str(path), weights_only)
+        except Exception:
+            return "", math.inf
+        if not _is_ours(checkpoint):
+            return "is no checkpoint of lightning_icl", math.inf
+        return "has weights alone" * (resuming and not checkpoint.keys() >= OF_TRAINING), checkpoint["global_step"]
+
+    faults = {path: known(path) for path in here.glob("*.ckpt")}
+    paths = sorted(faults, key=lambda path: (faults[path][1], path.stat().st_mtime), reverse=True)
+    # One with a fault only where all have one: then it is refused for what it is.
+    found = next((path for path in sorted(paths, key=lambda path: faults[path][0] != "") if is_whole(str(path))), None)
     if paths and found is None:
         raise InputError(
             f"none of the checkpoints in {folder} is whole ({', '.join(path.name for path in paths)}); move them away "
             "to start anew."
         )
     for path in paths[: paths.index(found)] if found else ():
-        rank_zero_warn(f"{path} is cut off, damaged or no checkpoint; {found} is the newest that is whole.")
-    return found
+        fault = faults[path][0] or "is cut off, damaged or no checkpoint"
+        rank_zero_warn(f"{folder}/{path.name} {fault}; {found and found.name} is the newest that is whole.")
+    return found.name if found else None
 
 
 def check_checkpoint(
@@ -219,7 +253,7 @@ def check_checkpoint(
         return None
     checkpoint = read(path, weights_only=weights_only)
     check_options(path, checkpoint["hyper_parameters"], model, resuming)
-    if resuming and not {"optimizer_states", "lr_schedulers", "loops"} <= checkpoint.keys():
+    if resuming and not checkpoint.keys() >= OF_TRAINING:
         raise InputError(
             f"ckpt_path is {path}, which has weights alone, as save_weights_only writes it: it can be validated, but "
             "training cannot go on from it."

@@ -77,7 +77,7 @@ class ICLCommandLine(LightningCLI):
     folder: Path | None = None  # the run's own folder, once it has one
     made: Sequence[Path] = ()  # that one and those it lies in, as far as they were not there before
     again = False  # whether the run may be there already, which is gone on with
-    resumed_from: Path | None = None
+    resumed_from: str | Path | None = None
     since: tuple[int, bool] | None = None  # the optimizer steps behind the checkpoint, see step_of
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
@@ -169,6 +169,12 @@ class ICLCommandLine(LightningCLI):
         for key in ("run_folder", "ckpt_path", "trainer.default_root_dir", "checkpoint.dirpath"):
             if path := config.get(key):
                 config[key] = expanded(key, str(path))
+        for key in ("run_folder", "trainer.default_root_dir"):
+            if "://" in (config.get(key) or ""):
+                raise InputError(
+                    f"{key} is {config[key]}, but a run's folder must lie on this machine; checkpoint.dirpath may name "
+                    "another place."
+                )
         for options in (logger.get("init_args", Namespace()) for logger in logger_configs(config.trainer)):
             if path := options.get("save_dir"):
                 options.save_dir = expanded("trainer.logger.save_dir", str(path))
@@ -180,8 +186,8 @@ class ICLCommandLine(LightningCLI):
         self.again = config.ckpt_path == "last"
         if self.again:
             folder = config.checkpoint.dirpath or (self.named and self.named / "checkpoints")
-            last = newest(Path(folder), config.weights_only) if folder else None
-            if last is None and self.subcommand != "fit":
+            last = newest(folder, config.weights_only, self.subcommand == "fit") if folder else None
+            if last is None and (self.subcommand != "fit" or not folder):
                 where = f"there is no checkpoint in {folder}" if folder else "run_folder does not say of which run"
                 raise InputError(f"ckpt_path is last, but {where}.")
             config.ckpt_path, self.resumed_from = last and str(last), last if self.named is not None else None
@@ -281,7 +287,7 @@ class ICLCommandLine(LightningCLI):
         if self.subcommand == "fit" and self.folder is not None and (self.folder / CONFIG).exists():
             checkpoint = None
             with suppress(InputError):  # none of them is whole
-                checkpoint = newest(Path(self.config["fit"].checkpoint.dirpath or self.folder / "checkpoints"))
+                checkpoint = newest(self.config["fit"].checkpoint.dirpath or self.folder / "checkpoints", resuming=True)
             if isinstance(error, DivergedError):
                 error.add_note(replay(self.folder, checkpoint))
             clipped = " --trainer.gradient_clip_val 1" * isinstance(error, DivergedError)
@@ -312,6 +318,9 @@ class ICLCommandLine(LightningCLI):
                 "name another folder."
             )
         check_writable("run_folder" if self.named else "the folder of all runs", self.named or runs)
+        for callback in self.trainer.checkpoint_callbacks if self.subcommand == "fit" else ():
+            if (folder := getattr(callback, "dirpath", None)) and "://" not in folder:
+                check_writable("checkpoint.dirpath", Path(folder))
 
     def _in_words(self, subcommand: str, runs: Path) -> str:
         """What a run would do."""

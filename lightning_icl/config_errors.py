@@ -113,6 +113,8 @@ def _file(name: str) -> Any:
         raise InputError(f"the config file {name} does not exist.")
     try:
         held = get_loader("yaml")(Path(name).read_text())
+    except OSError as error:
+        raise InputError(f"the config file {name} cannot be read: {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"a config file is not valid YAML near line {line}: {error.problem}.") from error

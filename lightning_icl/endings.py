@@ -84,14 +84,14 @@ def outlasting() -> Iterator[None]:
             setattr(sys, name, stream)
 
 
-def way_on(step: int, folder: Path, checkpoint: Path | None) -> str:
+def way_on(step: int, folder: Path, checkpoint: str | Path | None) -> str:
     """The last line of a fit that did not come to its end: what there is, and the command that goes on with it."""
     kept = f"It was at step {step}; " + (f"the last checkpoint is {checkpoint}" if checkpoint else "no checkpoint yet")
     parts = ["--config", folder / "config.yaml", "--run_folder", folder, "--ckpt_path", "last"]
     return f"{kept}; go on with: lightning-icl fit {shlex.join(map(str, parts))}"
 
 
-def replay(folder: Path, checkpoint: Path | None) -> str:
+def replay(folder: Path, checkpoint: str | Path | None) -> str:
     """The command that makes a step again at which training has diverged, and says in which operation."""
     start = ["--ckpt_path", checkpoint] if checkpoint else []
     parts = ["--config", folder / "config.yaml", "--run_folder", folder / "replay", *start]

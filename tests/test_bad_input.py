@@ -1,6 +1,9 @@
 """A wrong config gets one clear sentence that names the value and what would be right, and no work is done."""
 
+import errno
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -280,6 +283,8 @@ TABLE = [
     # the run's folder, its loggers and its record
     (["--run_folder", "."], "run_folder is ., but there is a run in it already: go on with it by --ckpt_path last,"),
     (["--run_folder", "config.yaml"], "run_folder is config.yaml, but config.yaml is a file; name another folder."),
+    (["--run_folder", "s3://b/run"], "run_folder is s3://b/run, but a run's folder must lie on this machine;"),
+    (["--ckpt_path", "last"], "ckpt_path is last, but run_folder does not say of which run."),
     (
         "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss}}]}",
         "monitor of EarlyStopping is 'val_loss', but nothing here is known to log it",
@@ -317,6 +322,20 @@ def test_a_wrong_config_gets_one_sentence(tmp_path, monkeypatch, capsys, wrong, 
     said = refused(["fit", "--config", "config.yaml", *wrong], capsys)
     assert words in said
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".yaml"] == ["binary.ckpt"]
+
+
+def test_a_config_that_cannot_be_read_is_said_to_be_one(tmp_path, monkeypatch, capsys):
+    """Root may read where a mode forbids it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+
+    def forbidden(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "config.yaml")
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    said = refused(["fit", "--config", "config.yaml"], capsys)
+    assert said == "lightning-icl: the config file config.yaml cannot be read: Permission denied."
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checkpoints that are cut off, damaged, hostile or none; writing that a kill cuts short; what fit makes of them."""
 
+import errno
 import io
 import os
 import pickle
@@ -23,6 +24,7 @@ import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from test_run_folder import CONFIG, weights
 
+from lightning_icl import checkpoint as checkpoints
 from lightning_icl.callbacks import analysis
 from lightning_icl.checkpoint import CheckpointFiles, check_checkpoint, newest, read
 from lightning_icl.cli import main
@@ -120,6 +122,32 @@ def test_a_fit_goes_on_from_the_newest_whole_one(run, whole):
         assert torch.equal(tensor, weights(run)["state_dict"][key])
 
 
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [("optimizer_states", "has weights alone"), ("global_step", "is no checkpoint of lightning_icl")],
+)
+def test_a_fit_passes_over_what_it_cannot_go_on_from(run, left_out, said):
+    checkpoint = torch.load(last(run), weights_only=True)
+    del checkpoint[left_out]
+    torch.save(checkpoint, run / "checkpoints" / "other.ckpt")
+    with pytest.warns(UserWarning, match=rf"other\.ckpt {said}; last\.ckpt is the newest that is whole"):
+        assert newest(run / "checkpoints", resuming=True) == last(run)
+    for path in run.glob("checkpoints/*"):
+        if path.name != "other.ckpt":
+            path.unlink()
+    assert newest(run / "checkpoints", resuming=True).name == "other.ckpt"  # which is refused for what it is
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(run, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(checkpoints.zipfile, "ZipFile", forbidden)  # root may read all
+    for read_or_find in (lambda: read(last(run)), lambda: newest(run / "checkpoints")):
+        with pytest.raises(InputError, match=r"the checkpoint .*\.ckpt cannot be read: Permission denied\."):
+            read_or_find()
+
+
 def test_nothing_is_written_where_no_checkpoint_is_whole(run, capsys):
     for path in run.glob("checkpoints/*"):
         path.write_bytes(path.read_bytes()[:-100])
@@ -167,7 +195,7 @@ WRONG = {
 def test_what_is_whole_but_cannot_be_gone_on_with_gets_one_sentence(run, whole, said, change):
     edited(run, change)
     with pytest.raises(InputError, match=re.escape(said)):
-        check_checkpoint(newest(run / "checkpoints"), read_config(whole)["model"], resuming=True)
+        check_checkpoint(last(run), read_config(whole)["model"], resuming=True)
 
 
 def test_weights_alone_can_be_validated_and_pruned(run, capsys):
@@ -240,6 +268,19 @@ def test_a_checkpoint_elsewhere_is_fetched(run):
     ):
         with pytest.raises(InputError, match=said):
             read(place)
+
+
+def test_a_fit_goes_on_from_the_newest_whole_one_elsewhere(run):
+    """As a folder of s3:// would be; the newest is cut off."""
+    for path in run.glob("checkpoints/*"):
+        with fsspec.open(f"memory://mine/checkpoints/{path.name}", "wb") as file:
+            file.write(path.read_bytes()[: 5000 if path == last(run) else None])
+    with pytest.warns(UserWarning, match=r"memory://mine/checkpoints/last\.ckpt is cut off.*; step=2\.ckpt is the new"):
+        fit_on("--checkpoint.dirpath", "memory://mine/checkpoints")
+    assert [event["step"] for event in load_run(run).events if event["event"] == "resumed"] == [2]
+    assert read("memory://mine/checkpoints/last.ckpt")["global_step"] == 4
+    with pytest.raises(InputError, match=r"the checkpoints in nfs9://x cannot be fetched: Protocol not known"):
+        newest("nfs9://x")
 
 
 def test_a_checkpoint_of_a_web_server_is_that_server_s_and_runs_nothing(run, tmp_path):

@@ -50,6 +50,7 @@ def callback(name, **options):
         (callback("ReferenceRisk", references=[{"class_path": "BestSubset", "init_args": {"sparsity": 9}}]), "is 9"),
         (callback("HeadPruning", checkpoints={"other": "no.ckpt"}), "checkpoints: other"),
         (("--run_folder", "config.yaml/mine"), "config.yaml is a file"),
+        (("--checkpoint.dirpath", "config.yaml"), "config.yaml is a file; name another folder."),
         (("--run_folder", "$NO_SUCH/mine"), "run_folder is $NO_SUCH/mine, but the variable NO_SUCH is not set."),
     ],
 )

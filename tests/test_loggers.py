@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 from conftest import run_command, small_data, small_module, small_trainer
+from jsonargparse import Namespace
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,6 +17,7 @@ from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, run_folder
+from lightning_icl.record.loggers import logger_configs, place
 
 
 class Service(Logger):
@@ -305,3 +307,8 @@ def test_two_processes_write_into_one_folder(work, folder):
     assert contents(work) == {"config.yaml", folder.partition("/")[0]}
     assert contents(work / folder) >= {"config.yaml", "checkpoints", "record.jsonl"}
     assert contents((work / folder).parent) <= {"version_0", "config.yaml", "mine"}
+
+
+def test_a_path_that_is_expanded_already_is_taken_as_it_stands(tmp_path):
+    trainer = Namespace(logger=True, default_root_dir=str(tmp_path / "$HOME"))
+    assert place(logger_configs(trainer), trainer) == (tmp_path / "$HOME" / "lightning_logs", None)

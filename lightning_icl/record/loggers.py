@@ -2,7 +2,6 @@
 
 import csv
 import inspect
-import os
 import pydoc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ def place(configs: Sequence[Namespace], trainer: Namespace) -> tuple[Path, str |
         if _is_local(config):
             options = config.init_args
             version = options.get("version")
-            runs = Path(os.path.expandvars(options.save_dir), options.get("name") or "").expanduser().absolute()
+            runs = Path(options.save_dir, options.get("name") or "").absolute()
             return runs, f"version_{version}" if isinstance(version, int) else version
     return _root(trainer) / RUNS, None
 
