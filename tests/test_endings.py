@@ -230,7 +230,8 @@ def test_a_signal_to_one_of_two_processes_ends_both(work, options, status, step)
     if step:
         assert saved_step(work / "mine") == step
     time.sleep(1)
-    assert [process for process in os.listdir("/proc") if process.isdigit() and folder_of(process) == str(work)] == []
+    left = {process for process in os.listdir("/proc") if process.isdigit() and folder_of(process) == str(work)}
+    assert left == {str(os.getpid())}
 
 
 def folder_of(process):
