@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from inspect import signature
@@ -15,7 +15,7 @@ import torch
 from jsonargparse import Namespace, _common, _typehints
 from jsonargparse.typing import NotEmptyStr, PositiveInt
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -35,6 +35,7 @@ from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, set_run_folder
+from lightning_icl.record.loading import read_config
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
 from lightning_icl.record.writing import ended_by
 from lightning_icl.transformer import Transformer
@@ -78,6 +79,7 @@ class ICLCommandLine(LightningCLI):
     made: Sequence[Path] = ()  # that one and those it lies in, as far as they were not there before
     again = False  # whether the run may be there already, which is gone on with
     resumed_from: str | Path | None = None
+    start: str | None = None  # the checkpoint that the run began from, for all who go on with it
     since: tuple[int, bool] | None = None  # the optimizer steps behind the checkpoint, see step_of
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
@@ -163,6 +165,8 @@ class ICLCommandLine(LightningCLI):
             fits, options = self.subcommand == "fit", config.model.as_dict()
             if checkpoint := check_checkpoint(config.ckpt_path, options, fits, config.weights_only):
                 self.since = step_of(checkpoint)
+                if fits:
+                    keep_batch_size(config, checkpoint)
 
     def _find_run(self, config: Namespace) -> None:
         """Which folder the run was told to lie in, and the checkpoint there if it is to go on from the last."""
@@ -190,7 +194,13 @@ class ICLCommandLine(LightningCLI):
             if last is None and (self.subcommand != "fit" or not folder):
                 where = f"there is no checkpoint in {folder}" if folder else "run_folder does not say of which run"
                 raise InputError(f"ckpt_path is last, but {where}.")
-            config.ckpt_path, self.resumed_from = last and str(last), last if self.named is not None else None
+            self.start = str(last) if last else None
+            if self.named is not None and self.subcommand == "fit" and (self.named / CONFIG).exists():
+                self.start = read_config(self.named).get("ckpt_path")
+            config.ckpt_path = str(last) if last else self.start
+            self.resumed_from = last if self.named is not None else None
+        elif config.ckpt_path:  # which may be gone on with from another folder
+            self.start = config.ckpt_path if "://" in config.ckpt_path else os.path.abspath(config.ckpt_path)
 
     def instantiate_classes(self) -> None:
         with constructing():
@@ -301,15 +311,22 @@ class ICLCommandLine(LightningCLI):
             set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
             config.weights_only = True  # whoever trusted that checkpoint may not trust the next
             if self.subcommand == "fit" or self.resumed_from is None:
-                try:
-                    self._parser(self.subcommand).save(config, self.folder / CONFIG, skip_none=False, overwrite=True)
-                except OSError as error:
-                    raise InputError(f"{CONFIG} cannot be written to {self.folder}: {error}.") from error
+                self._save_config(config.clone(), self.folder)
             for callback in self.trainer.checkpoint_callbacks:
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.folder / "checkpoints")
         since = self.since if self.resumed_from else None
         self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", since)
+
+    def _save_config(self, config: Namespace, folder: Path) -> None:
+        """Say in the run's folder how it was begun, whole or, at a kill or on a full disk, as it was said before."""
+        partial, config.ckpt_path = folder / f"{CONFIG}.partial", self.start
+        try:
+            self._parser(self.subcommand).save(config, partial, skip_none=False, overwrite=True)
+            partial.replace(folder / CONFIG)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"{CONFIG} cannot be written to {folder}: {error}.") from error
 
     def _check_folder(self, runs: Path) -> None:
         if self.named is not None and (self.named / CONFIG).exists() and not self.again:
@@ -360,6 +377,15 @@ class ICLCommandLine(LightningCLI):
             for path in self.made[1:]:
                 with suppress(OSError):
                     path.rmdir()
+
+
+def keep_batch_size(config: Namespace, checkpoint: Mapping[str, Any]) -> None:
+    """Go on with what BatchSizeFinder found: it would search again, and the checkpoint's stream is of that size."""
+    callbacks = config.trainer.callbacks or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    others = [callback for callback in callbacks if not issubclass(class_of(callback), BatchSizeFinder)]
+    if len(others) < len(callbacks):
+        config.trainer.callbacks, config.data.batch_size = others, checkpoint["PromptDataModule"]["batch_size"]
 
 
 def set_constructed_shape(model: Namespace) -> None:

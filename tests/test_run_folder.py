@@ -1,6 +1,7 @@
 """A run in a folder of its own: begun, gone on with, and with or without figures."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -140,3 +141,31 @@ def test_a_signal_is_told_by_the_exit_status_and_the_run_goes_on(fit, tmp_path, 
     run = load_run(tmp_path / "mine")
     assert run.events[-1] == {"event": "finished", "steps": 4, "by": "max_steps"}
     assert sorted(set(run.table["step"])) == [1, 4]
+
+
+def test_a_run_that_was_begun_from_a_checkpoint_begins_from_it_again(fit, tmp_path, monkeypatch, undrawn):
+    """It ends before its first checkpoint, and is gone on with elsewhere; then its checkpoints are moved away."""
+    fit("--run_folder", "first", "--trainer.callbacks", "[]")
+    options = ("--run_folder", str(tmp_path / "second"), "--trainer.max_steps", "3")
+    killed = json.dumps([{"class_path": "test_endings.SignalAt", "init_args": {"hook": "setup", "name": "SIGTERM"}}])
+    with pytest.raises(SystemExit):
+        fit(*options, "--ckpt_path", "first/checkpoints/last.ckpt", "--trainer.callbacks", killed)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for _ in range(2):
+        again = ("--ckpt_path", "last", "--trainer.callbacks", "[]")
+        main(["fit", "--config", str(tmp_path / "second" / "config.yaml"), *options, *again])
+        events = [event for event in load_run(tmp_path / "second").events if event["event"] == "resumed"]
+        assert events[-1]["step"] == 2
+        shutil.rmtree(tmp_path / "second" / "checkpoints")
+
+
+def test_what_batch_size_finder_found_is_gone_on_with(fit, tmp_path, undrawn):
+    found = json.dumps([{"class_path": "BatchSizeFinder", "init_args": {"init_val": 4, "max_trials": 2}}])
+    fit("--run_folder", "mine", "--trainer.callbacks", found)
+    assert weights(tmp_path / "mine")["PromptDataModule"]["batch_size"] == 8
+    again = ("--run_folder", "mine", "--ckpt_path", "last", "--trainer.max_steps", "3")
+    main(["fit", "--config", "mine/config.yaml", *again])
+    assert [event["step"] for event in load_run("mine").events if event["event"] == "resumed"] == [2]
+    assert weights(tmp_path / "mine")["PromptDataModule"]["batch_size"] == load_run("mine").data.batch_size == 8
+    assert weights(tmp_path / "mine")["global_step"] == 3
