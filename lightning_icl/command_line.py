@@ -195,8 +195,9 @@ class ICLCommandLine(LightningCLI):
                 where = f"there is no checkpoint in {folder}" if folder else "run_folder does not say of which run"
                 raise InputError(f"ckpt_path is last, but {where}.")
             self.start = str(last) if last else None
-            if self.named is not None and self.subcommand == "fit" and (self.named / CONFIG).exists():
-                self.start = read_config(self.named).get("ckpt_path")
+            if self.named is not None and self.subcommand == "fit":
+                with suppress(InputError):  # there is none, or one that no run has written
+                    self.start = read_config(self.named).get("ckpt_path")
             config.ckpt_path = str(last) if last else self.start
             self.resumed_from = last if self.named is not None else None
         elif config.ckpt_path:  # which may be gone on with from another folder
