@@ -204,8 +204,9 @@ class HeadPruning(Analysis):
             rank, times = whole.loc[place], whole["note"][f"prune/as_is/{RANDOM}/ratio"]
             said += f" Random heads come to {times}; the paper's heads are {ranked(rank['note'])} as is"
             said += f" (place {rank.low:.0f} to {rank.high:.0f} at 95 %, 1 the best)."
-        cut = f"  lightning-icl prune --keep '{whole['note'][f'prune/{PAPER}/n_heads']}'"
-        return [*lines, *wrapped(said, ""), "To cut for good what the paper's strategy cuts:", cut]
+        cut = ["  lightning-icl prune --ckpt_path RUN/checkpoints/last.ckpt \\"]
+        cut += [f"    --keep '{whole['note'][f'prune/{PAPER}/n_heads']}'"]
+        return [*lines, *wrapped(said, ""), "To cut for good what the paper's strategy cuts:", *cut]
 
 
 def head_rows(metric: str, mask: HeadMask) -> Iterator[Row]:

@@ -116,7 +116,7 @@ def test_every_model_is_treated_in_every_way(tmp_path):
     assert layers[["layer", "value"]].values.tolist() == [[1, 4], [2, 0], [3, 1]]
     lines = callback.summary(rows)
     compact = json.dumps(kept["paper"], separators=(",", ":"))
-    assert lines[-1] == f"  lightning-icl prune --keep '{compact}'"
+    assert lines[-1] == f"    --keep '{compact}'"
     assert max(map(len, lines)) <= 80
     assert "24 held-out prompts" in lines[0]
     shown = found.loc["prune/fine_tuned/greedy/ratio"]

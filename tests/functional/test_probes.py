@@ -167,9 +167,8 @@ def test_standard_errors_agree_with_leaving_each_prompt_out():
     deviation = deviations(targets)
 
     def r2(rows, of=0):
-        return r2_score(
-            targets[rows].reshape(-1, 3), readings[of][rows].reshape(-1, 3), multioutput="variance_weighted"
-        )
+        true, read = (part[rows].reshape(-1, 3).numpy() for part in (targets, readings[of]))
+        return r2_score(true, read, multioutput="variance_weighted")
 
     def difference(rows):
         return r2(rows) - r2(rows, 1)
