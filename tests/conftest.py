@@ -1,5 +1,6 @@
 """What the tests share: a small stream and model, and the command line in a process of its own."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 # A job in the background ignores SIGINT, one of nohup SIGHUP, which our commands respect; tests send themselves both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# Lightning has its logger propagate, to caplog for one, only where logging was set up before its import.
+logging.getLogger("lightning.pytorch").propagate = True
 # Merged onto a shipped config, makes it small without changing its model.
 TINY = """
 data:
