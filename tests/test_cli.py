@@ -103,7 +103,7 @@ def test_every_shipped_config_passes_its_checks(tmp_path, config, monkeypatch, c
     assert "All checks passed" in capsys.readouterr().out
 
 
-AT_ONCE = ("quickstart", "preprocess_then_gd", "sparse_linear")  # the papers' are trained a step below
+AT_ONCE = ("quickstart", "preprocess_then_gd")  # the papers' are trained a step below
 
 
 @pytest.mark.parametrize(

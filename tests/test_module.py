@@ -377,7 +377,7 @@ def test_bad_options_are_named(options, words):
         small_module(**options)
 
 
-def test_the_three_targets_have_the_same_minimiser_and_falling_variance(tmp_path):
+def test_the_three_targets_have_the_same_minimiser_and_falling_variance(unchecked):
     """A step's gradient has the same mean with each, within four standard errors of the paired differences."""
     data = small_data(SparseLinearRegression(4, 1, noise_std=0.8), batch_size=16)
     modules = [small_module(target=target, heads=[2]) for target in ("noisy", "noise_free", "posterior_mean")]

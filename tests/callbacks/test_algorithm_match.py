@@ -124,7 +124,7 @@ def test_it_runs_while_fitting_and_leaves_the_training_as_it_was(tmp_path, undra
     assert match.measured_at == 6
 
 
-def test_a_task_without_weights_and_the_alternating_layout(tmp_path, undrawn):
+def test_a_task_without_weights_and_the_alternating_layout(tmp_path, undrawn, unchecked):
     data = small_data(ReLUNetwork(4, 3))
     match = AlgorithmMatch(6, n_points=[4])
     module = small_module(mask="causal", layout="alternating", heads=[2])

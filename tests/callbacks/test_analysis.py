@@ -180,8 +180,10 @@ class KillAt(Callback):
             raise KilledError
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize(("killed_at", "resumed_from"), [(34, 30), (45, 30), (67, 60), (31, 30)])
+@pytest.mark.parametrize(
+    ("killed_at", "resumed_from", "elsewhere"),
+    [(34, 30, False), (45, 30, True), (67, 60, False), (67, 60, True), (31, 30, False)],
+)
 def test_a_resume_takes_back_what_came_after_and_makes_up_what_is_missing(
     tmp_path, undrawn, killed_at, resumed_from, elsewhere
 ):

@@ -204,7 +204,7 @@ def test_where_it_is_above_and_below_follows_from_the_intervals():
     assert "below at n = 64 (at 64 by 0.400 [0.300, 0.500]), undecided at n = 32" in compared(places, "n")
 
 
-def test_the_sentences_and_the_files_say_what_the_rows_say(tmp_path, capsys):
+def test_the_sentences_and_the_files_say_what_the_rows_say(tmp_path, capsys, unchecked):
     axes = "{n: [16, 4], sigma: [0]}"
     threads = torch.get_num_threads()
     main(["theory", *SMALL, "--axes", axes, "--output", str(tmp_path / "out"), "--seed", "1"])

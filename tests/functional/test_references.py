@@ -442,7 +442,7 @@ SEVERAL_SCALES = {
 
 @pytest.mark.parametrize("law", SEVERAL_SCALES)
 @pytest.mark.parametrize("reference", FREE, ids=lambda reference: reference.key)
-def test_the_best_setting_lies_inside_the_grid(law, reference):
+def test_the_best_setting_lies_inside_the_grid(law, reference, unchecked):
     """A rival tuned to the edge of its grid would be beaten for want of a better setting."""
     task = SEVERAL_SCALES[law]
     tuning = r.whole_prompts(sampled(task, 512, task.n_dims, seed=1, n_queries=4))

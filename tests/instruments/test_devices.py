@@ -69,8 +69,9 @@ def test_readings_circuits_and_patterns_run_there(kind, attention):
         assert {None if part is None else part.device.type for part in read} <= {"meta", None}
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
-@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
+@pytest.mark.parametrize(
+    ("kind", "ablation"), zip(LAYOUTS, itertools.cycle(["zero", "mean", "resample"]), strict=False)
+)
 def test_scores_of_heads_are_taken_under_masks_from_the_cpu(kind, ablation):
     transformer, prompt = model(*kind), on_meta(prompts())
     ablated = AblatedHeads(ablation, None if ablation == "zero" else on_meta(prompts(1)))
