@@ -234,10 +234,12 @@ def _newest(here: Path, folder: str | Path, weights_only: bool, resuming: bool) 
             f"none of the checkpoints in {folder} is whole ({', '.join(path.name for path in paths)}); move them away "
             "to start anew."
         )
-    for path in paths[: paths.index(found)] if found else ():
+    if found is None:
+        return None
+    for path in paths[: paths.index(found)]:
         fault = faults[path][0] or "is cut off, damaged or no checkpoint"
-        rank_zero_warn(f"{folder}/{path.name} {fault}; {found and found.name} is the newest that is whole.")
-    return found.name if found else None
+        rank_zero_warn(f"{folder}/{path.name} {fault}; {found.name} is the newest that is whole.")
+    return found.name
 
 
 def check_checkpoint(

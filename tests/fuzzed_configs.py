@@ -89,8 +89,8 @@ BESIDE: dict[str, dict[str, Any]] = {"PruningSchedule": {"steps": [1]}, "Curricu
 PAIRED = {"PruningSchedule.validations": ["steps"]}  # options of which only one may be given
 # Options of machines: a value that fits starts processes, or waits for those of others.
 MACHINES = {"trainer.devices", "trainer.num_nodes"}
-# What may be accepted, by value, as a person has read it; all else that is accepted is wrong. What documents an option
-# gives this a meaning (-1 and null for no limit, a switch that is on, a free name), or a run can do what it says.
+# What may be accepted, by value, as a person has read it; all else that is accepted is wrong. Either the documentation
+# gives the value a meaning (-1 and null for no limit, a switch that is on, a free name), or a run can do what it says.
 MEANT = {
     "text": r"trainer\.(model_registry|default_root_dir)",
     "true": r"checkpoint\.(save_on_exception|verbose|auto_insert_metric_name|save_on_train_epoch_end)|weights_only|"

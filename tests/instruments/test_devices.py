@@ -23,7 +23,11 @@ LAYOUTS = [
     ("alternating", "causal"),
 ]
 # No masks and no positions, or both: neither knows of the other.
-OPTIONS = list(itertools.product(LAYOUTS, ["softmax", "linear", "relu"], [("none", False), ("learned", True)]))
+OPTIONS = [
+    (*some, *more)
+    for some in itertools.product(LAYOUTS, ["softmax", "linear", "relu"])
+    for more in (("none", False), ("learned", True))
+]
 
 
 def on_meta(prompt):
@@ -45,9 +49,8 @@ def test_mixing_devices_raises_there():
         torch.ones(2, 3) * torch.ones(2, 3, device="meta")
 
 
-@pytest.mark.parametrize(("kind", "attention", "rest"), OPTIONS)
-def test_forward_moves_masks_to_the_model(kind, attention, rest):
-    position, padded = rest
+@pytest.mark.parametrize(("kind", "attention", "position", "padded"), OPTIONS)
+def test_forward_moves_masks_to_the_model(kind, attention, position, padded):
     transformer, mask = model(*kind, attention, position), full_mask(HEADS)
     prompt = on_meta(prompts())
     if padded:  # a mask of the examples on the CPU, too
