@@ -87,11 +87,11 @@ class AlgorithmMatch(Analysis):
         fit, choose, score = (data.held_out(f"algorithm_{name}", n, module.device) for name, n in sizes.items())
         task, bar = data.streams[0].task, partial(progress, trainer)
         settings = self.algorithms, self.n_points, self.alpha, self.chunk_size
-        found = algorithm_distances(module.transformer, fit, choose, score, task, *settings, bar)
+        found = algorithm_distances(module.network, fit, choose, score, task, *settings, bar)
         largest = max(d.n_points for d in found)
         names = list(dict.fromkeys(d.algorithm for d in found))
         shown = "|".join(map(re.escape, names)) if len(names) <= MOST_SHOWN else "closest"
-        place = f"n{largest}/layer{len(module.transformer.heads)}"
+        place = f"n{largest}/layer{len(module.network.heads)}"
         self.shown = (rf"algorithm/{READ_OUT}/({shown})/relative_spd/{place}$",)  # type: ignore[misc]  # known now
         for distance in found:
             yield from distance_rows(distance, self.n_prompts)

@@ -13,6 +13,7 @@ from lightning_icl.callbacks.analysis import Analysis, datamodule
 from lightning_icl.instruments.circuits import LayerCircuits, attention_patterns, coordinates, head_circuits
 from lightning_icl.module import ICLModule
 from lightning_icl.record.rows import Row
+from lightning_icl.transformer import as_transformer
 
 MAPS = ("query_key", "output_value", "prediction")
 SCALARS = ("query_key_identity", "output_value_y", "prediction_y", "within_input", "step")
@@ -34,7 +35,7 @@ class Circuits(Analysis):
     shown = ()
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
-        transformer = module.transformer
+        transformer = as_transformer(module.network, "circuits are")
         with torch.autocast(module.device.type, enabled=False):
             self.found = [LayerCircuits._make(m.cpu() for m in layer) for layer in head_circuits(transformer)]
         self.names = coordinates(transformer.n_dims)

@@ -21,6 +21,7 @@ from lightning_icl.instruments.importance import values_by_score
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
+from lightning_icl.transformer import as_transformer
 
 KEPT = 0.8  # a layer's head pattern has stayed where no more than a fifth of its work has gone to other heads
 ALIKE = 0.2  # a risk is called the same where it is so within this part of the construction's
@@ -66,7 +67,7 @@ class ConstructionComparison(Analysis):
                 "ConstructedGD, init_args: {steps: 3, step_size: 0.2}}, or start the model from one "
                 "(model.construction)."
             )
-        model, needed = module.transformer, compared.options(module.transformer.n_dims)
+        model, needed = as_transformer(module.network, "networks are compared"), compared.options(module.network.n_dims)
         if len(model.heads) != len(needed["heads"]):
             raise InputError(
                 f"the construction ({compared}) has {len(needed['heads'])} layers and the model {len(model.heads)}, "
@@ -86,11 +87,11 @@ class ConstructionComparison(Analysis):
             for name in ("construction_fit", "construction_score")
         )
         with torch.autocast(module.device.type, enabled=False):
-            model = copy.deepcopy(module.transformer).double()
+            model = copy.deepcopy(as_transformer(module.network, "networks are compared")).double()
             # Its weights have the model's precision, so that a model that is the construction differs by nothing.
             other = (
                 written(self._compared.network(model.n_dims), model.n_dims)
-                .to(module.device, module.transformer.read_out.weight.dtype)
+                .to(module.device, next(module.network.parameters()).dtype)
                 .double()
             )
             errors, values = values_by_score(model, score, ["leave_one_out"], chunk_size=size)

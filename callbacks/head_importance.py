@@ -93,7 +93,7 @@ class HeadImportance(Analysis):
             bar = partial(progress, trainer)
             found = {
                 n: head_importance(
-                    module.transformer,
+                    module.network,
                     prompt,
                     self.scores,
                     ablations,
@@ -112,7 +112,7 @@ class HeadImportance(Analysis):
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         self.measure(trainer, module)
         for n_points, found in self.found.items():
-            for row in score_rows(found, module.transformer.heads):
+            for row in score_rows(found, module.network.heads):
                 yield row._replace(n_points=n_points)
 
     def figures(self, rows: pd.DataFrame) -> Mapping[str, Figure]:

@@ -108,7 +108,7 @@ class HeadPruning(Analysis):
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         for strategy in self.strategies:
-            strategy.check(sum(module.transformer.heads))
+            strategy.check(sum(module.network.heads))
         found = self.checkpoints.items()
         self.others = {name: load_model(path, data, f"checkpoints: {name}") for name, path in found}
 
@@ -125,7 +125,7 @@ class HeadPruning(Analysis):
             return data.sample("train", MAX_STEPS - 1 - step, device=module.device)
 
         tuning, bar = (self.finetune_steps, self.finetune_learning_rate), partial(progress, trainer)
-        treated = treatments(module.transformer, fit, choice, score, batch, *tuning, self.chunk_size, bar)
+        treated = treatments(module.network, fit, choice, score, batch, *tuning, self.chunk_size, bar)
         labels = {FULL: f"full model ({int(masks[FULL].sum())} heads)"} | CONTROLS
         labels |= {s.key: f"{s.label} ({int(masks[s.key].sum())})" for s in self.strategies if s.key in masks}
         full: dict[str, Tensor] = {}
@@ -144,7 +144,7 @@ class HeadPruning(Analysis):
                 note = f"{rank.value:.0f} of {among}" + f" drawn from {possible:,}" * (among < possible)
                 yield Row(f"prune/{treatment}/{PAPER}/rank", *rank, note=note)
         for name, other in self.others.items():
-            network, whole = other.to(module.device).transformer, full_mask(other.transformer.heads)[None]
+            network, whole = other.to(module.device).network, full_mask(other.network.heads)[None]
             alone = errors_under_masks(network, score, whole, chunk_size=self.chunk_size).cpu()
             yield from _risk_rows(f"prune/checkpoint/{name}", pruning.beside_full(alone, full["as_is"]), name)
         for name, of in masks.items():
@@ -171,7 +171,7 @@ class HeadPruning(Analysis):
             measure.measure(trainer, module).raw.value,
             partial(progress, trainer, description="greedy removal"),
         )
-        case = pruning_case(module.transformer, prompt, importance, self.chunk_size, bar)
+        case = pruning_case(module.network, prompt, importance, self.chunk_size, bar)
         strategies = [s for s in self.strategies if ends or not isinstance(s, GreedyRemoval)]
         path = case.path(self.path_to) if any(isinstance(s, GreedyRemoval) for s in strategies) else None
         masks = {FULL: case.living[None]} | {s.key: s.keep(case)[None] for s in strategies}

@@ -17,9 +17,9 @@ from lightning_icl.functional.probes import Estimate, check_strength, mean_estim
 from lightning_icl.functional.risk import squared_errors
 from lightning_icl.instruments.probing import Readings, descent_curves, probe_layers, reference_levels, untrained_like
 from lightning_icl.module import ICLModule
+from lightning_icl.network import InContextNetwork
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
-from lightning_icl.transformer import Transformer
 
 CONTEXT_POINTS = 8  # or all, where prompts have fewer
 TOLD = ("w", "support", "r_hat", "preprocessed", "ridge")  # targets of the closing table besides f
@@ -65,7 +65,7 @@ class LinearProbe(Analysis):
             check_strength(alpha)
         self.n_prompts, self.alpha, self.context_points, self.chunk_size = n_prompts, alpha, context_points, chunk_size
         self._architecture: dict[str, Any] | None = None
-        self._untrained: Transformer | Readings | None = None
+        self._untrained: InContextNetwork | Readings | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -77,7 +77,7 @@ class LinearProbe(Analysis):
             raise InputError(f"context_points is {self.context_points}, but the prompts have {n_points} examples.")
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
-        data, transformer = datamodule(trainer), module.transformer
+        data, transformer = datamodule(trainer), module.network
         names = ("probe_fit", "probe_choose", "probe_score")
         fit, choose, score = (data.held_out(name, self.n_prompts, module.device) for name in names)
         if self._architecture != transformer.options:

@@ -53,7 +53,7 @@ def monitored(trainer: Trainer, module: ICLModule, data: PromptDataModule) -> Ma
         return names
     streams = ["", *(f"{stream.name}/" for stream in data.streams if stream.name)]
     names |= {f"val/{stream}excess_risk/transformer": 1 for stream in streams}
-    layers = f"layer({'|'.join(map(str, range(len(module.transformer.heads) + 1)))})"
+    layers = f"layer({'|'.join(map(str, range(len(module.network.heads) + 1)))})"
     for analysis in analyses(trainer):
         for pattern in analysis.shows(data):
             whole = pattern.replace("$", "") + ".*" * ("$" not in pattern)

@@ -64,7 +64,7 @@ class PruningSchedule(Callback):
         """Refuse cuts that cannot be made, and say at which steps the others are."""
         if stage != "fit":
             return
-        left = sum(module.transformer.heads)
+        left = sum(module.network.heads)
         for n_heads in [s.n_heads for s in self.strategies if s.n_heads is not None]:
             if n_heads >= left:
                 raise InputError(
@@ -100,7 +100,7 @@ class PruningSchedule(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Counted here and at each cut, not at every step: looking at the weights waits for the device.
-        self.left = living_heads(icl_module(pl_module).transformer).sum().cpu()
+        self.left = living_heads(icl_module(pl_module).network).sum().cpu()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         while self.n_cuts < len(self.steps) and self.steps[self.n_cuts] <= trainer.global_step:
@@ -108,10 +108,10 @@ class PruningSchedule(Callback):
             data.drawn.clear()
             prompt = data.held_out("pruning_schedule", self.n_prompts, module.device)
             with trainer.precision_plugin.forward_context():
-                case = pruning_case(module.transformer, prompt, chunk_size=self.chunk_size)
+                case = pruning_case(module.network, prompt, chunk_size=self.chunk_size)
                 kept = self.strategies[self.n_cuts].keep(case)
             kept = trainer.strategy.broadcast(kept)  # rank 0's, so that no rank keeps other heads than the rest
-            cut_heads_(module.transformer, kept, trainer.optimizers[0])
+            cut_heads_(module.network, kept, trainer.optimizers[0])
             record_rows(trainer, module, self, list(head_rows("prune/schedule/n_heads", kept)))
             self.left = kept.sum().cpu()
             self.n_cuts += 1

@@ -234,7 +234,7 @@ class ReferenceRisk(Analysis):
 
 
 def _case(data: PromptDataModule, module: ICLModule, stream: int) -> Case:
-    return Case(data.streams[stream].task, data.task, len(module.transformer.heads))
+    return Case(data.streams[stream].task, data.task, len(module.network.heads))
 
 
 def _joined(batches: list[Errors]) -> Errors:

@@ -29,8 +29,9 @@ from lightning_icl.functional.tasks import (
     Task,
     TaskPool,
 )
+from lightning_icl.network import InContextNetwork, TransformerOutput
 from lightning_icl.streams import ValidationStream
-from lightning_icl.transformer import Transformer, TransformerOutput
+from lightning_icl.transformer import Transformer
 
 # A notebook's MPLBACKEND, handed on to a process without its packages, would end matplotlib's import, and so ours.
 _BACKEND = os.environ.get("MPLBACKEND", "")
@@ -58,6 +59,7 @@ __all__ = [
     "GroupSparseLinearRegression",
     "HiddenRepresentation",
     "ICLModule",
+    "InContextNetwork",
     "InputError",
     "Law",
     "LinearClassification",

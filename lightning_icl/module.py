@@ -1,4 +1,4 @@
-"""Training a transformer to predict in context."""
+"""Training a network to predict in context."""
 
 import math
 from collections.abc import Mapping
@@ -18,9 +18,10 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import MAX_DEFAULT_TERMS
 from lightning_icl.loggers import flush, log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
+from lightning_icl.network import InContextNetwork, TransformerOutput, current_names, described, description
 from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
-from lightning_icl.transformer import Transformer, TransformerOutput
+from lightning_icl.transformer import Transformer
 
 OptimizerName = Literal["adamw", "muon", "muon_per_head", "soap"]
 Target = Literal["noise_free", "noisy", "posterior_mean"]
@@ -28,7 +29,7 @@ Schedule = Literal["cosine", "constant"]
 
 
 class ICLModule(LightningModule):
-    """A transformer trained on mean squared error at every position it predicts.
+    """A Transformer, or any other network, trained on mean squared error at every position it predicts.
 
     The positions are the queries and, in the layouts "prefixes" and "alternating", the examples, each predicted from
     those before it; all have equal weight, as in Garg et al. (2022).
@@ -54,10 +55,11 @@ class ICLModule(LightningModule):
         target: what the loss compares with: the "noisy" label, as in the literature, the "noise_free" target f(x), or
             its "posterior_mean" given the examples, where the law has it in closed form. All have the same minimiser,
             that posterior mean, and each has a lower variance than the one before (Rao-Blackwell).
+        network: an InContextNetwork of another kind, such as GPT2 or my_model.LSTM, instead of a Transformer.
         construction: start from the weights of a network whose algorithm is known, such as {class_path: ConstructedGD,
             init_args: {steps: 3, step_size: 0.2}}, instead of random ones. The shape follows from it; on the command
             line a shape option at its default is taken as not given.
-        **transformer: the options of Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
+        **transformer: the options of the Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
     """
 
     def __init__(
@@ -69,16 +71,28 @@ class ICLModule(LightningModule):
         warmup_steps: int = 100,
         schedule: Schedule = "cosine",
         target: Target = "noisy",
+        network: InContextNetwork | None = None,
         construction: Construction | None = None,
         **transformer: Any,
     ) -> None:
         super().__init__()
+        if isinstance(network, Mapping):  # from a checkpoint
+            network = described(network)
+        if network is not None and (construction or transformer):
+            others = ["construction"] if construction else list(transformer)
+            raise InputError(
+                f"{', '.join(others)} and network are given, but {others[0]} is of the Transformer alone; give the "
+                "network options of its own."
+            )
         if construction is not None:
             transformer = constructed_options(construction, n_dims, transformer)
-        self.save_hyperparameters(ignore=["construction"])  # a checkpoint has its weights and its shape
-        self.transformer = Transformer(n_dims, **transformer)
+        # A checkpoint has the construction's weights and shape.
+        self.save_hyperparameters(ignore=["construction", "network"])
+        if network is not None and (known := description(network)):
+            self.save_hyperparameters({"network": known})
+        self.network: InContextNetwork = Transformer(n_dims, **transformer) if network is None else network
         if construction is not None:
-            self.transformer.load_state_dict(construction.state(n_dims))
+            self.network.load_state_dict(construction.state(n_dims))
         self.construction = construction
         self.started_as = None if construction is None else construction.arguments()
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
@@ -100,19 +114,25 @@ class ICLModule(LightningModule):
         check_positive(learning_rate=self.learning_rate)
         check_not_negative(weight_decay=self.weight_decay)
         check_at_least(0, warmup_steps=self.warmup_steps)
-        if self.target == "posterior_mean" and (layout := self.transformer.layout) != "pairs":
+        if self.optimizer == "muon_per_head" and not isinstance(self.network, Transformer):
+            raise InputError(
+                f"optimizer is 'muon_per_head', but only a Transformer says which weights are of which head, and the "
+                f"network is a {type(self.network).__name__}; use muon."
+            )
+        layout = getattr(self.network, "layout", "pairs")
+        if self.target == "posterior_mean" and layout != "pairs":
             raise InputError(
                 f"target is 'posterior_mean', but layout is {layout!r}: posterior means are computed at the queries "
                 "alone; set layout to 'pairs', or target to 'noise_free'."
             )
 
     def forward(self, prompt: Prompt, head_mask: Tensor | None = None) -> Tensor:
-        """Predictions (batch, queries); ``head_mask`` as in Transformer.forward."""
+        """Predictions (batch, queries); ``head_mask`` as in InContextNetwork."""
         return self.output(prompt, head_mask).prediction
 
     def output(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
-        """Predictions and the residual stream they came from."""
-        return self.transformer.on_prompt(prompt, head_mask)
+        """Predictions and the states they came from."""
+        return self.network.on_prompt(prompt, head_mask)
 
     def setup(self, stage: str) -> None:
         """One metric for each validation stream, by the names the data module gives them."""
@@ -143,6 +163,7 @@ class ICLModule(LightningModule):
             flush(self._trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = current_names(checkpoint["state_dict"])
         self.trained_steps = checkpoint.get("global_step", 0)
         # A checkpoint of before 0.2 has the count in each analysis' state.
         states = [state for state in checkpoint.get("callbacks", {}).values() if isinstance(state, Mapping)]
@@ -213,7 +234,7 @@ class ICLModule(LightningModule):
 
     def loss(self, prompt: Prompt) -> Tensor:
         """Mean squared error over the queries and, where the layout predicts them, over the examples alike."""
-        output = self.transformer.on_prompt(prompt, last_context=False)
+        output = self.network.for_training(prompt)
         if self.target == "posterior_mean":
             at_queries = self.trainer.datamodule.posterior_mean(prompt)  # type: ignore[attr-defined]
         else:
@@ -223,8 +244,8 @@ class ICLModule(LightningModule):
         at_points = prompt.f if self.target == "noise_free" else prompt.y
         if at_points is None:
             raise InputError(
-                "the task's prompts have no noise-free targets at the examples (Prompt.f), which the layout "
-                f"{self.transformer.layout!r} trains on; have the task give them, or set target to 'noisy'."
+                "the task's prompts have no noise-free targets at the examples (Prompt.f), which a network that "
+                "predicts the examples trains on; have the task give them, or set target to 'noisy'."
             )
         errors = torch.cat([output.prediction - at_queries, output.prefix_prediction - at_points], dim=1).square()
         if prompt.point_mask is None:
@@ -299,7 +320,7 @@ class ICLModule(LightningModule):
         """The optimizer as it is before the first step, its parameters in the order of its checkpoints."""
         if self.optimizer == "adamw":
             return adamw(self.parameters(), self.learning_rate, self.weight_decay)
-        matrices = [p for p in self.transformer.layers.parameters() if p.dim() == 2]
+        matrices = self.network.hidden_matrices()
         hidden = {id(p) for p in matrices}
         others = [p for p in self.parameters() if id(p) not in hidden]
         rates = self.learning_rate, self.weight_decay
@@ -312,7 +333,8 @@ class ICLModule(LightningModule):
     def _head_blocks(self) -> dict[Tensor, Blocks]:
         """How the matrices of attention part into heads."""
         found: dict[Tensor, Blocks] = {}
-        for attention in (layer.attention for layer in self.transformer.blocks if layer.attention):
+        assert isinstance(self.network, Transformer)
+        for attention in (layer.attention for layer in self.network.blocks if layer.attention):
             for rows in (attention.query, attention.key, attention.value):
                 found[rows.weight] = Blocks(0, attention.n_heads)
             found[attention.output.weight] = Blocks(1, attention.n_heads)

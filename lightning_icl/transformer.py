@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -12,6 +12,7 @@ from torch.nn.functional import relu, scaled_dot_product_attention
 from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.memory import check_memory
 from lightning_icl.functional.prompts import Layout, Prompt, tokens
+from lightning_icl.network import InContextNetwork, TransformerOutput
 
 Attention = Literal["softmax", "linear", "relu"]
 Mask = Literal["context", "full", "causal"]
@@ -20,21 +21,6 @@ Position = Literal["none", "learned"]
 Init = Literal["default", "keys_equal_queries"]
 Tokens = slice | Integer[Tensor, " chosen"]  # some of the tokens, by place
 ALL = slice(None)
-
-
-class TransformerOutput(NamedTuple):
-    """Predictions at the queries and the residual stream they came from.
-
-    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer (the
-    latter not after the last layer where ``forward`` was told to leave that out); the
-    context tokens are the pairs, or the 2 points x and y tokens of the alternating layout. ``prefix_prediction`` holds
-    the prediction of each example's target from the examples before it (None in the layout "pairs").
-    """
-
-    prediction: Float[Tensor, "batch queries"]
-    query_states: tuple[Float[Tensor, "batch queries d_model"], ...]
-    context_states: tuple[Float[Tensor, "batch context d_model"], ...]
-    prefix_prediction: Float[Tensor, "batch points"] | None = None
 
 
 class _TokenCounts(NamedTuple):
@@ -204,7 +190,7 @@ class Embedded(NamedTuple):
         return self.states.shape[1] - self.n_queries
 
 
-class Transformer(nn.Module):
+class Transformer(InContextNetwork):
     """Read-in, layers of multi-head attention, read-out at the queries.
 
     Tokens are laid out by functional/prompts.py: the context, then the queries' (x_q; 0). Queries are parallel: under
@@ -238,8 +224,7 @@ class Transformer(nn.Module):
             of its queries, so that tokens attend to those like them, as in trained models (Trockman and Kolter 2023,
             mimetic initialisation). It changes where training starts and nothing that a layer can express.
 
-    ``options`` holds these arguments, so that ``Transformer(**options)`` is an untrained model of the same shape, and
-    ``head_dims`` the size of the heads of each layer.
+    ``head_dims`` holds the size of the heads of each layer.
     """
 
     def __init__(
@@ -258,20 +243,6 @@ class Transformer(nn.Module):
         init: Init = "default",
     ) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "n_dims": n_dims,
-            "d_model": d_model,
-            "heads": list(heads),
-            "attention": attention,
-            "mask": mask,
-            "mlp": mlp,
-            "norm": norm,
-            "head_dim": head_dim,
-            "position": position,
-            "max_points": max_points,
-            "layout": layout,
-            "init": init,
-        }
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
         _check_options(position=(position, Position), layout=(layout, Layout), init=(init, Init))
         _check_sizes(n_dims, d_model, heads)
@@ -358,6 +329,14 @@ class Transformer(nn.Module):
     ) -> TransformerOutput:
         """``forward`` of a prompt in this model's layout."""
         return self(self.laid_out(prompt), head_mask, prompt.x_query.shape[1], prompt.point_mask, last_context)
+
+    def for_training(self, prompt: Prompt) -> TransformerOutput:
+        """``on_prompt`` with the last layer at the tokens that predict alone."""
+        return self.on_prompt(prompt, last_context=False)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Those of the layers."""
+        return [parameter for parameter in self.layers.parameters() if parameter.dim() == 2]
 
     def laid_out(self, prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
         """The prompt as tokens, in this model's layout."""
@@ -454,6 +433,13 @@ class Transformer(nn.Module):
         whole = torch.full((n_context + n_queries,), n_context, device=device)
         context = torch.arange(1, n_context + 1, device=device) if self.mask == "causal" else whole[:n_context]
         return torch.cat([context, torch.arange(n_prefix, device=device), whole[n_context:]])
+
+
+def as_transformer(network: InContextNetwork, needed_by: str) -> Transformer:
+    """The network as what it must be for what reads or changes weights; ``needed_by`` begins the refusal."""
+    if not isinstance(network, Transformer):
+        raise InputError(f"{needed_by} of a Transformer alone, but this network is a {type(network).__name__}.")
+    return network
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

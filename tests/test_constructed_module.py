@@ -39,7 +39,7 @@ def test_every_layer_is_the_iterate_after_saving_and_loading(tmp_path, name, n, 
     trainer = small_trainer(tmp_path, max_steps=0)
     trainer.fit(ICLModule(n_dims=d, construction=construction), datamodule=data)
     trainer.save_checkpoint(tmp_path / "it.ckpt")
-    transformer = loaded_module(tmp_path / "it.ckpt").transformer
+    transformer = loaded_module(tmp_path / "it.ckpt").network
     prompt = data.held_out("here", 6).double()
     with torch.no_grad():
         read = torch.stack([transformer.read(states) for states in transformer.on_prompt(prompt).query_states])
@@ -49,7 +49,7 @@ def test_every_layer_is_the_iterate_after_saving_and_loading(tmp_path, name, n, 
 
 def test_the_shape_may_be_said_but_no_other():
     given = {"heads": [1, 1, 1], "attention": "linear", "mlp": False}
-    assert ICLModule(n_dims=4, construction=ConstructedGD(3, 0.2), **given).transformer.heads == [1, 1, 1]
+    assert ICLModule(n_dims=4, construction=ConstructedGD(3, 0.2), **given).network.heads == [1, 1, 1]
     with pytest.raises(InputError, match=r"heads is \[8, 8\], but ConstructedGD is a network with heads \[1, 1, 1\]"):
         ICLModule(n_dims=4, construction=ConstructedGD(3, 0.2), heads=[8, 8])
 

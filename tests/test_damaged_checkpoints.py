@@ -176,14 +176,14 @@ def test_zeroed_bytes_are_found_wherever_they_lie(run):
 
 
 def renamed(checkpoint):
-    checkpoint["state_dict"]["transformer.other"] = checkpoint["state_dict"].pop("transformer.read_in.weight")
+    checkpoint["state_dict"]["network.other"] = checkpoint["state_dict"].pop("network.read_in.weight")
 
 
 WRONG = {
-    "transformer.read_in.weight is missing in it": renamed,
-    "transformer.more is no weight of its model": lambda c: c["state_dict"].update({"transformer.more": torch.ones(1)}),
-    "transformer.read_in.weight has the shape [3] in it, and [8, 5] in its model": lambda c: c["state_dict"].update(
-        {"transformer.read_in.weight": torch.ones(3)}
+    "network.read_in.weight is missing in it": renamed,
+    "network.more is no weight of its model": lambda c: c["state_dict"].update({"network.more": torch.ones(1)}),
+    "network.read_in.weight has the shape [3] in it, and [8, 5] in its model": lambda c: c["state_dict"].update(
+        {"network.read_in.weight": torch.ones(3)}
     ),
     "is not a checkpoint of lightning_icl": lambda c: c.update(hyper_parameters=3),
     "its hyper_parameters are of no model": lambda c: c["hyper_parameters"].update(heads="many"),

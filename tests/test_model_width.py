@@ -46,7 +46,7 @@ def n_dims(tmp_path, monkeypatch, task):
         yaml.safe_dump({"data": {"task": task}, "model": {"d_model": 8, "heads": [2]}, "trainer": {"logger": False}})
     )
     built = ICLCommandLine(args=["--config", "config.yaml"], run=False)
-    assert built.datamodule.task.n_dims == built.model.transformer.n_dims
+    assert built.datamodule.task.n_dims == built.model.network.n_dims
     return built.config["model"]["n_dims"]
 
 

@@ -61,7 +61,7 @@ def test_the_loss_weighs_every_predicted_position_alike_and_padding_not_at_all(l
 @pytest.mark.parametrize("layout", ["prefixes", "alternating"])
 def test_prompts_without_noise_free_targets_at_the_examples_are_named(layout):
     prompt = small_data().sample("train", 0)._replace(f=None)
-    with pytest.raises(InputError, match=r"no noise-free targets at the examples \(Prompt.f\), which the layout"):
+    with pytest.raises(InputError, match=r"no noise-free targets at the examples \(Prompt.f\), which a network"):
         small_module(layout=layout, mask="causal", target="noise_free").loss(prompt)
     assert small_module(layout=layout, mask="causal").loss(prompt).isfinite()
     assert small_module(target="noise_free").loss(prompt).isfinite()
@@ -181,7 +181,7 @@ def test_muon_and_soap_take_the_hidden_matrices_and_adamw_the_rest(optimizer):
     matrices, others = ([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
     assert all("layers" in name and name.endswith("weight") and "norm" not in name for name in matrices)
     assert len(matrices) == 2 * 6
-    assert {"transformer.read_in.weight", "transformer.read_out.weight"} <= set(others)
+    assert {"network.read_in.weight", "network.read_out.weight"} <= set(others)
     assert len(matrices) + len(others) == len(names)
 
 
@@ -229,9 +229,9 @@ def test_many_matrices_are_orthogonalised_as_torch_does_each(shape):
 def blocks_by_hand(module):
     """Every matrix that muon_per_head updates, cut into heads as MultiHeadAttention has them; muon's, whole."""
     if module.optimizer == "muon":
-        yield from ((w, ...) for w in module.transformer.layers.parameters() if w.dim() == 2)
+        yield from ((w, ...) for w in module.network.layers.parameters() if w.dim() == 2)
         return
-    for layer in module.transformer.blocks:
+    for layer in module.network.blocks:
         attention, size = layer.attention, layer.attention.head_dim
         for head in range(attention.n_heads):
             entries = slice(head * size, (head + 1) * size)
@@ -300,7 +300,7 @@ def test_what_muon_per_head_saves_is_what_muon_saves():
 
 def test_a_head_without_gradient_keeps_muon_per_head_from_moving_it_alone():
     module = small_module(optimizer="muon_per_head", heads=[4], weight_decay=0.0, mlp=False)
-    optimizer, value = module.fresh_optimizer(), module.transformer.blocks[0].attention.value.weight
+    optimizer, value = module.fresh_optimizer(), module.network.blocks[0].attention.value.weight
     before = value.detach().clone()
     gradients_([value], 0)
     value.grad[4:8] = 0
@@ -347,7 +347,7 @@ def test_training_goes_on_after_a_standalone_validation(tmp_path):
 def test_divergence_stops_with_a_sentence(tmp_path):
     module = small_module()
     with torch.no_grad():
-        module.transformer.read_out.bias.fill_(float("nan"))
+        module.network.read_out.bias.fill_(float("nan"))
     with pytest.raises(InputError, match="training has diverged"):
         fitted(tmp_path, module, num_sanity_val_steps=0)
 
@@ -387,7 +387,7 @@ def test_the_three_targets_have_the_same_minimiser_and_falling_variance(unchecke
         module._trainer = SimpleNamespace(datamodule=data)
     for step in range(400):
         prompt = data.sample("train", step)
-        of_step = [torch.autograd.grad(m.loss(prompt), m.transformer.read_out.weight)[0].flatten() for m in modules]
+        of_step = [torch.autograd.grad(m.loss(prompt), m.network.read_out.weight)[0].flatten() for m in modules]
         gradients.append(torch.stack(of_step).double())
     gradients = torch.stack(gradients)  # (steps, targets, width)
     differences = gradients[:, 1:] - gradients[:, :1]

@@ -84,7 +84,7 @@ def p_probe(
     _check_alike(runs, ckpt_paths)
     folder = new_folder(output, "p_probing")
     data = next(iter(runs.values())).datamodule
-    models = {name: run.module.transformer.to(device) for name, run in runs.items()}
+    models = {name: run.module.network.to(device) for name, run in runs.items()}
     training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts, seed=seed)
     found = p_probing(models, data.task.fresh(), data.largest_n, depths, power, training, _bar)
     labels = arm_labels(found)
@@ -198,7 +198,7 @@ def _opened(ckpt_paths: Sequence[str], names: Sequence[str] | None) -> dict[str,
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """The numbers of heads, such as 8-8-8; with a number after those that were there before."""
-    heads = ["-".join(map(str, run.module.transformer.heads)) for run in runs]
+    heads = ["-".join(map(str, run.module.network.heads)) for run in runs]
     before = [heads[:i].count(name) for i, name in enumerate(heads)]
     return [f"{name}_{n + 1}" if n else name for name, n in zip(heads, before, strict=True)]
 

@@ -15,6 +15,7 @@ from lightning_icl.commands.run import Run, open_run, run_folder
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask
 from lightning_icl.instruments.removal import smaller_options
+from lightning_icl.transformer import as_transformer
 
 N_PROMPTS = 256  # that predictions are compared on
 TOLERANCE = 1e-5  # of a difference, in sizes of the predictions
@@ -43,7 +44,7 @@ def prune(
     if "://" in ckpt_path:
         raise InputError(f"ckpt_path is {ckpt_path}, but only a file on this machine can be pruned; fetch it.")
     run = open_run(ckpt_path, config, weights_only)
-    mask = keep_mask(keep, run.module.transformer.heads)
+    mask = keep_mask(keep, run.module.network.heads)
     folder = _new_folder(output, ckpt_path)
     partial = folder.with_name(folder.name + ".partial")  # so that what is not as good as promised is not there
     checkpoint = read(ckpt_path, weights_only=weights_only)
@@ -94,7 +95,9 @@ def _write(folder: Path, checkpoint: Mapping[str, Any], run: Run, mask: HeadMask
     path = folder / "checkpoints" / "last.ckpt"
     write(pruned_checkpoint(checkpoint, run.module, mask), path)
     config = yaml.safe_load(run.config.read_text())
-    config["model"] = config.get("model", {}) | smaller_options(run.module.transformer, mask)
+    config["model"] = config.get("model", {}) | smaller_options(
+        as_transformer(run.module.network, "heads are removed"), mask
+    )
     config["model"] |= {"construction": None}  # whose shape it no longer has
     if "ckpt_path" in config:
         config["ckpt_path"] = None  # what the unpruned run was resumed from
@@ -126,8 +129,8 @@ def _report(
     run: Run, smaller: Run, keep: Sequence[KeptHeads], difference: float, before: Path, folder: Path, goes_on: str
 ) -> list[str]:
     after = folder / "checkpoints" / "last.ckpt"
-    layers = zip(run.module.transformer.heads, smaller.module.transformer.heads, keep, strict=True)
-    sizes = [sum(p.numel() for p in which.module.transformer.parameters()) for which in (run, smaller)]
+    layers = zip(run.module.network.heads, smaller.module.network.heads, keep, strict=True)
+    sizes = [sum(p.numel() for p in which.module.network.parameters()) for which in (run, smaller)]
     files = [path.stat().st_size for path in (before, after)]
     return [
         *(f"layer {i}: {n} heads -> {kept}{_named(named)}" for i, (n, kept, named) in enumerate(layers, start=1)),

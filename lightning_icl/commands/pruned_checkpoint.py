@@ -8,8 +8,9 @@ from torch import Tensor
 from lightning_icl.functional.heads import HeadMask
 from lightning_icl.instruments.removal import OF_WHOLE, Part, kept_parts, remove_heads, smaller_options
 from lightning_icl.module import ICLModule
+from lightning_icl.transformer import as_transformer
 
-PREFIX = "transformer."  # of the transformer's parameters in the module
+PREFIX = "network."  # of the transformer's parameters in the module
 
 
 def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: HeadMask) -> dict[str, Any]:
@@ -22,12 +23,13 @@ def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: He
     those of a whole matrix, so of one that is cut they are left out, and found anew. What callbacks found in the
     unpruned model, and the files they wrote, is left behind.
     """
-    parts = {PREFIX + name: part for name, part in kept_parts(module.transformer, keep).items()}
-    smaller = remove_heads(module.transformer, keep).state_dict(prefix=PREFIX)
+    transformer = as_transformer(module.network, "heads are removed")
+    parts = {PREFIX + name: part for name, part in kept_parts(transformer, keep).items()}
+    smaller = remove_heads(transformer, keep).state_dict(prefix=PREFIX)
     pruned = {
         **checkpoint,
         "state_dict": smaller,
-        "hyper_parameters": {**checkpoint["hyper_parameters"], **smaller_options(module.transformer, keep)},
+        "hyper_parameters": {**checkpoint["hyper_parameters"], **smaller_options(transformer, keep)},
     }
     if "optimizer_states" in checkpoint:  # else it has weights alone (save_weights_only)
         states = checkpoint["optimizer_states"]

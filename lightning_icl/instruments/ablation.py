@@ -11,7 +11,8 @@ from lightning_icl.functional.errors import InputError, check_at_least, check_ch
 from lightning_icl.functional.heads import HeadMasks, check_mask_shape
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.transformer import Embedded, Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import Embedded, Transformer, as_transformer
 
 Ablation = Literal["zero", "mean", "resample"]
 HeadOutputs = list[Tensor | None]  # one a layer, (batch or 1, heads, tokens, head_dim); None where it has no heads
@@ -47,7 +48,7 @@ ZERO = AblatedHeads()
 
 @torch.no_grad()
 def errors_under_masks(
-    transformer: Transformer,
+    network: InContextNetwork,
     prompt: Prompt,
     masks: HeadMasks,
     ablated: AblatedHeads = ZERO,
@@ -56,43 +57,45 @@ def errors_under_masks(
     progress: Progress = silent,
 ) -> Float[Tensor, "masks batch"]:
     """``metric`` of each prompt under each head mask; see ``predictions_under_masks``."""
-    predicted = predictions_under_masks(transformer, prompt, masks, ablated, chunk_size, progress)
+    predicted = predictions_under_masks(network, prompt, masks, ablated, chunk_size, progress)
     return torch.stack([metric(prediction, prompt) for prediction in predicted])
 
 
 @torch.no_grad()
 def predictions_under_masks(
-    transformer: Transformer,
+    network: InContextNetwork,
     prompt: Prompt,
     masks: HeadMasks,
     ablated: AblatedHeads = ZERO,
     chunk_size: int = 512,
     progress: Progress = silent,
 ) -> Float[Tensor, "masks batch queries"]:
-    """What a loop of ``transformer.on_prompt(prompt, mask).prediction`` gives, with less work.
+    """What a loop of ``network.on_prompt(prompt, mask).prediction`` gives, with less work.
 
     Masks that agree up to a layer share the states up to there, and a layer's heads are computed once for all masks
     that differ in it alone: the states of all masks form a tree, which is walked depth first. The last layer is
     computed at the queries only. At most ``chunk_size`` prompts times masks run at once in a layer, so memory is
     bounded by depth times ``chunk_size`` prompts' states whatever the number of masks.
     """
-    _check(transformer, prompt, masks, ablated, chunk_size)
+    _check(network, prompt, masks, ablated, chunk_size)
     reference, rows, replaced = ablated.reference, masks.tolist(), None
     if ablated.ablation == "mean" and reference is not None:
-        replaced = _mean_outputs(transformer, reference, chunk_size)
+        replaced = _mean_outputs(network, reference, chunk_size)
+    transformer = as_transformer(network, "heads are masked")
     out = prompt.x.new_empty(len(masks), *prompt.f_query.shape)
     size = min(chunk_size, len(prompt.x))
     for first in progress(range(0, len(prompt.x), size), "head masks"):
         if ablated.ablation == "resample" and reference is not None:
-            replaced = head_outputs(transformer, reference.rows(first, first + size))
+            replaced = head_outputs(network, reference.rows(first, first + size))
         start = transformer.embedded_prompt(prompt.rows(first, first + size))
         tree = _MaskTree(transformer, start, rows, replaced, max(1, chunk_size // size), out[:, first : first + size])
         tree.fill(0, start.states, [list(range(len(masks)))])
     return out
 
 
-def head_outputs(transformer: Transformer, prompt: Prompt) -> HeadOutputs:
+def head_outputs(network: InContextNetwork, prompt: Prompt) -> HeadOutputs:
     """What every head reads at every token, before the output projection, one tensor a layer."""
+    transformer = as_transformer(network, "heads are read")
     start = transformer.embedded_prompt(prompt)
     states, outputs = start.states, []
     for layer in transformer.blocks:
@@ -101,10 +104,10 @@ def head_outputs(transformer: Transformer, prompt: Prompt) -> HeadOutputs:
     return outputs
 
 
-def _mean_outputs(transformer: Transformer, reference: Prompt, chunk_size: int) -> HeadOutputs:
-    totals: HeadOutputs = [None] * len(transformer.heads)
+def _mean_outputs(network: InContextNetwork, reference: Prompt, chunk_size: int) -> HeadOutputs:
+    totals: HeadOutputs = [None] * len(network.heads)
     for part in reference.chunks(chunk_size):
-        sums = [None if of is None else of.double().sum(dim=0, keepdim=True) for of in head_outputs(transformer, part)]
+        sums = [None if of is None else of.double().sum(dim=0, keepdim=True) for of in head_outputs(network, part)]
         totals = [of if total is None or of is None else total + of for total, of in zip(totals, sums, strict=True)]
     return [None if total is None else (total / len(reference.x)).to(reference.x.dtype) for total in totals]
 
@@ -112,7 +115,7 @@ def _mean_outputs(transformer: Transformer, reference: Prompt, chunk_size: int) 
 class _MaskTree(NamedTuple):
     """One chunk of prompts, run under all masks: a tree that branches where masks differ, walked depth first."""
 
-    transformer: Transformer
+    network: Transformer
     start: Embedded
     rows: list[list[list[float]]]  # of each mask, by layer
     replaced: HeadOutputs | None
@@ -124,9 +127,9 @@ class _MaskTree(NamedTuple):
 
         ``states`` hold the prompts once for each group, group after group: masks of a group agree below.
         """
-        layers = self.transformer.blocks
+        layers = self.network.blocks
         if depth == len(layers):
-            predictions = self.transformer.read(states[:, -self.start.n_queries :]).unflatten(0, (len(groups), -1))
+            predictions = self.network.read(states[:, -self.start.n_queries :]).unflatten(0, (len(groups), -1))
             for group, prediction in zip(groups, predictions, strict=True):
                 self.out[group] = prediction.to(self.out.dtype)
             return
@@ -134,7 +137,7 @@ class _MaskTree(NamedTuple):
         first = self.start.first_query if depth == len(layers) - 1 else 0
         mixed = layers[depth].head_outputs(states, self.start.view.of_copies(len(groups)), slice(first, None))
         # Each group's masks by their row of this layer, as far as it has heads.
-        n_heads, branches = self.transformer.heads[depth], dict[tuple[int, tuple[float, ...]], list[int]]()
+        n_heads, branches = self.network.heads[depth], dict[tuple[int, tuple[float, ...]], list[int]]()
         for parent, group in enumerate(groups):
             for mask in group:
                 branches.setdefault((parent, tuple(self.rows[mask][depth][:n_heads])), []).append(mask)
@@ -160,8 +163,8 @@ def _chosen(values: Tensor, parents: list[int], n_groups: int) -> Tensor:
     return values.unflatten(0, (n_groups, -1))[parents].flatten(0, 1)
 
 
-def _check(transformer: Transformer, prompt: Prompt, masks: Tensor, ablated: AblatedHeads, chunk_size: int) -> None:
-    check_mask_shape("the masks have", masks.shape[1:], transformer.heads)
+def _check(network: InContextNetwork, prompt: Prompt, masks: Tensor, ablated: AblatedHeads, chunk_size: int) -> None:
+    check_mask_shape("the masks have", masks.shape[1:], network.heads)
     check_at_least(1, chunk_size=chunk_size)
     check_choice("ablation", ablated.ablation, get_args(Ablation))
     if ablated.ablation == "zero":

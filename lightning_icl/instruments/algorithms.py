@@ -60,7 +60,8 @@ from lightning_icl.functional.tasks import Law
 from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.instruments.families import EQUAL, Chosen, Family, Predictions, fitted, members_of
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import as_transformer
 
 READ_OUT, PROBE = "read_out", "probe"
 SAME = 1e-8  # relative SPD below which two families meet, whose settings were searched
@@ -171,7 +172,7 @@ def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:
 
 
 def algorithm_distances(
-    transformer: Transformer,
+    network: InContextNetwork,
     fit: Prompt,
     choose: Prompt,
     score: Prompt,
@@ -190,7 +191,7 @@ def algorithm_distances(
     """
     fit, choose, score = fit.unpadded(), choose.unpadded(), score.unpadded()
     compared = comparable(default_algorithms(task) if algorithms is None else algorithms)
-    case = Case(task, task, len(transformer.heads))
+    case = Case(task, task, len(network.heads))
     for algorithm in compared:
         algorithm.check(case)
     most, smallest = score.x.shape[1], min(prompt.x.shape[1] for prompt in (fit, choose, score))
@@ -202,14 +203,14 @@ def algorithm_distances(
         raise InputError(f"there are {fewest} prompts in a set, but standard errors need at least 2.")
     found: list[Distance] = []
     for n in progress(sizes, "which algorithm"):
-        readers = [*own_readers(transformer), *probe_readers(transformer, fit.first(n), alpha, chunk_size)]
+        readers = [*own_readers(network), *probe_readers(network, fit.first(n), alpha, chunk_size)]
         chosen, scored = (prompt.first(n) for prompt in (choose, score))
         found += distances(
             readers,
             compared,
             case,
-            (references.whole_prompts(chosen), readings(transformer, chosen, readers, chunk_size)),
-            (references.whole_prompts(scored), readings(transformer, scored, readers, chunk_size)),
+            (references.whole_prompts(chosen), readings(network, chosen, readers, chunk_size)),
+            (references.whole_prompts(scored), readings(network, scored, readers, chunk_size)),
         )
     return found
 
@@ -220,18 +221,21 @@ def closest(found: Sequence[Distance], reading: str, layer: int, n_points: int) 
     return sorted((d for d in of_one if d.rank == 1 or d.excess_over_closest.low <= 0), key=lambda d: d.rank)
 
 
-def own_readers(transformer: Transformer) -> list[Reader]:
+def own_readers(network: InContextNetwork) -> list[Reader]:
     """The model's own read-out after every layer."""
-    return [Reader(READ_OUT, layer, transformer.read) for layer in range(1, len(transformer.heads) + 1)]
+    return [
+        Reader(READ_OUT, layer, as_transformer(network, "states are read").read)
+        for layer in range(1, len(network.heads) + 1)
+    ]
 
 
-def probe_readers(transformer: Transformer, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:
+def probe_readers(network: InContextNetwork, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:
     """For every layer a linear ridge probe of the query's state for f(x_q), fitted on the prompts ``fit``."""
     # Not as inference tensors: autocast keeps its copies of the weights, which the gradients then run through.
     with torch.inference_mode(False), torch.no_grad():
-        states = [transformer.on_prompt(part.copied()).query_states for part in fit.chunks(chunk_size)]
+        states = [network.on_prompt(part.copied()).query_states for part in fit.chunks(chunk_size)]
         found = []
-        for layer in range(1, len(transformer.heads) + 1):
+        for layer in range(1, len(network.heads) + 1):
             seen = torch.cat([by_layer[layer] for by_layer in states]).flatten(0, 1)
             probe = ridge_probe(seen, fit.f_query.reshape(-1, 1).clone(), alpha)
             found.append(Reader(PROBE, layer, partial(_read, probe.weight[:, 0], probe.intercept)))
@@ -242,7 +246,7 @@ def _read(weight: Tensor, intercept: Tensor, states: Tensor) -> Tensor:
     return states.double() @ weight + intercept
 
 
-def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader], chunk_size: int = 512) -> Readings:
+def readings(network: InContextNetwork, prompt: Prompt, readers: Sequence[Reader], chunk_size: int = 512) -> Readings:
     """What each reader reads at the prompts' queries, and its gradient there.
 
     No query sees another, so the gradient of the sum over queries holds every query's own: one backward pass a reader.
@@ -252,7 +256,7 @@ def readings(transformer: Transformer, prompt: Prompt, readers: Sequence[Reader]
         with torch.inference_mode(False), torch.enable_grad():
             copied = part.copied()
             x_query = copied.x_query.requires_grad_()
-            states = transformer.on_prompt(copied).query_states
+            states = network.on_prompt(copied).query_states
             read = [reader.read(states[reader.layer]) for reader in readers]
             weights = [torch.autograd.grad(one.sum(), x_query, retain_graph=True)[0] for one in read]
             parts.append((torch.stack([one.detach().double() for one in read]), torch.stack(weights).double()))

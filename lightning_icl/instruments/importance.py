@@ -2,7 +2,7 @@
 
 from lightning_icl.instruments.importance import head_importance
 
-found = head_importance(transformer, prompt)
+found = head_importance(network, prompt)
 found.scores["leave_one_out"].raw.value  # (layers, heads), in squared label units
 found.agreement["leave_one_out_and_leave_one_in"].overall
 """
@@ -22,7 +22,7 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import Measured, measured_mean
 from lightning_icl.instruments import ablation
 from lightning_icl.instruments.ablation import ZERO, AblatedHeads, Metric, Progress, errors_under_masks
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
 
 Score = Literal["leave_one_out", "leave_one_in", "gradient"]
 SCORES: tuple[Score, ...] = get_args(Score)
@@ -45,7 +45,7 @@ class HeadScores(NamedTuple):
 
 
 def head_importance(
-    transformer: Transformer,
+    network: InContextNetwork,
     prompt: Prompt,
     scores: Sequence[Score] = SCORES,
     ablations: Sequence[AblatedHeads] = (ZERO,),
@@ -64,8 +64,8 @@ def head_importance(
             raise InputError(f"n_points is {n_points}, but the prompts have 1 to {prompt.x.shape[1]} examples.")
         prompt = prompt.first(n_points)
         ablations = [a if a.reference is None else a._replace(reference=a.reference.first(n_points)) for a in ablations]
-    errors, values = values_by_score(transformer, prompt, scores, ablations, metric, chunk_size, progress)
-    n_heads, weights = transformer.heads, heads.prompt_weights(errors)
+    errors, values = values_by_score(network, prompt, scores, ablations, metric, chunk_size, progress)
+    n_heads, weights = network.heads, heads.prompt_weights(errors)
     return HeadScores(
         {name: heads.importance_scores(value, n_heads, weights) for name, value in values.items()},
         {f"{a}_and_{b}": rank_agreement(values[a], values[b], n_heads, weights) for a, b in combinations(values, 2)},
@@ -74,7 +74,7 @@ def head_importance(
 
 
 def values_by_score(
-    transformer: Transformer,
+    network: InContextNetwork,
     prompt: Prompt,
     scores: Sequence[Score] = SCORES,
     ablations: Sequence[AblatedHeads] = (ZERO,),
@@ -97,15 +97,15 @@ def values_by_score(
     The first two are there once for each of ``ablations``, all their masks in one walk (instruments/ablation.py).
     """
     check_scores(scores, [ablated.ablation for ablated in ablations])
-    n_heads = transformer.heads
+    n_heads = network.heads
     full, values = heads.full_mask(n_heads), dict[str, Tensor]()
-    errors = errors_under_masks(transformer, prompt, full[None], metric=metric, chunk_size=chunk_size)[0]
+    errors = errors_under_masks(network, prompt, full[None], metric=metric, chunk_size=chunk_size)[0]
     sets = {"out": heads.single_removals(full)} if "leave_one_out" in scores else {}
     if "leave_one_in" in scores:
         sets |= {"layer": heads.layer_ablation_masks(n_heads), "in": heads.leave_one_in_masks(n_heads)}
     for ablated in ablations if sets else ():
         masks = torch.cat(list(sets.values()))
-        under = errors_under_masks(transformer, prompt, masks, ablated, metric, chunk_size, progress)
+        under = errors_under_masks(network, prompt, masks, ablated, metric, chunk_size, progress)
         by_set = dict(zip(sets, under.split([len(of) for of in sets.values()]), strict=True))
         suffix = "" if ablated.ablation == "zero" else f"_{ablated.ablation}"
         if "leave_one_out" in scores:
@@ -114,22 +114,22 @@ def values_by_score(
             layer_of = [layer for layer, n in enumerate(n_heads) for _ in range(n)]
             values[f"leave_one_in{suffix}"] = by_set["layer"][layer_of] - by_set["in"]
     if "gradient" in scores:
-        values["gradient"] = gradient_magnitudes(transformer, prompt, metric, chunk_size)
+        values["gradient"] = gradient_magnitudes(network, prompt, metric, chunk_size)
     return errors, values
 
 
 def gradient_magnitudes(
-    transformer: Transformer, prompt: Prompt, metric: Metric = ablation.squared_error, chunk_size: int = 512
+    network: InContextNetwork, prompt: Prompt, metric: Metric = ablation.squared_error, chunk_size: int = 512
 ) -> Float[Tensor, "heads batch"]:
     """|dL / dmask| of each prompt's metric L with respect to each head's mask, heads in layer order."""
-    layer, head = heads.full_mask(transformer.heads).nonzero(as_tuple=True)
+    layer, head = heads.full_mask(network.heads).nonzero(as_tuple=True)
     found = []
     # Gradients also under an inference mode, through copies of what was drawn under one.
     with torch.inference_mode(False), torch.enable_grad():
         for part in prompt.copied().chunks(chunk_size):
-            mask = heads.full_mask(transformer.heads).to(part.x).repeat(len(part.x), 1, 1).requires_grad_()
+            mask = heads.full_mask(network.heads).to(part.x).repeat(len(part.x), 1, 1).requires_grad_()
             # Prompts are independent, so the gradient of the sum of their metrics holds every prompt's own.
-            total = metric(transformer.on_prompt(part, mask).prediction, part).sum()
+            total = metric(network.on_prompt(part, mask).prediction, part).sum()
             (gradient,) = torch.autograd.grad(total, mask)
             found.append(gradient[:, layer, head].abs().double())
     return torch.cat(found).T

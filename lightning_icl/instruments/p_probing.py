@@ -32,7 +32,8 @@ from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.instruments.fleet import Fleet
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
 from lightning_icl.instruments.probing import untrained_like
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import as_transformer
 
 Optimiser = Literal["attention", "descent"]
 Verdict = Literal["HOLDS", "FAILS", "UNDECIDED"]
@@ -191,7 +192,7 @@ def claim(comparisons: Sequence[Comparison]) -> Verdict:
 
 @torch.inference_mode(False)
 def p_probing(
-    models: Mapping[str, Transformer],
+    models: Mapping[str, InContextNetwork],
     task: PromptSource,
     n_points: int,
     depths: int = 4,
@@ -217,7 +218,7 @@ def p_probing(
         raise InputError(f"power is {power}, but it must be a finite number that is 0 or larger.")
     if not models:
         raise InputError("there is no model, but P-probing needs at least one.")
-    device = next(iter(models.values())).read_out.weight.device
+    device = next(next(iter(models.values())).parameters()).device
     choose = task.sample(training.n_choose, n_points, training.n_queries, training.generators(device)[0])
     for name, model in models.items():
         if model.heads[0] == 0:
@@ -282,23 +283,24 @@ def errors_of_arms(
     return errors
 
 
-def first_layer(transformer: Transformer) -> Representation:
+def first_layer(network: InContextNetwork) -> Representation:
     """H1: the states after layer 1, of the examples (with their labels) and of the queries (without)."""
-    return partial(_states, transformer, 1)
+    return partial(_states, network, 1)
 
 
-def read_in(transformer: Transformer) -> Representation:
+def read_in(network: InContextNetwork) -> Representation:
     """What layer 1 is given: the states before it."""
-    return partial(_states, transformer, 0)
+    return partial(_states, network, 0)
 
 
 @torch.no_grad()
-def _states(transformer: Transformer, layer: int, prompt: Prompt) -> Prompt:
-    if transformer.layout == "alternating":
+def _states(network: InContextNetwork, layer: int, prompt: Prompt) -> Prompt:
+    network = as_transformer(network, "P-probing is")
+    if network.layout == "alternating":
         raise InputError("layout is 'alternating', but P-probing needs one token for each example: pairs or prefixes.")
-    start = transformer.embedded_prompt(prompt)
+    start = network.embedded_prompt(prompt)
     states = start.states
-    for block in transformer.blocks[:layer]:
+    for block in network.blocks[:layer]:
         states = block(states, start.view, None)
     x = states[:, : start.n_context]
     x = x if prompt.point_mask is None else x * prompt.point_mask[..., None]

@@ -20,24 +20,24 @@ class LinearAttention(nn.Module):
 
     def __init__(self, n_features: int, n_dims: int, depth: int) -> None:
         super().__init__()
-        self.transformer = Transformer(
+        self.network = Transformer(
             n_features, 2 * (n_dims + 1), [1] * depth, attention="linear", mlp=False, norm="none"
         )
-        for part in self.transformer.modules():
+        for part in self.network.modules():
             if isinstance(part, nn.Linear):
                 nn.init.orthogonal_(part.weight)
         with torch.no_grad():
-            read_in = self.transformer.read_in.weight
+            read_in = self.network.read_in.weight
             read_in.copy_(torch.eye(*read_in.shape))
             read_in[-1] = read_in[:, -1] = 0
             read_in[-1, -1] = 1
-            for layer in self.transformer.blocks:
+            for layer in self.network.blocks:
                 assert layer.attention is not None
                 layer.attention.key.weight.copy_(layer.attention.query.weight)
                 layer.attention.output.weight.zero_()
 
     def forward(self, prompt: Prompt) -> Float[Tensor, "batch queries"]:
-        return self.transformer.on_prompt(prompt).prediction
+        return self.network.on_prompt(prompt).prediction
 
 
 class TunedDescent(nn.Module):

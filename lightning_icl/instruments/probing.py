@@ -17,7 +17,8 @@ from lightning_icl.functional.risk import squared_errors
 from lightning_icl.functional.seeds import seeded
 from lightning_icl.functional.tasks import Law
 from lightning_icl.instruments.ablation import Progress, silent
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import as_transformer
 
 Token = Literal["query", "context"]
 TOKENS: tuple[Token, ...] = ("query", "context")
@@ -94,12 +95,12 @@ class ProbeTable(NamedTuple):
 
 @torch.no_grad()
 def probe_layers(
-    transformer: Transformer,
+    network: InContextNetwork,
     task: Law,
     fit: Prompt,
     choose: Prompt,
     score: Prompt,
-    untrained: Transformer | Readings | None = None,
+    untrained: InContextNetwork | Readings | None = None,
     alpha: float | None = None,
     context_points: int = 8,
     chunk_size: int = 512,
@@ -118,7 +119,7 @@ def probe_layers(
     examples spread evenly over the prompt; one probe reads them all.
 
     The controls go through the same fit and choice: "shuffled" with every prompt's targets given to another while
-    fitting and choosing, "untrained" on the states of another network, such as ``untrained_like(transformer)``.
+    fitting and choosing, "untrained" on the states of another network, such as ``untrained_like(network)``.
 
     Args:
         untrained: that network, or the ``untrained`` of a table of the same prompts, targets and options.
@@ -128,8 +129,8 @@ def probe_layers(
     check_at_least(1, context_points=context_points, chunk_size=chunk_size)
     if alpha is not None:
         probes.check_strength(alpha)
-    (n_points, n_dims), depth = (fit.x.shape[1], transformer.n_dims), len(transformer.heads)
-    if isinstance(untrained, Transformer) and len(untrained.heads) != depth:
+    (n_points, n_dims), depth = (fit.x.shape[1], network.n_dims), len(network.heads)
+    if isinstance(untrained, InContextNetwork) and len(untrained.heads) != depth:
         raise InputError(f"the untrained network has {len(untrained.heads)} layers, but the probed one has {depth}.")
     named = {"fit": fit, "choose": choose, "score": score}
     sets = [_probed(name, prompt, n_points, n_dims) for name, prompt in named.items()]
@@ -137,26 +138,27 @@ def probe_layers(
     labels = _labels(task, sets, places, depth)
 
     def readings(
-        model: Transformer, labels: Mapping[Token, Labels]
+        model: InContextNetwork, labels: Mapping[Token, Labels]
     ) -> Iterator[tuple[tuple[Token, int], list[Reading]]]:
         states = [_states(model, prompt, places, chunk_size) for prompt in sets]
         with torch.autocast(fit.x.device.type, enabled=False):
             for token, layer in progress([(token, layer) for token in TOKENS for layer in range(depth + 1)], "probes"):
                 yield (token, layer), _read([of_set[token][layer] for of_set in states], labels[token], alpha)
 
-    if isinstance(untrained, Transformer):
+    if isinstance(untrained, InContextNetwork):
         untrained = {place: reading for place, (reading,) in readings(untrained, labels)}
     both = {token: own.beside_shuffled() for token, own in labels.items()}
     rows: list[Probe] = []
-    for (token, layer), (own, shuffled) in readings(transformer, both):
+    for (token, layer), (own, shuffled) in readings(network, both):
         control = None if untrained is None else untrained[token, layer]
         rows += _rows(token, layer, labels[token], own, shuffled, control)
     return ProbeTable(tuple(rows), untrained)
 
 
-def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
+def untrained_like(network: InContextNetwork, seed: int = 0) -> InContextNetwork:
     """A network of the same architecture with fresh weights, the same for each seed."""
-    fresh = copy.deepcopy(transformer).cpu()
+    network = as_transformer(network, "untrained networks are")
+    fresh = copy.deepcopy(network).cpu()
     with seeded(seed), torch.no_grad():
         for module in fresh.modules():
             if isinstance(module, nn.Linear | nn.LayerNorm):
@@ -164,7 +166,7 @@ def untrained_like(transformer: Transformer, seed: int = 0) -> Transformer:
         if fresh.position is not None:
             fresh.position.normal_(std=0.02)
         fresh.apply_init()
-    return fresh.to(transformer.read_out.weight.device)
+    return fresh.to(network.read_out.weight.device)
 
 
 def reference_levels(task: Law, fit: Prompt, score: Prompt) -> dict[str, tuple[Estimate, str]]:
@@ -229,14 +231,14 @@ def _labels(task: Law, sets: Sequence[Prompt], places: Int[Tensor, " points"], d
 
 
 def _states(
-    transformer: Transformer, prompt: Prompt, places: Int[Tensor, " points"], chunk_size: int
+    network: InContextNetwork, prompt: Prompt, places: Int[Tensor, " points"], chunk_size: int
 ) -> dict[Token, list[Float[Tensor, "batch tokens d_model"]]]:
     """The states that are probed, one tensor after the read-in and one after each layer."""
     chunks: dict[Token, list[tuple[Tensor, ...]]] = {"query": [], "context": []}
     for part in prompt.chunks(chunk_size):
-        output = transformer.on_prompt(part)
+        output = network.on_prompt(part)
         chunks["query"].append(output.query_states)
-        at = transformer.tokens_per_point * places
+        at = output.context_states[0].shape[1] // prompt.x.shape[1] * places
         chunks["context"].append(tuple(states[:, at] for states in output.context_states))
     return {token: [torch.cat(layer) for layer in zip(*parts, strict=True)] for token, parts in chunks.items()}
 

@@ -1,7 +1,7 @@
 """Pruned models: their read-out refitted, their heads rescaled, trained a little further, or cut for good.
 
-A pruned model is a transformer and the mask it runs under (PAPER.md section 5); its errors are
-``errors_under_masks(model.transformer, prompt, model.mask[None])[0]``.
+A pruned model is a network and the mask it runs under (PAPER.md section 5); its errors are
+``errors_under_masks(model.network, prompt, model.mask[None])[0]``.
 """
 
 import copy
@@ -20,27 +20,29 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
 from lightning_icl.instruments.ablation import errors_under_masks
 from lightning_icl.instruments.removal import OF_WHOLE, remove_heads
-from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer, without_autocast
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import ALL, MultiHeadAttention, Transformer, as_transformer, without_autocast
 
 RELATIVE_STRENGTHS = tuple(10.0**power for power in range(-9, 1))
 SINGULAR = 1e-12  # times the largest eigenvalue: below it, kept heads say the same and share the weight
 
 
 class PrunedModel(NamedTuple):
-    """A transformer under a head mask, whose entries may be scales."""
+    """A network under a head mask, whose entries may be scales."""
 
-    transformer: Transformer
+    network: InContextNetwork
     mask: HeadMask
 
     def errors(self, prompt: Prompt, chunk_size: int = 512) -> Float[Tensor, " batch"]:
         """Squared error of each prompt; the mean is the excess risk."""
-        return errors_under_masks(self.transformer, prompt, self.mask[None], chunk_size=chunk_size)[0]
+        return errors_under_masks(self.network, prompt, self.mask[None], chunk_size=chunk_size)[0]
 
 
-def living_heads(transformer: Transformer) -> Bool[Tensor, "layers heads"]:
+def living_heads(network: InContextNetwork) -> Bool[Tensor, "layers heads"]:
     """The heads that write anything: neither their value rows nor their output columns are all zero."""
-    living = full_mask(transformer.heads).bool()
-    for row, layer in zip(living, transformer.blocks, strict=True):
+    living = full_mask(network.heads).bool()
+    network = as_transformer(network, "weights are")
+    for row, layer in zip(living, network.blocks, strict=True):
         if layer.attention is not None:
             by_head = (layer.attention.n_heads, layer.attention.head_dim)
             written = layer.attention.value.weight.ne(0).any(dim=1), layer.attention.output.weight.ne(0).any(dim=0)
@@ -50,7 +52,7 @@ def living_heads(transformer: Transformer) -> Bool[Tensor, "layers heads"]:
 
 
 def pruning_case(
-    transformer: Transformer,
+    network: InContextNetwork,
     prompt: Prompt,
     importance: Float[Tensor, "layers heads"] | None = None,
     chunk_size: int = 512,
@@ -62,9 +64,9 @@ def pruning_case(
     """
 
     def errors(masks: Tensor) -> Tensor:
-        return errors_under_masks(transformer, prompt, masks, chunk_size=chunk_size).cpu()
+        return errors_under_masks(network, prompt, masks, chunk_size=chunk_size).cpu()
 
-    living = living_heads(transformer)
+    living = living_heads(network)
     if importance is None:
         scores = errors(torch.cat([living.float()[None], single_removals(living.float())])).mean(dim=1)
         importance = torch.full(living.shape, torch.nan, dtype=scores.dtype)
@@ -74,7 +76,7 @@ def pruning_case(
 
 @torch.no_grad()
 def read_out_refitted(
-    transformer: Transformer, mask: HeadMask, fit: Prompt, choice: Prompt, chunk_size: int = 512
+    network: InContextNetwork, mask: HeadMask, fit: Prompt, choice: Prompt, chunk_size: int = 512
 ) -> PrunedModel:
     """The model with the read-out (w, b) that fits f best on its own states.
 
@@ -83,23 +85,25 @@ def read_out_refitted(
     states, with the c of 1e-9, 1e-8, ..., 1 whose squared error on the prompts ``choice`` is smallest.
     """
 
+    network = as_transformer(network, "read-outs are refitted")
+
     def read(prompt: Prompt) -> tuple[Tensor, Tensor]:
         """What the read-out reads at the queries, and f there."""
-        outputs = (transformer.on_prompt(part, mask.to(part.x)) for part in prompt.chunks(chunk_size))
-        states = [transformer.final_norm(of.query_states[-1]).double().flatten(0, 1) for of in outputs]
+        outputs = (network.on_prompt(part, mask.to(part.x)) for part in prompt.chunks(chunk_size))
+        states = [network.final_norm(of.query_states[-1]).double().flatten(0, 1) for of in outputs]
         return torch.cat(states), prompt.f_query.double().reshape(-1, 1)
 
     (states, f), (others, true) = read(fit), read(choice)
     spectrum = state_spectrum(states)
     probe, _ = best_probe(spectrum, f, [1], others, true, [c * spectrum.unit for c in RELATIVE_STRENGTHS])
-    model = copy.deepcopy(transformer)
+    model = copy.deepcopy(network)
     model.read_out.weight.copy_(probe.weight.mT)
     model.read_out.bias.copy_(probe.intercept)
     return PrunedModel(model, mask)
 
 
 @torch.no_grad()
-def rescaled_masks(transformer: Transformer, masks: HeadMasks, fit: Prompt, chunk_size: int = 512) -> HeadMasks:
+def rescaled_masks(network: InContextNetwork, masks: HeadMasks, fit: Prompt, chunk_size: int = 512) -> HeadMasks:
     """The masks with each kept head's 1 replaced by the scale that keeps the stream closest to the full model's.
 
     Layer by layer from below, the scales a_h minimise sum ||F - P - sum_h a_h c_h||^2 over the context and the queries
@@ -111,18 +115,19 @@ def rescaled_masks(transformer: Transformer, masks: HeadMasks, fit: Prompt, chun
     several, the layers below are run again for each layer, so that no more than one chunk's states are ever held; with
     one chunk nothing is run twice.
     """
+    network = as_transformer(network, "heads are rescaled")
     chunks, scales = fit.unpadded().chunks(chunk_size), torch.zeros_like(masks)
-    full = list(_after_attention(transformer, chunks[0])) if len(chunks) == 1 else []
+    full = list(_after_attention(network, chunks[0])) if len(chunks) == 1 else []
 
     def run_again(found: Tensor, depth: int) -> Iterator[tuple[Tensor, Tensor]]:
         for part in chunks:
-            yield next(islice(_steps(transformer, part, found, _after_attention(transformer, part)), depth, None))
+            yield next(islice(_steps(network, part, found, _after_attention(network, part)), depth, None))
 
     for mask, found in zip(masks, scales, strict=True):
-        once = _steps(transformer, chunks[0], found, full)
-        for depth, layer in enumerate(transformer.blocks):
+        once = _steps(network, chunks[0], found, full)
+        for depth, layer in enumerate(network.blocks):
             steps = [next(once)] if len(chunks) == 1 else run_again(found, depth)
-            kept = mask[depth, : transformer.heads[depth]].nonzero().flatten()
+            kept = mask[depth, : network.heads[depth]].nonzero().flatten()
             if layer.attention is not None and len(kept):
                 found[depth, kept] = _scales(layer.attention, steps, kept).to(found)
     return scales
@@ -190,7 +195,7 @@ def _scales(
 
 
 def fine_tuned(
-    transformer: Transformer, mask: HeadMask, batch: Callable[[int], Prompt], n_steps: int, learning_rate: float = 1e-3
+    network: InContextNetwork, mask: HeadMask, batch: Callable[[int], Prompt], n_steps: int, learning_rate: float = 1e-3
 ) -> PrunedModel:
     """The model without the heads that are cut, trained a little further.
 
@@ -198,14 +203,15 @@ def fine_tuned(
     ``batch(1)``, ...; the learning rate falls linearly to 0 [ours].
     """
     # Outside of any inference mode and autocast: the first forbids gradients, the second would reuse old weights.
-    device = transformer.read_out.weight.device
+    network = as_transformer(network, "fine-tuning is")
+    device = network.read_out.weight.device
     with torch.inference_mode(False), torch.enable_grad(), without_autocast(device):
         mask = mask.clone()
         if mask.any():
-            model = remove_heads(transformer, mask)
+            model = remove_heads(network, mask)
             mask = full_mask(model.heads)
         else:  # a copy under the mask, as no Transformer is without any head
-            model = copy.deepcopy(transformer)
+            model = copy.deepcopy(network)
         on_device = mask.to(model.read_out.weight)
         optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
         for step in range(n_steps):
@@ -219,7 +225,7 @@ def fine_tuned(
 
 
 @torch.no_grad()
-def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | None = None) -> None:
+def cut_heads_(network: InContextNetwork, keep: HeadMask, optimizer: Optimizer | None = None) -> None:
     """Cut the heads that ``keep`` has no 1 for out of the weights, in place, so that training cannot revive them.
 
     Their value rows and output columns become zero, and so do the optimizer's moments there. Then a head's output is
@@ -227,8 +233,9 @@ def cut_heads_(transformer: Transformer, keep: HeadMask, optimizer: Optimizer | 
     momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW, Muon and SOAP, which finds the
     bases of these matrices, and its moments in them, anew.
     """
-    check_mask_shape("keep has", keep.shape, transformer.heads)
-    for layer, row in zip(transformer.blocks, keep, strict=True):
+    check_mask_shape("keep has", keep.shape, network.heads)
+    network = as_transformer(network, "heads are cut out")
+    for layer, row in zip(network.blocks, keep, strict=True):
         attention = layer.attention
         if attention is None:
             continue

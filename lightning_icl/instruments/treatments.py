@@ -9,13 +9,13 @@ from torch import Tensor
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.instruments.ablation import Progress, errors_under_masks, silent
 from lightning_icl.instruments.pruning import fine_tuned, read_out_refitted, rescaled_masks
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
 
 Treatment = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
 
 
 def treatments(
-    transformer: Transformer,
+    network: InContextNetwork,
     fit: Prompt,
     choice: Prompt,
     score: Prompt,
@@ -34,19 +34,19 @@ def treatments(
     """
 
     def as_is(masks: Tensor) -> Tensor:
-        return errors_under_masks(transformer, score, masks, chunk_size=chunk_size)
+        return errors_under_masks(network, score, masks, chunk_size=chunk_size)
 
     def read_out(masks: Tensor) -> Tensor:
         every = progress(list(masks), "read-outs refitted")
-        refitted = (read_out_refitted(transformer, mask, fit, choice, chunk_size) for mask in every)
+        refitted = (read_out_refitted(network, mask, fit, choice, chunk_size) for mask in every)
         return torch.stack([model.errors(score, chunk_size) for model in refitted])
 
     def rescaled(masks: Tensor) -> Tensor:
-        return as_is(rescaled_masks(transformer, masks, fit, chunk_size))
+        return as_is(rescaled_masks(network, masks, fit, chunk_size))
 
     def trained(masks: Tensor) -> Tensor:
         every, settings = progress(list(masks), "fine-tuning"), (batch, finetune_steps, finetune_learning_rate)
-        tuned = (fine_tuned(transformer, mask, *settings) for mask in every)
+        tuned = (fine_tuned(network, mask, *settings) for mask in every)
         return torch.stack([model.errors(score, chunk_size) for model in tuned])
 
     found: dict[str, Treatment] = {"as_is": as_is, "read_out": read_out, "rescaled": rescaled}

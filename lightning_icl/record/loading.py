@@ -20,10 +20,10 @@ from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.tasks import Law
 from lightning_icl.module import ICLModule
+from lightning_icl.network import InContextNetwork
 from lightning_icl.record import journal
 from lightning_icl.record.context import fingerprint
 from lightning_icl.record.rows import Measurement, Row, frame
-from lightning_icl.transformer import Transformer
 
 LEADING = ("analysis", "command", "step", "seed", "context")
 # PyYAML's parser in C, where it was built with it: reading configs is most of a study's gathering.
@@ -78,8 +78,8 @@ class LoadedRun:
         return loaded_module(path, weights_only=self._weights_only)
 
     @property
-    def model(self) -> Transformer:
-        return self.module.transformer
+    def model(self) -> InContextNetwork:
+        return self.module.network
 
 
 def load_run(folder: str | Path, weights_only: bool = True) -> LoadedRun:
@@ -96,11 +96,12 @@ def load_model(path: str | Path, data: PromptDataModule, said: str) -> ICLModule
     Refuses what is none or cannot predict on the prompts of ``data``, in a sentence that begins with ``said``.
     """
     module = loaded_module(path, said)
-    transformer, longest = module.transformer, data.streams[0].largest_n
-    if transformer.n_dims != data.task.n_dims:
-        raise InputError(f"{said} was trained on n_dims {transformer.n_dims}, but the task has {data.task.n_dims}.")
-    if transformer.max_points is not None and transformer.max_points < longest:
-        raise InputError(f"{said} has positions for {transformer.max_points} examples, but the prompts have {longest}.")
+    network, longest = module.network, data.streams[0].largest_n
+    if network.n_dims != data.task.n_dims:
+        raise InputError(f"{said} was trained on n_dims {network.n_dims}, but the task has {data.task.n_dims}.")
+    most = getattr(network, "max_points", None)
+    if most is not None and most < longest:
+        raise InputError(f"{said} has positions for {most} examples, but the prompts have {longest}.")
     return module
 
 

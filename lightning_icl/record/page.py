@@ -19,7 +19,7 @@ TELLING = ("heads", "d_model", "attention", "mlp", "norm", "layout", "optimizer"
 
 def about(data: PromptDataModule, module: ICLModule, max_steps: int) -> str:
     """What a run is, as TEXT shows it."""
-    transformer = module.transformer
+    transformer = module.network
     n_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     n_points = f"{data.smallest_n}" if data.smallest_n == data.largest_n else f"{data.smallest_n} to {data.largest_n}"
     typed = Path(sys.argv[0]).name in ("lightning-icl", "lightning", "__main__.py")

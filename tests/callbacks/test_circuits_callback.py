@@ -22,7 +22,7 @@ def test_every_map_is_kept_and_every_scalar_is_a_row(tmp_path):
     assert measured.arrays["coordinates"] == ["x1", "x2", "x3", "x4", "y", "1"]
     values = circuits.rows.set_index(["metric", "layer", "head"])["value"]
     assert len(values) == 5 * (4 + 2)
-    for i, layer in enumerate(head_circuits(module.transformer)):
+    for i, layer in enumerate(head_circuits(module.network)):
         for name, value in layer._asdict().items():
             if value.dim() == 1:
                 for h, number in enumerate(value.tolist()):
@@ -46,10 +46,10 @@ def test_every_map_is_kept_and_every_scalar_is_a_row(tmp_path):
 def test_it_works_for_every_kind_of_model(tmp_path, options, undrawn):
     module, circuits = small_module(**options), Circuits()
     with torch.no_grad():
-        module.transformer.layers[-1].attention.value.weight.zero_()  # heads that write nothing have no shares
+        module.network.layers[-1].attention.value.weight.zero_()  # heads that write nothing have no shares
     trainer = small_trainer(tmp_path, [circuits], precision="bf16-mixed")
     trainer.validate(module, datamodule=small_data(), verbose=False)
-    last = len(module.transformer.heads)
+    last = len(module.network.heads)
     values = circuits.rows.set_index(["metric", "layer", "head"])["value"]
     assert np.isfinite(values["circuits/query_key_identity", last, 1])
     assert np.isnan(values["circuits/prediction_y", last, 1])

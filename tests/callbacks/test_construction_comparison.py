@@ -57,7 +57,7 @@ def test_rows_are_those_of_the_instruments_on_the_same_prompts(tmp_path):
     model = module(ConstructedPreprocessThenGD(2, 0.3, [1, 2]))
     found = validated(tmp_path, model, comparison, prompts)
     fit, score = (prompts.held_out(f"construction_{name}", 32).double() for name in ("fit", "score"))
-    networks = model.transformer.double(), written(P_GD.network(D), D)
+    networks = model.network.double(), written(P_GD.network(D), D)
     risks = [network.on_prompt(score).prediction.sub(score.f_query).square().mean(dim=1) for network in networks]
     difference = (risks[0] - risks[1]).detach()
     (row,) = comparison.rows[comparison.rows["metric"] == "construction/risk/difference"].itertuples()
@@ -75,7 +75,7 @@ def test_rows_are_those_of_the_instruments_on_the_same_prompts(tmp_path):
 
 def test_a_wrong_layer_is_found(tmp_path):
     model = module()
-    model.transformer.load_state_dict(with_flipped_sign(P_GD.network(D), 3, 1).state())
+    model.network.load_state_dict(with_flipped_sign(P_GD.network(D), 3, 1).state())
     comparison = ConstructionComparison(n_prompts=64)
     found = validated(tmp_path, model, comparison)
     assert [found[f"construction/weights/layer{layer}"] for layer in (1, 2, 3)] == pytest.approx([1, 1, -1], abs=1e-5)

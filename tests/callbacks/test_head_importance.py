@@ -24,7 +24,7 @@ HEADS = [4, 2, 1]
 def scale_up(module):
     """Weights large enough that heads matter in an untrained model."""
     with torch.no_grad():
-        for layer in module.transformer.layers:
+        for layer in module.network.layers:
             layer.attention.value.weight.mul_(3)
     return module
 
@@ -33,7 +33,7 @@ def slow_errors(module, prompt, ablated):
     """Squared error of each prompt with the listed (layer, head) pairs removed from the weights."""
     model = copy.deepcopy(module)
     for layer, head in ablated:
-        block = model.transformer.layers[layer].attention
+        block = model.network.layers[layer].attention
         block.value.weight.data[head * block.head_dim : (head + 1) * block.head_dim] = 0
     prediction = model(prompt).detach().numpy().astype(np.float64)
     return np.array([np.mean((p - f) ** 2) for p, f in zip(prediction, prompt.f_query.numpy(), strict=True)])
@@ -87,7 +87,7 @@ def test_importance_equals_the_slow_way(tmp_path, chunk_size):
 
 def test_a_head_without_value_scores_exactly_zero(tmp_path):
     module = scale_up(small_module(heads=HEADS))
-    module.transformer.layers[0].attention.value.weight.data[4:8] = 0  # head 2 of layer 1, of size 4
+    module.network.layers[0].attention.value.weight.data[4:8] = 0  # head 2 of layer 1, of size 4
     logged, _ = validated(tmp_path, [HeadImportance(n_prompts=64)], module)
     assert logged["heads/leave_one_out/importance/layer1/head2"] == 0
 
@@ -100,8 +100,8 @@ def test_every_score_has_rows_under_its_name_with_intervals(tmp_path):
     prompt = data.held_out("head_importance", 64)
     more, reference = (data.held_out("head_importance_reference", n) for n in (8 * 64, 64))
     ablations = [AblatedHeads(), AblatedHeads("mean", more), AblatedHeads("resample", reference)]
-    expected = head_importance(module.transformer, prompt, ablations=ablations)
-    at_2 = head_importance(module.transformer, prompt, ablations=ablations, n_points=2)
+    expected = head_importance(module.network, prompt, ablations=ablations)
+    at_2 = head_importance(module.network, prompt, ablations=ablations, n_points=2)
     for place, found in (("", expected), ("/n2", at_2)):
         assert logged[f"heads/risk{place}"] == pytest.approx(found.risk.value.item(), rel=1e-5)
         for name, scores in found.scores.items():

@@ -33,7 +33,7 @@ def validated(folder, callback, others=(), **model):
     set_run_folder(trainer, folder)
     trainer.validate(module, datamodule=data, verbose=False)
     rows = callback.rows
-    return rows[rows["layer"].isna()].set_index("metric"), rows, module.transformer, data
+    return rows[rows["layer"].isna()].set_index("metric"), rows, module.network, data
 
 
 def test_risks_and_ratios_are_those_of_the_instruments(tmp_path, undrawn):
@@ -222,7 +222,7 @@ def test_other_models_are_scored_on_the_same_prompts(tmp_path, undrawn):
     callback = pruning(checkpoints={"single_head": str(tmp_path / "single.ckpt")})
     found, rows, _, data = validated(tmp_path, callback)
     scored = data.held_out("head_pruning", 24)
-    expected = float(PrunedModel(single.transformer, torch.ones(1, 1)).errors(scored).mean())
+    expected = float(PrunedModel(single.network, torch.ones(1, 1)).errors(scored).mean())
     value = found["value"]
     assert value["prune/checkpoint/single_head/excess_risk"] == pytest.approx(expected, rel=1e-5)
     whole = value["prune/as_is/full/excess_risk"]

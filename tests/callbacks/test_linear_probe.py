@@ -26,10 +26,10 @@ def validated(folder, probe, module=None, data=None):
 def hooked_states(module, prompt):
     """Query states after the read-in and each layer, by forward hooks rather than the named output."""
     captured = []
-    modules = [module.transformer.read_in, *module.transformer.layers]
+    modules = [module.network.read_in, *module.network.layers]
     hooks = [m.register_forward_hook(lambda _m, _i, output: captured.append(output)) for m in modules]
     with torch.no_grad():
-        module.transformer(tokens(prompt, "pairs"), n_queries=3)
+        module.network(tokens(prompt, "pairs"), n_queries=3)
     for hook in hooks:
         hook.remove()
     return [states[:, -3:].reshape(-1, states.shape[-1]).double().numpy() for states in captured]
@@ -89,7 +89,7 @@ def test_the_rows_are_what_probe_layers_finds(tmp_path):
     trainer.validate(module, datamodule=data, verbose=False)
     found = probe.rows.set_index(["metric", "layer"])
     sets = [data.held_out(f"probe_{name}", 40) for name in ("fit", "choose", "score")]
-    table = probe_layers(module.transformer, data.task, *sets, untrained=untrained_like(module.transformer))
+    table = probe_layers(module.network, data.task, *sets, untrained=untrained_like(module.network))
     expected = {}
     for row in table.rows:
         place = f"probe/{row.token}/{row.target}"

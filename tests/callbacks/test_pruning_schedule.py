@@ -28,10 +28,10 @@ class Watched(Callback):
         self.logged[trainer.global_step] = int(trainer.callback_metrics["prune/schedule/n_heads"])
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
-        self.alive[trainer.global_step] = int(living_heads(pl_module.transformer).sum())
+        self.alive[trainer.global_step] = int(living_heads(pl_module.network).sum())
 
     def on_validation_epoch_end(self, trainer, pl_module):
-        self.validated.append(int(living_heads(pl_module.transformer).sum()))
+        self.validated.append(int(living_heads(pl_module.network).sum()))
 
 
 def trained(folder, schedule, callbacks=(), max_steps=STEPS, ckpt_path=None, until=None, **model):
@@ -69,8 +69,8 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
     assert watched.validated == [6, 6, 4, 4, 2, 2]  # each cut falls after its validation's analyses
     assert list(watched.alive.values())[-7:] == [2] * 7
     assert [watched.logged[step] for step in (1, 8, 9, 16, 17, STEPS)] == [6, 6, 4, 4, 2, 2]
-    assert int(living_heads(module.transformer).sum()) == 2
-    for layer, alive in zip(module.transformer.blocks, living_heads(module.transformer), strict=True):
+    assert int(living_heads(module.network).sum()) == 2
+    for layer, alive in zip(module.network.blocks, living_heads(module.network), strict=True):
         size = layer.attention.head_dim
         dead = (~alive[: layer.attention.n_heads]).repeat_interleave(size)
         for weight, entries in (
@@ -85,8 +85,8 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
     found = cuts(tmp_path)
     assert found[found["layer"].isna()][["step", "value"]].values.tolist() == [[8, 4], [16, 2]]
     last = found[found["step"] == 16]
-    assert last["value"].tolist()[1:] == living_heads(module.transformer).sum(dim=1).tolist()
-    assert json.loads(last["note"].iloc[0]) == keep_lists(living_heads(module.transformer).float())
+    assert last["value"].tolist()[1:] == living_heads(module.network).sum(dim=1).tolist()
+    assert json.loads(last["note"].iloc[0]) == keep_lists(living_heads(module.network).float())
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -94,7 +94,7 @@ def test_a_dead_head_has_importance_exactly_zero(tmp_path):
     importance = HeadImportance(n_prompts=16)
     module, _ = trained(tmp_path, two_cuts(), [importance])
     raw = importance.found[None].scores["leave_one_out"].raw.value
-    dead = ~living_heads(module.transformer) & ~raw.isnan()
+    dead = ~living_heads(module.network) & ~raw.isnan()
     assert dead.sum() == 4
     assert (raw[dead] == 0).all()
 
@@ -127,7 +127,7 @@ def test_a_validations_checkpoint_is_the_model_it_measured(tmp_path):
     saved = torch.load(tmp_path / "kept" / "step=8.ckpt", weights_only=True)
     module = small_module()
     module.load_state_dict(saved["state_dict"])
-    assert living_heads(module.transformer).sum() == 6
+    assert living_heads(module.network).sum() == 6
     assert saved["callbacks"]["PruningSchedule"]["n_cuts"] == 0
 
 
@@ -136,7 +136,7 @@ def test_cuts_after_steps_and_by_the_papers_strategy(tmp_path):
     schedule = PruningSchedule([PaperPruning()], steps=[5], n_prompts=16)
     module, _ = trained(tmp_path, schedule, [watched], max_steps=8)
     assert cuts(tmp_path)["step"].tolist() == [5, 5, 5]
-    assert living_heads(module.transformer).sum(dim=1).tolist() == [4, 1]
+    assert living_heads(module.network).sum(dim=1).tolist() == [4, 1]
     assert watched.validated == [6, 5]
 
 

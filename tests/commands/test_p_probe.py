@@ -65,7 +65,7 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
     assert journal.is_finished(tmp_path / "out")
 
     opened = {name: open_run(path) for name, path in (("2-2", two), ("1-2", one))}
-    models = {name: run.module.transformer for name, run in opened.items()}
+    models = {name: run.module.network for name, run in opened.items()}
     task = SparseLinearRegression(4, 2, noise_std=0.1)
     training = Training(n_steps=2, n_seeds=2, n_score=8, seed=3)
     expected = p_probing(models, task, 6, 2, training=training)

@@ -93,7 +93,7 @@ def test_a_pruned_run_predicts_what_the_masked_model_does(run, tmp_path):
     prompt = smaller.datamodule.held_out("another", 64)
     mask = torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 0]])
     torch.testing.assert_close(smaller.module(prompt), full.module(prompt, mask), atol=1e-5, rtol=0)
-    assert smaller.module.transformer.heads == [1, 2, 2]
+    assert smaller.module.network.heads == [1, 2, 2]
     assert checkpoint(tmp_path / "smaller").stat().st_size < checkpoint(run).stat().st_size
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_overwritten(run, capsys):
     for name in ("version_0_pruned", "version_0_pruned_2"):
         main(keep)
         assert str(run.with_name(name) / "config.yaml") in capsys.readouterr().out
-        assert open_run(checkpoint(run.with_name(name))).module.transformer.heads == [1, 0, 0]
+        assert open_run(checkpoint(run.with_name(name))).module.network.heads == [1, 0, 0]
     assert {path.name for path in run.parent.iterdir()} == {"version_0", "version_0_pruned", "version_0_pruned_2"}
 
 
@@ -127,14 +127,14 @@ def test_an_old_checkpoint_that_knows_no_head_dim_can_be_pruned(run, tmp_path):
     torch.save(old, checkpoint(tmp_path / "old"))
     (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(config))
     pruned(tmp_path / "old", tmp_path / "smaller", "[[1], [1], [1]]")
-    assert open_run(checkpoint(tmp_path / "smaller")).module.transformer.head_dims == [8, 4, 8]
+    assert open_run(checkpoint(tmp_path / "smaller")).module.network.head_dims == [8, 4, 8]
     assert yaml.safe_load((tmp_path / "smaller" / "config.yaml").read_text())["ckpt_path"] is None
 
 
 def test_a_difference_from_the_masked_model_is_an_error_and_leaves_no_folder(run, tmp_path, monkeypatch):
     def forgetful(*args):
         wrong = pruned_checkpoint(*args)
-        wrong["state_dict"]["transformer.read_out.bias"] += 0.01
+        wrong["state_dict"]["network.read_out.bias"] += 0.01
         return wrong
 
     monkeypatch.setattr(command, "pruned_checkpoint", forgetful)
@@ -228,7 +228,7 @@ def with_dead_heads(keep, **options):
     """Heads that read and write nothing, so they neither matter nor learn."""
     module = small_module(heads=[4, 2, 4], weight_decay=0.1, learning_rate=0.01, **options)
     with torch.no_grad():
-        for block, row in zip(module.transformer.blocks, keep, strict=True):
+        for block, row in zip(module.network.blocks, keep, strict=True):
             size, n_heads = block.attention.head_dim, block.attention.n_heads
             gone = (row[:n_heads] == 0).repeat_interleave(size)
             block.attention.value.weight[gone] = 0
@@ -256,8 +256,8 @@ def test_training_goes_on_as_if_the_dead_heads_were_still_there(optimizer, optio
     for module, state in ((resumed, smaller["optimizer_states"][0]), (forgetful, None)):
         module.load_state_dict(smaller["state_dict"])
         Trained(module, state).after(range(4, 8))
-    expected = remove_heads(full.after(range(4, 8)).module.transformer, KEEP).state_dict()
-    found, without_state = (which.transformer.state_dict() for which in (resumed, forgetful))
+    expected = remove_heads(full.after(range(4, 8)).module.network, KEEP).state_dict()
+    found, without_state = (which.network.state_dict() for which in (resumed, forgetful))
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values, rtol=0, atol=1e-9, msg=name)
     assert max((without_state[name] - values).abs().max() for name, values in expected.items()) > 1e-3
@@ -270,8 +270,8 @@ def test_a_pruned_soap_checkpoint_keeps_the_state_of_whole_matrices_and_trains_o
     module.load_state_dict(smaller["state_dict"])
     resumed = Trained(module, smaller["optimizer_states"][0])
     state = {name: resumed.optimizer.state[p] for name, p in module.named_parameters()}
-    assert not state["transformer.layers.0.attention.value.weight"]
-    assert state["transformer.layers.0.mlp.0.weight"]["steps"] == 4
+    assert not state["network.layers.0.attention.value.weight"]
+    assert state["network.layers.0.mlp.0.weight"]["steps"] == 4
     before = copy.deepcopy(module.state_dict())
     resumed.after(range(4, 8))
     moved = max(float((value - before[name]).abs().max()) for name, value in module.state_dict().items())

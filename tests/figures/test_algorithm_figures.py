@@ -106,7 +106,7 @@ def test_frames_are_those_of_the_distances_that_the_callback_writes():
     data = small_data()
     prompts = [data.held_out(name, n) for name, n in (("fit", 40), ("choose", 20), ("score", 20))]
     known = default_algorithms(data.task, max_steps=8)
-    found = algorithm_distances(small_module().transformer, *prompts, data.task, known, [5])
+    found = algorithm_distances(small_module().network, *prompts, data.task, known, [5])
     figure = algorithms.algorithm_match(frame(row for d in found for row in distance_rows(d, 20)))
     names = list(dict.fromkeys(d.algorithm for d in found))
     readings = list(dict.fromkeys((d.reading, d.layer) for d in found))

@@ -102,4 +102,4 @@ def test_heads_are_cut_and_removed_by_masks_from_the_cpu():
     optimizer.step()
     cut_heads_(transformer, keep, optimizer)
     tuned = fine_tuned(transformer, keep, lambda step: on_meta(prompts(step)), n_steps=2)
-    assert (tuned.transformer.heads, tuned.transformer.read_out.weight.device.type) == ([1, 0, 1], "meta")
+    assert (tuned.network.heads, tuned.network.read_out.weight.device.type) == ([1, 0, 1], "meta")

@@ -159,9 +159,9 @@ def test_descent_on_features_that_are_zero_predicts_zero_and_can_be_trained():
 
 def test_attention_starts_without_any_and_each_layer_has_one_head():
     attention = LinearAttention(5, 3, 4)
-    assert attention.transformer.heads == [1, 1, 1, 1]
+    assert attention.network.heads == [1, 1, 1, 1]
     prompt = sampled(2, task=SparseLinearRegression(5, 1))
-    without = attention.transformer.on_prompt(prompt, torch.zeros(4, 1)).prediction
+    without = attention.network.on_prompt(prompt, torch.zeros(4, 1)).prediction
     torch.testing.assert_close(attention(prompt), without)
 
 

@@ -283,13 +283,13 @@ def test_single_precision_finds_the_same():
         ({"score": sampled(3, n_points=4)}, "the prompts of score have shape"),
         ({"choose": sampled(2, 1)}, "choose has 1 prompts, but it must have at least 2"),
         ({"fit": sampled(1).padded_after(3)}, "the prompts are padded, but all 5 examples of each are needed here"),
-        ({"transformer": network(n_dims=4)}, "the prompts of fit have shape"),
+        ({"network": network(n_dims=4)}, "the prompts of fit have shape"),
     ],
 )
 def test_what_cannot_be_probed_is_named(change, sentence):
     sets = dict(zip(("fit", "choose", "score"), map(sampled, (1, 2, 3)), strict=True))
     with pytest.raises(InputError, match=sentence):
-        probe_layers(**({"transformer": network(), "task": TASK} | sets | change))
+        probe_layers(**({"network": network(), "task": TASK} | sets | change))
 
 
 # The untrained network

@@ -319,7 +319,7 @@ def test_fine_tuning_equals_training_a_copy_whose_heads_are_masked():
     expected = errors_under_masks(slow, scored, mask[None])[0]
     torch.testing.assert_close(found.errors(scored), expected, rtol=1e-6, atol=1e-9)
     assert (expected - PrunedModel(transformer, mask).errors(scored)).abs().max() > 1e-3
-    assert found.transformer.heads == [3, 1, 1]
+    assert found.network.heads == [3, 1, 1]
     assert torch.equal(transformer.read_in.weight, model().read_in.weight)
 
 

@@ -316,7 +316,7 @@ def test_a_real_run_is_in_the_table_as_its_own_table_has_it(tmp_path):
         at_end["metric"]
     )
     of_run = cells(table[table["metric"].str.startswith("run/")], ())
-    n_parameters = sum(parameter.numel() for parameter in module.transformer.parameters())
+    n_parameters = sum(parameter.numel() for parameter in module.network.parameters())
     assert of_run["run/parameters", None, None, None, None][0] == n_parameters
 
 

@@ -1,0 +1,152 @@
+"""What every network under the instruments is: a torch module that predicts at the queries of a prompt.
+
+A network of one's own is a class:
+
+class LSTM(InContextNetwork):
+    def __init__(self, n_dims: int, width: int = 64) -> None:
+        super().__init__()
+        self.n_dims, self.heads = n_dims, []
+        ...
+
+    def on_prompt(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
+        ...
+        return TransformerOutput(prediction)  # (batch, queries)
+"""
+
+import pydoc
+from collections.abc import Mapping, Sequence
+from inspect import Parameter, signature
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.seeds import seeded
+
+
+class TransformerOutput(NamedTuple):
+    """Predictions at the queries and, of a network that has them, the states that they came from.
+
+    ``query_states`` and ``context_states`` hold one tensor after the read-in (index 0) and one after each layer, or
+    none at all (the context's not after the last layer where a Transformer was told to leave that out). The context
+    tokens are the examples, or the 2 points x and y tokens of the alternating layout. ``prefix_prediction`` holds
+    the prediction of each example's target from the examples before it, of a network that predicts those.
+    """
+
+    prediction: Float[Tensor, "batch queries"]
+    query_states: tuple[Float[Tensor, "batch queries width"], ...] = ()
+    context_states: tuple[Float[Tensor, "batch context width"], ...] = ()
+    prefix_prediction: Float[Tensor, "batch points"] | None = None
+
+
+class InContextNetwork(nn.Module):
+    """A torch module that learns in context: from a prompt to predictions at its queries.
+
+    A prompt and a query are predicted alone, whatever else is in the batch; padded examples (``prompt.point_mask``)
+    do not count. ``on_prompt`` takes a head mask, (layers, heads of the widest layer) or the same for each prompt,
+    which multiplies each head's output before the output projection; without heads it is always None.
+
+    A subclass may also have ``read(states)``, its predictions from the states after any layer: AlgorithmMatch then
+    reads every layer by it.
+
+    Attributes:
+        n_dims: length of x. A constructor with an argument of this name is given the task's by the command line.
+        heads: number of heads of each layer, first layer first, 0 for a layer without; [] for a network without heads.
+        options: the constructor's arguments, so that ``type(network)(**network.options)`` is an untrained one.
+    """
+
+    n_dims: int
+    heads: Sequence[int]
+    options: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "InContextNetwork":
+        network = super().__new__(cls)
+        parameters = signature(cls.__init__).parameters
+        try:
+            given = signature(cls.__init__).bind_partial(network, *args, **kwargs)
+        except TypeError:  # which the constructor says better
+            return network
+        given.apply_defaults()
+        options = dict(list(given.arguments.items())[1:])
+        for name in [name for name in options if parameters[name].kind is Parameter.VAR_KEYWORD]:
+            options |= options.pop(name)
+        object.__setattr__(network, "options", options)  # before nn.Module's own attributes are there
+        return network
+
+    def on_prompt(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
+        """Predictions at the queries, and the states that they came from."""
+        raise InputError(
+            f"{type(self).__name__} has no on_prompt; define on_prompt(prompt, head_mask=None), which returns a "
+            "TransformerOutput."
+        )
+
+    def for_training(self, prompt: Prompt) -> TransformerOutput:
+        """``on_prompt`` where nothing but predictions is asked for."""
+        return self.on_prompt(prompt)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices that Muon and SOAP train; AdamW trains the rest."""
+        return [parameter for parameter in self.parameters() if parameter.dim() == 2]
+
+    def untrained(self, seed: int = 0) -> "InContextNetwork | None":
+        """A network of the same architecture with fresh weights, the same for each seed; None where none can be made.
+
+        The control of what is read from trained states.
+        """
+        with seeded(seed):
+            fresh = type(self)(**self.options)
+        first = next(self.parameters())
+        return fresh.to(first.device, first.dtype)
+
+
+def description(network: InContextNetwork) -> dict[str, Any] | None:
+    """A network's class and arguments as a config writes them, from which ``described`` makes an untrained one.
+
+    None where an argument is no plain value, list, mapping or network.
+    """
+    try:
+        return _plain(network)
+    except TypeError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case InContextNetwork():
+            kind = type(value)
+            return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": _plain(value.options)}
+        case dict():
+            return {key: _plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case None | bool() | int() | float() | str():
+            return value
+    raise TypeError(value)
+
+
+def described(config: Mapping[str, Any]) -> InContextNetwork:
+    """The untrained network of a description; makes networks alone, whatever a file may name."""
+    path = str(config["class_path"])
+    kind = pydoc.locate(path)
+    if not (isinstance(kind, type) and issubclass(kind, InContextNetwork)):
+        raise InputError(f"the network is a {path}, but there is no such network here; is its file on the path?")
+
+    def made(value: Any) -> Any:
+        match value:
+            case {"class_path": _}:
+                return described(value)
+            case dict():
+                return {key: made(inner) for key, inner in value.items()}
+            case list():
+                return [made(inner) for inner in value]
+        return value
+
+    return kind(**made(config.get("init_args") or {}))
+
+
+def current_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A module's weights by their names of today: before 0.7 the network was called transformer."""
+    old, new = "transformer.", "network."
+    return {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}
