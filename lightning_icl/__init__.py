@@ -29,6 +29,7 @@ from lightning_icl.functional.tasks import (
     Task,
     TaskPool,
 )
+from lightning_icl.gpt2 import GPT2
 from lightning_icl.network import InContextNetwork, TransformerOutput
 from lightning_icl.streams import ValidationStream
 from lightning_icl.transformer import Transformer
@@ -53,6 +54,7 @@ else:
 
 
 __all__ = [
+    "GPT2",
     "DecisionTree",
     "Eigenvalues",
     "Flat",

@@ -18,6 +18,7 @@ Attention = Literal["softmax", "linear", "relu"]
 Mask = Literal["context", "full", "causal"]
 Norm = Literal["none", "pre", "post"]
 Position = Literal["none", "learned"]
+Activation = Literal["gelu", "gelu_tanh"]
 Init = Literal["default", "keys_equal_queries"]
 Tokens = slice | Integer[Tensor, " chosen"]  # some of the tokens, by place
 ALL = slice(None)
@@ -58,18 +59,20 @@ class VisibleKeys(NamedTuple):
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention whose heads add up: output = sum_h mask_h O_h A_h V_h, without biases.
+    """Attention whose heads add up: output = sum_h mask_h O_h A_h V_h.
+
+    With ``bias``, queries, keys and values have one; that of the output is the layer's, as it is no head's.
 
     A_h is softmax(q k^T / sqrt(head_dim)) over the visible keys, or, divided by their number, q k^T / sqrt(head_dim)
     itself ("linear") or its positive part ("relu").
     """
 
-    def __init__(self, d_model: int, n_heads: int, head_dim: int, kind: Attention) -> None:
+    def __init__(self, d_model: int, n_heads: int, head_dim: int, kind: Attention, bias: bool = False) -> None:
         super().__init__()
         self.n_heads, self.head_dim, self.kind = n_heads, head_dim, kind
-        self.query = nn.Linear(d_model, n_heads * head_dim, bias=False)
-        self.key = nn.Linear(d_model, n_heads * head_dim, bias=False)
-        self.value = nn.Linear(d_model, n_heads * head_dim, bias=False)
+        self.query = nn.Linear(d_model, n_heads * head_dim, bias)
+        self.key = nn.Linear(d_model, n_heads * head_dim, bias)
+        self.value = nn.Linear(d_model, n_heads * head_dim, bias)
         self.output = nn.Linear(n_heads * head_dim, d_model, bias=False)
 
     def head_outputs(
@@ -131,15 +134,26 @@ class Layer(nn.Module):
     ``forward`` is ``after_heads`` of ``head_outputs``; an instrument may change the heads' outputs in between.
     """
 
-    def __init__(self, d_model: int, attention: MultiHeadAttention | None, mlp: bool, norm: Norm) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        attention: MultiHeadAttention | None,
+        mlp: bool,
+        norm: Norm,
+        bias: bool = False,
+        activation: Activation = "gelu",
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
+        # Of the attention's output. It stays when all heads are masked or gone, so it is here and not in the attention.
+        self.output_bias = nn.Parameter(torch.zeros(d_model)) if bias else None
         # Without heads, a norm before them would have parameters that nothing uses, which DDP refuses.
         bare = norm == "none" or (norm == "pre" and attention is None)
         self.attention_norm = nn.Identity() if bare else nn.LayerNorm(d_model)
+        gelu = nn.GELU("tanh" if activation == "gelu_tanh" else "none")
         self.mlp = (
-            nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)) if mlp else None
+            nn.Sequential(nn.Linear(d_model, 4 * d_model), gelu, nn.Linear(4 * d_model, d_model)) if mlp else None
         )
         self.mlp_norm = nn.LayerNorm(d_model) if mlp and norm != "none" else nn.Identity()
 
@@ -168,6 +182,8 @@ class Layer(nn.Module):
         if self.attention is not None:
             assert mixed is not None
             states = states + self.attention.combined(mixed, head_mask)
+        if self.output_bias is not None:
+            states = states + self.output_bias
         if self.norm == "post":
             states = self.attention_norm(states)
             return states if self.mlp is None else self.mlp_norm(states + self.mlp(states))
@@ -223,6 +239,9 @@ class Transformer(InContextNetwork):
         init: "default" draws every weight as torch does; "keys_equal_queries" then gives each head's keys the weights
             of its queries, so that tokens attend to those like them, as in trained models (Trockman and Kolter 2023,
             mimetic initialisation). It changes where training starts and nothing that a layer can express.
+        attention_bias: whether queries, keys, values and the heads' sum have biases; a head's value bias goes with the
+            head, while the last one stays where all heads of a layer are masked or removed.
+        activation: of the MLP, "gelu", or "gelu_tanh" for its approximation by tanh, which GPT-2 has.
 
     ``head_dims`` holds the size of the heads of each layer.
     """
@@ -241,10 +260,13 @@ class Transformer(InContextNetwork):
         max_points: int | None = None,
         layout: Layout = "pairs",
         init: Init = "default",
+        attention_bias: bool = False,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         _check_options(attention=(attention, Attention), mask=(mask, Mask), norm=(norm, Norm))
         _check_options(position=(position, Position), layout=(layout, Layout), init=(init, Init))
+        _check_options(activation=(activation, Activation))
         _check_sizes(n_dims, d_model, heads)
         if max_points is not None:
             check_at_least(1, max_points=max_points)
@@ -269,7 +291,14 @@ class Transformer(InContextNetwork):
         self.read_in = nn.Linear(n_dims + 1, d_model)
         self.position = nn.Parameter(0.02 * torch.randn(n_positions, d_model)) if n_positions else None
         self.layers = nn.ModuleList(
-            Layer(d_model, MultiHeadAttention(d_model, h, size, attention) if h else None, mlp, norm)
+            Layer(
+                d_model,
+                MultiHeadAttention(d_model, h, size, attention, attention_bias) if h else None,
+                mlp,
+                norm,
+                attention_bias,
+                activation,
+            )
             for h, size in zip(heads, self.head_dims, strict=True)
         )
         self.apply_init()

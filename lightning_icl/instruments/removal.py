@@ -29,12 +29,13 @@ def remove_heads(transformer: Transformer, keep: HeadMask) -> Transformer:
     """The transformer with only the heads whose entry in ``keep`` is not 0, and the predictions it had under that mask.
 
     A head's output enters the residual stream as mask_h O_h (A_h V_h), so a removed head takes its rows of the query,
-    key and value projections and its columns of the output projection along, and a mask other than 1 becomes a factor
-    of the columns, O_h <- mask_h O_h. Heads are renumbered in order and keep their size; a layer may end with none.
+    key and value projections, biases included, and its columns of the output projection along, and a mask other than 1
+    becomes a factor of the columns, O_h <- mask_h O_h. The output's bias stays, also where a layer ends with no head.
+    Heads are renumbered in order and keep their size.
     """
     options = transformer.options | smaller_options(transformer, keep)
     with torch.device("meta"):  # where nothing is drawn and nothing takes up memory
-        smaller = Transformer(**options)
+        smaller = type(transformer)(**options)
     state = {name: values.detach() for name, values in transformer.state_dict().items()}
     for i, (row, n_heads, size) in enumerate(zip(keep, transformer.heads, transformer.head_dims, strict=True)):
         if n_heads:
@@ -48,6 +49,11 @@ def remove_heads(transformer: Transformer, keep: HeadMask) -> Transformer:
 
 def smaller_options(transformer: Transformer, keep: HeadMask) -> dict[str, Any]:
     """The options of Transformer that change with the heads removed: how many remain in each layer, and their sizes."""
+    if not {"heads", "head_dim"} <= transformer.options.keys():
+        raise InputError(
+            f"heads are removed from a network with the options heads and head_dim, but {type(transformer).__name__} "
+            "has not both; give its constructor what it lacks, and hand it on to Transformer's."
+        )
     kept = [len(heads) for heads in kept_heads(transformer, keep)]
     return {"heads": kept, "head_dim": list(transformer.head_dims)}
 
@@ -70,7 +76,9 @@ def kept_parts(transformer: Transformer, keep: HeadMask) -> dict[str, Part]:
         size = layer.attention.head_dim
         entries = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
         place = f"layers.{i}.attention"
-        parts |= {f"{place}.{name}.weight": Part(0, entries) for name in ("query", "key", "value")}
+        projections = (layer.attention.query, layer.attention.key, layer.attention.value)
+        for name, projection in zip(("query", "key", "value"), projections, strict=True):
+            parts |= {f"{place}.{name}.{kind}": Part(0, entries) for kind in projection.state_dict()}
         parts[f"{place}.output.weight"] = Part(1, entries)
         if len(kept) == 0:  # then a norm before the heads goes too
             norm = layer.attention_norm.state_dict() if layer.norm == "pre" else {}
