@@ -20,13 +20,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.network import current_names, described
+from lightning_icl.network import current_names, in_full, outline
 from lightning_icl.transformer import Transformer, head_sizes
 
 TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target", "init"}
 # What an option is where the checkpoint, which may be older than the option, does not say.
 DEFAULTS = {name: p.default for name, p in signature(Transformer).parameters.items() if p.default is not p.empty}
 OF_TRAINING = {"optimizer_states", "lr_schedulers", "loops"}  # which save_weights_only leaves out
+TRANSFORMER = {"class_path": f"{Transformer.__module__}.Transformer"}
 PREFIX = "network."  # of the weights
 PARTIAL = "{name}.{process}.partial"  # of the target and the process: runs may share a folder
 TRUST = "reading it runs what code the file brings, so do it where you trust its maker only"
@@ -180,9 +181,7 @@ def _wrong_weights(options: Mapping[str, Any], weights: Mapping[str, Any]) -> st
     """What the weights have that the model of these options has not, or the other way round."""
     known = {name: options[name] for name in signature(Transformer).parameters if name in options}
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # names and shapes, at no cost
-            network = described(options["network"]) if options.get("network") else Transformer(**known)
-            model = network.state_dict(prefix=PREFIX)
+        model = outline(options.get("network") or TRANSFORMER | {"init_args": known}).state_dict(prefix=PREFIX)
     except (TypeError, ValueError, RuntimeError) as error:
         return f"its hyper_parameters are of no model: {' '.join(str(error).split()).rstrip('.')}"
     for name in [*model, *weights]:
@@ -268,7 +267,7 @@ def check_checkpoint(
 
 def check_options(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str, Any], resuming: bool) -> None:
     """Refuse a checkpoint's options that are not the config's."""
-    saved, asked = DEFAULTS | dict(saved), DEFAULTS | dict(asked)
+    saved, asked = ({"network": None} | (DEFAULTS if not of.get("network") else {}) | dict(of) for of in (saved, asked))
     for key in (key for key in asked if key in saved):
         if _plain(key, saved) != _plain(key, asked) and (resuming or key not in TRAINING_OPTIONS):
             raise InputError(
@@ -279,7 +278,9 @@ def check_options(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str
 
 def _plain(key: str, options: Mapping[str, Any]) -> Any:
     """The option in its one form: a list for a tuple, since YAML knows no other, and each layer's size for head_dim."""
-    if key == "head_dim" and not options.get("network"):
+    if key == "network":
+        return options[key] and in_full(options[key])
+    if key == "head_dim":
         return head_sizes(options["d_model"], options["heads"], options["head_dim"])
     value = options[key]
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -129,7 +129,9 @@ class ICLCommandLine(LightningCLI):
             default=False,
             help="Check all that can be checked before a run, say what it would do and where, and write nothing.",
         )
-        parser.link_arguments("data.task", "model.n_dims", compute_fn=n_dims)
+        # Also into a network, and one inside it, whose class has such an argument.
+        for part in ("model", "model.network.init_args", "model.network.init_args.network.init_args"):
+            parser.link_arguments("data.task", f"{part}.n_dims", compute_fn=n_dims)
         parser.link_arguments("seed_everything", "data.seed")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "step={step}"})
         parser.set_defaults({"checkpoint.auto_insert_metric_name": False})
@@ -159,6 +161,7 @@ class ICLCommandLine(LightningCLI):
             config.weights_only = config.weights_only is not False  # null leaves it to Lightning, which may run code
             self._find_run(config)
             set_constructed_shape(config.model)
+            settle_network(config.model)
             if config.cpu_threads is not None:
                 check_between(1, MOST_THREADS, cpu_threads=config.cpu_threads)
                 torch.set_num_threads(config.cpu_threads)
@@ -348,9 +351,9 @@ class ICLCommandLine(LightningCLI):
         start = f" from {config.ckpt_path}" if config.get("ckpt_path") else ""
         where = "nowhere" if trainer.fast_dev_run else self.named or f"a new folder of {runs}"  # type: ignore[attr-defined]
         return (
-            f"All checks passed. {subcommand} would run a transformer of {weights:,} weights{start} on "
-            f"{type(data.task).__name__}{steps}, {trainer.world_size} x {trainer.strategy.root_device.type}, and write "
-            f"to {where}."
+            f"All checks passed. {subcommand} would run a {type(self.model.network).__name__} of {weights:,} weights"
+            f"{start} on {type(data.task).__name__}{steps}, {trainer.world_size} x "
+            f"{trainer.strategy.root_device.type}, and write to {where}."
         )
 
     def _make_folder(self, runs: Path) -> Path:
@@ -401,6 +404,26 @@ def set_constructed_shape(model: Namespace) -> None:
     defaults = signature(Transformer).parameters
     as_default = [name for name in shape if _listed(model[name]) == _listed(defaults[name].default)]
     model.update(Namespace({name: shape[name] for name in as_default}))
+
+
+def settle_network(model: Namespace) -> None:
+    """Leave out the Transformer's options where the network is another, and the network where it is the Transformer."""
+    if model.network is None:
+        return
+    defaults = {name: p.default for name, p in signature(Transformer).parameters.items() if name != "n_dims"}
+
+    def told(options: Namespace) -> list[str]:
+        return [name for name, default in defaults.items() if _listed(options[name]) != _listed(default)]
+
+    if class_of(model.network) is Transformer:
+        options, model.network = model.network.init_args, None
+        model.update(Namespace({name: options[name] for name in told(options)}))
+        return
+    if idle := told(model):
+        of_whom = f"{class_of(model.network).__name__} has options of its own, model.network.NAME"
+        rank_zero_info(f"Left out, since only a Transformer has them: model.{', model.'.join(idle)}. {of_whom}.")
+    for name in defaults:
+        del model[name]
 
 
 def _listed(value: Any) -> Any:

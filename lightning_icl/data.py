@@ -29,7 +29,6 @@ from lightning_icl.streams import (
     evaluation_streams,
     stream_generator,
 )
-from lightning_icl.transformer import Transformer
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 BLOCK_PROMPTS = 256
@@ -153,21 +152,21 @@ class PromptDataModule(LightningDataModule):
             names = [name for name in inspect.signature(type(callback)).parameters if name.endswith("_prompts")]
             given = {name: getattr(callback, name, None) for name in names}
             self.check_prompts(**{name: n for name, n in given.items() if isinstance(n, int)})
-        self._check_lengths(getattr(module, "transformer", None), training=stage == "fit")
+        self._check_lengths(getattr(getattr(module, "network", None), "max_points", None), training=stage == "fit")
         if stage == "fit":
             self._asked, self._length = self.batch_size, train_batches(trainer)
             self._check_fit(trainer)
 
-    def _check_lengths(self, transformer: Any, training: bool) -> None:
-        """Refuse prompts with more examples than the model has positions."""
-        if not isinstance(transformer, Transformer) or transformer.max_points is None:
+    def _check_lengths(self, max_points: int | None, training: bool) -> None:
+        """Refuse prompts with more examples than the model has positions, if it has any."""
+        if max_points is None:
             return
         longest = {f"validation.{s.name}" if s.name else "n_points": s.largest_n for s in self.streams}
         for option, n_points in (longest | ({"n_points": self.largest_n} if training else {})).items():
-            if n_points > transformer.max_points:
+            if n_points > max_points:
                 raise InputError(
                     f"data.{option} has prompts of {n_points} examples, but model.max_points is "
-                    f"{transformer.max_points}: make it {n_points}."
+                    f"{max_points}: make it {n_points}."
                 )
 
     def _check_fit(self, trainer: Trainer) -> None:

@@ -14,10 +14,12 @@ class LSTM(InContextNetwork):
 """
 
 import pydoc
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ class TransformerOutput(NamedTuple):
     prefix_prediction: Float[Tensor, "batch points"] | None = None
 
 
-class InContextNetwork(nn.Module):
+class InContextNetwork(nn.Module, ABC):
     """A torch module that learns in context: from a prompt to predictions at its queries.
 
     A prompt and a query are predicted alone, whatever else is in the batch; padded examples (``prompt.point_mask``)
@@ -62,6 +64,11 @@ class InContextNetwork(nn.Module):
     options: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "InContextNetwork":
+        if cls.__abstractmethods__:
+            raise InputError(
+                f"{cls.__name__} has no on_prompt; define on_prompt(prompt, head_mask=None), which returns a "
+                "TransformerOutput."
+            )
         network = super().__new__(cls)
         parameters = signature(cls.__init__).parameters
         try:
@@ -75,12 +82,9 @@ class InContextNetwork(nn.Module):
         object.__setattr__(network, "options", options)  # before nn.Module's own attributes are there
         return network
 
+    @abstractmethod
     def on_prompt(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
         """Predictions at the queries, and the states that they came from."""
-        raise InputError(
-            f"{type(self).__name__} has no on_prompt; define on_prompt(prompt, head_mask=None), which returns a "
-            "TransformerOutput."
-        )
 
     def for_training(self, prompt: Prompt) -> TransformerOutput:
         """``on_prompt`` where nothing but predictions is asked for."""
@@ -115,8 +119,7 @@ def description(network: InContextNetwork) -> dict[str, Any] | None:
 def _plain(value: Any) -> Any:
     match value:
         case InContextNetwork():
-            kind = type(value)
-            return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": _plain(value.options)}
+            return {"class_path": _path_of(type(value)), "init_args": _plain(value.options)}
         case dict():
             return {key: _plain(inner) for key, inner in value.items()}
         case list() | tuple():
@@ -126,24 +129,66 @@ def _plain(value: Any) -> Any:
     raise TypeError(value)
 
 
-def described(config: Mapping[str, Any]) -> InContextNetwork:
-    """The untrained network of a description; makes networks alone, whatever a file may name."""
-    path = str(config["class_path"])
-    kind = pydoc.locate(path)
-    if not (isinstance(kind, type) and issubclass(kind, InContextNetwork)):
-        raise InputError(f"the network is a {path}, but there is no such network here; is its file on the path?")
+def described(config: Mapping[str, Any], n_dims: int | None = None) -> InContextNetwork:
+    """The untrained network of a description; makes networks alone, whatever a file may name.
+
+    ``n_dims`` is for the constructors that take it and are not given it, as on the command line.
+    """
 
     def made(value: Any) -> Any:
         match value:
             case {"class_path": _}:
-                return described(value)
+                return described(value, n_dims)
             case dict():
                 return {key: made(inner) for key, inner in value.items()}
             case list():
                 return [made(inner) for inner in value]
         return value
 
-    return kind(**made(config.get("init_args") or {}))
+    kind, arguments = _class_of(config), made(dict(config.get("init_args") or {}))
+    if n_dims is not None and "n_dims" in signature(kind.__init__).parameters:
+        arguments.setdefault("n_dims", n_dims)
+    return kind(**arguments)
+
+
+def outline(config: Mapping[str, Any], n_dims: int | None = None) -> InContextNetwork:
+    """The network of a description with the names and shapes of its weights; no random number is drawn."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # at no cost
+                return described(config, n_dims)
+        except (RuntimeError, NotImplementedError):  # it computes with its weights
+            return described(config, n_dims)
+
+
+def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with every argument that its classes have, and the paths by which they know themselves."""
+
+    def full(value: Any) -> Any:
+        match value:
+            case {"class_path": _}:
+                return in_full(value)
+            case dict():
+                return {key: full(inner) for key, inner in value.items()}
+            case list() | tuple():
+                return [full(inner) for inner in value]
+        return value
+
+    kind = _class_of(config)
+    known = {name: p.default for name, p in signature(kind.__init__).parameters.items() if p.default is not p.empty}
+    return {"class_path": _path_of(kind), "init_args": full(known | dict(config.get("init_args") or {}))}
+
+
+def _path_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _class_of(config: Mapping[str, Any]) -> type[InContextNetwork]:
+    path = str(config["class_path"])
+    kind = pydoc.locate(path)
+    if not (isinstance(kind, type) and issubclass(kind, InContextNetwork)):
+        raise InputError(f"the network is a {path}, but there is no such network here; put its file on the path.")
+    return kind
 
 
 def current_names(state: Mapping[str, Any]) -> dict[str, Any]:

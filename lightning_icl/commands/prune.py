@@ -44,7 +44,8 @@ def prune(
     if "://" in ckpt_path:
         raise InputError(f"ckpt_path is {ckpt_path}, but only a file on this machine can be pruned; fetch it.")
     run = open_run(ckpt_path, config, weights_only)
-    mask = keep_mask(keep, run.module.network.heads)
+    transformer = as_transformer(run.module.network, "heads are removed")
+    mask = keep_mask(keep, transformer.heads)
     folder = _new_folder(output, ckpt_path)
     partial = folder.with_name(folder.name + ".partial")  # so that what is not as good as promised is not there
     checkpoint = read(ckpt_path, weights_only=weights_only)

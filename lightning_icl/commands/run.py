@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_icl.checkpoint import check_checkpoint
-from lightning_icl.command_line import ICLCommandLine, Parser, set_constructed_shape
+from lightning_icl.command_line import ICLCommandLine, Parser, set_constructed_shape, settle_network
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
@@ -96,7 +96,8 @@ class _Reader(ICLCommandLine):
     def _set_seed(self) -> None: ...
 
     def before_instantiate_classes(self) -> None:
-        set_constructed_shape(self.config[self.subcommand].model)
+        set_constructed_shape(self.options.model)
+        settle_network(self.options.model)
 
     def make_classes(self) -> None:
         self.datamodule: PromptDataModule = self.built(PromptDataModule, "data")
@@ -117,5 +118,9 @@ class _FitReader(_Reader):
 
     def make_classes(self) -> None:
         super().make_classes()
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone, however large
-            self.built(ICLModule, "model")
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):  # shapes alone, however large
+                    self.built(ICLModule, "model")
+            except (RuntimeError, NotImplementedError):  # a network that computes with its weights
+                self.built(ICLModule, "model")

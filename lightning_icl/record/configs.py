@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-import torch
-
+from lightning_icl.functional.errors import InputError
+from lightning_icl.network import outline
 from lightning_icl.transformer import Transformer
 
 # Of the trainer what its weights and measurements depend on, and not where it runs (devices, strategy), what it writes
@@ -22,13 +22,24 @@ TRAINER_KEYS = (
 def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a config, as one would type them: data.task is the class's name, data.task.noise_std a value.
 
-    Lists and mappings are JSON text. Besides there is depth, the number of layers, which only model.heads tells.
+    Lists and mappings are JSON text. Besides there is depth, the number of layers, which only model.heads tells; of
+    another network than a Transformer that is its own option of that name, or [].
     """
     trainer = config.get("trainer") or {}
     kept = {f"trainer.{key}": trainer[key] for key in TRAINER_KEYS if key in trainer}
     kept |= {f"{part}.{key}": value for part in ("model", "data") for key, value in config[part].items()}
     flat = {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
-    return flat | {"depth": len(config["model"]["heads"])}
+    heads = _network(config["model"])["init_args"].get("heads")
+    heads = heads if isinstance(heads, list) else []
+    return flat | {"model.heads": json.dumps(heads), "depth": len(heads)}
+
+
+def _network(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's network as its class and arguments."""
+    if network := model.get("network"):
+        return {"init_args": {}} | dict(network)
+    options = {name: model[name] for name in signature(Transformer).parameters if name in model}
+    return {"class_path": f"{Transformer.__module__}.Transformer", "init_args": options}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -49,10 +60,11 @@ def n_parameters(config: Mapping[str, Any]) -> int | None:
     n_dims = re.search(r'"n_dims": (\d+)', json.dumps(config["data"]["task"]))
     if n_dims is None:
         return None
-    options = {key: value for key, value in config["model"].items() if key in signature(Transformer).parameters}
-    with torch.device("meta"):  # shapes alone: no memory, no random numbers
-        transformer = Transformer(**{**options, "n_dims": int(n_dims[1])})
-    return sum(parameter.numel() for parameter in transformer.parameters())
+    try:
+        made = outline(_network(config["model"]), int(n_dims[1]))
+    except InputError:  # its class is not here
+        return None
+    return sum(parameter.numel() for parameter in made.parameters())
 
 
 def shared_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -150,9 +150,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     match config:
-        case {"model": {"heads": list()}, "data": {"task": _}}:
+        case {"model": {"heads": list()} | {"network": dict()}, "data": {"task": _}}:
             return config
-    raise InputError(f"{path} is not the config of a run: it needs model.heads and data.task.")
+    raise InputError(f"{path} is not the config of a run: it needs model.heads or model.network, and data.task.")
 
 
 def measured_table(measurements: Sequence[Measurement]) -> pd.DataFrame:
