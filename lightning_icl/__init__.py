@@ -33,6 +33,7 @@ from lightning_icl.gpt2 import GPT2
 from lightning_icl.network import InContextNetwork, TransformerOutput
 from lightning_icl.streams import ValidationStream
 from lightning_icl.transformer import Transformer
+from lightning_icl.weights import load_weights
 
 # A notebook's MPLBACKEND, handed on to a process without its packages, would end matplotlib's import, and so ours.
 _BACKEND = os.environ.get("MPLBACKEND", "")
@@ -85,4 +86,5 @@ __all__ = [
     "TransformerOutput",
     "ValidationStream",
     "load_run",
+    "load_weights",
 ]

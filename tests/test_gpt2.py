@@ -72,8 +72,7 @@ def pair(n_head=4, n_layer=2):
     return ours.requires_grad_(False), theirs
 
 
-@pytest.fixture(scope="module")
-def prompt():
+def prompts():
     task = SparseLinearRegression(N_DIMS, 2, noise_std=0.1)
     return task.sample(6, N_POINTS, 1, torch.Generator().manual_seed(0)).double()
 
@@ -84,8 +83,8 @@ def predictions(network, prompt, mask=None):
 
 
 @pytest.mark.parametrize(("n_head", "n_layer"), [(4, 2), (1, 3), (8, 1)])
-def test_equals_transformers_at_every_prefix(prompt, n_head, n_layer):
-    ours, theirs = pair(n_head, n_layer)
+def test_equals_transformers_at_every_prefix(n_head, n_layer):
+    (ours, theirs), prompt = pair(n_head, n_layer), prompts()
     expected = theirs(prompt)
     torch.testing.assert_close(predictions(ours, prompt), expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(ours.on_prompt(prompt.first(2)).prediction, theirs(prompt.first(2))[:, -1:])
@@ -96,9 +95,9 @@ def test_equals_transformers_at_every_prefix(prompt, n_head, n_layer):
 
 
 @pytest.mark.parametrize("keep", [[[1, 0, 1, 1], [0, 1, 0, 0]], [[0, 0, 0, 0], [1, 1, 0, 1]]])
-def test_equals_transformers_after_heads_are_masked_or_removed(prompt, keep):
+def test_equals_transformers_after_heads_are_masked_or_removed(keep):
     """There a head is nothing once its rows of c_proj are 0; transformers 5 itself removes heads no more."""
-    ours, theirs = pair()
+    (ours, theirs), prompt = pair(), prompts()
     mask = torch.tensor(keep, dtype=torch.float64)
     for block, row in zip(theirs._backbone.h, mask, strict=True):
         block.attn.c_proj.weight.mul_(row.repeat_interleave(4)[:, None])

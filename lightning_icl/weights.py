@@ -1,0 +1,165 @@
+"""Weights from a file of any of the forms there are, Garg et al.'s (2022) included, into a network that is there.
+
+Their network (github.com/dtsip/in-context-learning) is a GPT2 whose weights have other names; matrices of a Conv1D are
+transposed, and queries, keys and values are one. They write y as the token (y, 0, ..., 0), which their read-in W takes
+to y W[:, 0]; ours gives y a coordinate of its own, so that [W, W[:, 0]] is the same read-in.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_icl.functional.errors import InputError
+from lightning_icl.gpt2 import GPT2
+from lightning_icl.network import InContextNetwork, current_names
+from lightning_icl.transformer import Transformer
+
+# Our names and theirs, in a layer and outside of one.
+GARG_LAYER = {
+    r"attention\.(query|key|value)": "attn.c_attn",
+    r"attention\.output": "attn.c_proj",
+    r"output_bias": "attn.c_proj.bias",
+    r"attention_norm": "ln_1",
+    r"mlp_norm": "ln_2",
+    r"mlp\.0": "mlp.c_fc",
+    r"mlp\.2": "mlp.c_proj",
+}
+GARG = {
+    "read_in": "_read_in",
+    "read_out": "_read_out",
+    "final_norm": "_backbone.ln_f",
+    "position": "_backbone.wpe.weight",
+}
+GARG_UNUSED = r"_backbone\.(wte\.weight|h\.\d+\.attn\.(bias|masked_bias))"  # tokens of text; causal masks of old files
+
+
+def load_weights(network: InContextNetwork, path: str | Path) -> int | None:
+    """Give a network the weights of a file; returns the number of steps that they were trained for, if the file says.
+
+    Read are state.pt and model_N.pt of Garg et al. (2022) for a GPT2, and for every network a state dict of its own in
+    a torch file or in *.safetensors, and a checkpoint (.ckpt) of a run. Their models may have more positions than the
+    network's max_points needs. The number of heads cannot be seen in weights: it must be given right.
+
+    Raises InputError, one sentence, for a file that is none of these or whose weights are not the network's. No code
+    that a file brings is run.
+    """
+    said = f"weights is {path}"
+    state, steps = _state(_contents(Path(path), said), said)
+    foreign = any(name.startswith("_backbone.") for name in state)
+    if foreign and not (isinstance(network, GPT2) and network.layout == "alternating"):
+        had = f"layout {network.layout!r}" if isinstance(network, GPT2) else f"the class {type(network).__name__}"
+        raise InputError(
+            f"{said}, a model of Garg et al. (2022), a GPT2 of layout 'alternating', but the network has {had}."
+        )
+    if isinstance(network, Transformer):
+        _check_sizes(network, state, said)
+    own = network.state_dict()
+    if foreign:
+        names = {name: _garg_name(name) for name in own}
+        _check_names(names.values(), [name for name in state if not re.fullmatch(GARG_UNUSED, name)], said)
+        state = {name: _from_garg(name, state[theirs], len(own["position"])) for name, theirs in names.items()}
+    _check_names(own, state, said)
+    for name, values in own.items():
+        if values.shape != state[name].shape:
+            shapes = list(state[name].shape), list(values.shape)
+            raise InputError(f"{said}, where {name} has the shape {shapes[0]}, but the network's has {shapes[1]}.")
+    network.load_state_dict(state)
+    return steps
+
+
+def _contents(path: Path, said: str) -> Any:
+    if not path.is_file():
+        raise InputError(f"{said}, but there is no such file.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, "cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{said}, but it cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # whatever the bytes make of an unpickler
+        raise InputError(
+            f"{said}, but that file is no whole one of tensors and plain values: cut off, damaged, or with more in it."
+        ) from error
+
+
+def _state(contents: Any, said: str) -> tuple[dict[str, Tensor], int | None]:
+    """The weights by name, and the steps behind them."""
+    match contents:
+        case {"model_state_dict": state}:
+            steps = contents.get("train_step")
+        case {"state_dict": dict() as state}:
+            state = {name.removeprefix("network."): values for name, values in current_names(state).items()}
+            steps = contents.get("global_step")
+        case state:
+            steps = None
+    if not (isinstance(state, Mapping) and state and all(isinstance(values, Tensor) for values in state.values())):
+        raise InputError(
+            f"{said}, but it holds no weights: a mapping of names to tensors, alone or as model_state_dict."
+        )
+    return dict(state), steps if isinstance(steps, int) else None
+
+
+def _check_sizes(network: Transformer, state: Mapping[str, Tensor], said: str) -> None:
+    """Compare what follows from options, before single weights are looked at."""
+    there, here = _sizes(state, network.tokens_per_point), _sizes(network.state_dict(), network.tokens_per_point)
+    if "_backbone.wpe.weight" in state and there.get("max_points", 0) > here["max_points"]:
+        del there["max_points"]  # those of later points are left out
+    if differ := [name for name in there if there[name] != here.get(name)]:
+        its, ours = (", ".join(f"{name} {sizes.get(name)}" for name in differ) for sizes in (there, here))
+        raise InputError(
+            f"{said}, of a network with {its}, but this one has {ours}: give it what the file has (n_embd is d_model, "
+            "n_layer the number of entries of heads, n_positions - 1 max_points; n_head is not seen in weights)."
+        )
+
+
+def _sizes(state: Mapping[str, Tensor], tokens_per_point: int) -> dict[str, int]:
+    """What the shapes say of the options of a Transformer, by our names or theirs."""
+    found: dict[str, int] = {}
+    layers = [re.match(r"(?:layers|_backbone\.h)\.(\d+)\.", name) for name in state]
+    for name, values in state.items():
+        if name in ("read_in.weight", "_read_in.weight") and values.dim() == 2:
+            found |= {"n_dims": values.shape[1] - (name[0] != "_"), "d_model": values.shape[0]}
+        elif name in ("position", "_backbone.wpe.weight"):
+            found["max_points"] = (len(values) - 1) // tokens_per_point
+    return found | {"layers": len({layer[1] for layer in layers if layer})}
+
+
+def _check_names(wanted: Iterable[str], there: Iterable[str], said: str) -> None:
+    wanted, there = list(wanted), list(there)
+    if lacks := [name for name in wanted if name not in there]:
+        raise InputError(f"{said}, which lacks {_first(lacks)}.")
+    if more := [name for name in there if name not in wanted]:
+        raise InputError(f"{said}, where {_first(more)} is no weight of the network.")
+
+
+def _first(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if names[1:] else "")
+
+
+def _garg_name(name: str) -> str:
+    """What they call a weight of ours."""
+    if layer := re.fullmatch(r"layers\.(\d+)\.(.+)", name):
+        for ours, theirs in GARG_LAYER.items():
+            if re.match(ours, layer[2]):
+                return f"_backbone.h.{layer[1]}." + re.sub(ours, theirs, layer[2], count=1)
+    first, _, rest = name.partition(".")
+    return ".".join([GARG[first], *filter(None, [rest])])
+
+
+def _from_garg(name: str, values: Tensor, n_positions: int) -> Tensor:
+    """A weight of ours from the one of theirs that has it."""
+    if name == "read_in.weight":
+        return torch.cat([values, values[:, :1]], dim=1)
+    if name == "position":
+        return values[:n_positions]
+    if name.startswith("layers."):
+        values = values.t()
+    if part := re.search(r"attention\.(query|key|value)", name):
+        values = values.tensor_split(3)[("query", "key", "value").index(part[1])]
+    return values
