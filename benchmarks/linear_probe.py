@@ -13,7 +13,7 @@ import torch
 
 from lightning_icl import SparseLinearRegression, Transformer
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.instruments.probing import ProbeTable, Readings, probe_layers, untrained_like
+from lightning_icl.instruments.probing import ProbeTable, Readings, probe_layers
 
 TASK = SparseLinearRegression(8, sparsity=2, noise_std=0.4)
 
@@ -37,7 +37,7 @@ def main() -> None:
         return time.process_time() - start, table
 
     for _ in range(arguments.repeats):
-        first, table = seconds(untrained_like(model))
+        first, table = seconds(model.untrained())
         print(f"first {first:.2f} s, later {seconds(table.untrained)[0]:.2f} s", flush=True)
 
 

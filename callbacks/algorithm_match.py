@@ -77,7 +77,7 @@ class AlgorithmMatch(Analysis):
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         task, largest = data.streams[0].task, data.streams[0].largest_n
         for algorithm in self.algorithms or []:
-            algorithm.check(Case(task, data.task, 1))
+            algorithm.check(Case(task, data.task, module.depth))
         if (n := max(self.n_points or [1])) > largest:
             raise InputError(f"n_points has {n}, but the prompts have at most {largest} examples.")
 
@@ -91,7 +91,7 @@ class AlgorithmMatch(Analysis):
         largest = max(d.n_points for d in found)
         names = list(dict.fromkeys(d.algorithm for d in found))
         shown = "|".join(map(re.escape, names)) if len(names) <= MOST_SHOWN else "closest"
-        place = f"n{largest}/layer{len(module.network.heads)}"
+        place = f"n{largest}/layer{max(1, module.depth)}"
         self.shown = (rf"algorithm/{READ_OUT}/({shown})/relative_spd/{place}$",)  # type: ignore[misc]  # known now
         for distance in found:
             yield from distance_rows(distance, self.n_prompts)
@@ -109,9 +109,10 @@ class AlgorithmMatch(Analysis):
             "examples; relative distance ± 95 %, 0: equal, 1: no closer than predicting 0):",
         ]
         for reading, of_reading in whole.groupby("reading", sort=False):
-            lines.append(f"  {SAID[reading]}")
+            alone = reading == READ_OUT and of_reading["layer"].nunique() == 1
+            lines.append("  the model's prediction" if alone else f"  {SAID[reading]}")
             for layer, of_layer in of_reading.groupby("layer"):
-                said = f"{layer:g}: {_closest(of_layer.set_index(['kind', 'algorithm']))}"
+                said = f"{layer:g}: " * (not alone) + _closest(of_layer.set_index(["kind", "algorithm"]))
                 lines += wrapped(said, "    ", further="       ")
         return lines
 

@@ -47,6 +47,7 @@ class Analysis(Callback, ABC):
         course: which metrics a figure shows over training, at all examples, as a regular expression; none, if empty.
         rows: what was found last, with the columns of Row; None before.
         measured_at: the optimizer step of that.
+        lacking: what ``lacks`` says of the network, since ``setup``.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("",)
@@ -56,6 +57,7 @@ class Analysis(Callback, ABC):
     def __init__(self, every_n_validations: int = 1) -> None:
         check_at_least(1, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
+        self.lacking: str | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -87,6 +89,13 @@ class Analysis(Callback, ABC):
         Nothing is attached to the trainer yet.
         """
 
+    def lacks(self, module: ICLModule) -> str | None:
+        """What the network has not that is looked into here, as "this network has no heads"; None where all is there.
+
+        Then nothing is checked or measured, and the closing table has this sentence.
+        """
+        return None
+
     def shows(self, data: PromptDataModule) -> Sequence[str]:
         """What can be monitored, as in ``shown``."""
         return self.shown
@@ -98,7 +107,11 @@ class Analysis(Callback, ABC):
         return f"_{place + 1}" if place else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.check_run(trainer, icl_module(pl_module), datamodule(trainer), stage)
+        module, data = icl_module(pl_module), datamodule(trainer)
+        module.check_run(data, stage)  # which Lightning sets up last
+        self.lacking = self.lacks(module)
+        if self.lacking is None:
+            self.check_run(trainer, module, data, stage)
         run_folder(trainer)
         self._suffix = self.suffix(trainer)
         self.name = type(self).__name__ + self._suffix
@@ -131,7 +144,7 @@ class Analysis(Callback, ABC):
 
     def due(self, trainer: Trainer, module: ICLModule) -> bool:
         """Whether this is one of every n validations, the end of a fit, or a standalone run; and not done already."""
-        if no_training_follows(trainer):
+        if no_training_follows(trainer) or self.lacking:
             return self._owes(trainer)
         count = module.validations + (module.validated_at != trainer.global_step)  # callbacks come before the module
         return count % self.every_n_validations == 0 and self.measured_at != trainer.global_step
@@ -139,7 +152,7 @@ class Analysis(Callback, ABC):
     def _owes(self, trainer: Trainer) -> bool:
         """Whether what is due at the end is not measured."""
         done = self.measured_at == trainer.global_step and (self._ended or not self.more_at_end)
-        return trainer.state.fn != "fit" or not done
+        return not self.lacking and (trainer.state.fn != "fit" or not done)
 
     def _owes_figures(self, trainer: Trainer) -> bool:
         fresh = self.measured_at == (trainer.global_step if trainer.state.fn == "fit" else self.measured_at)
@@ -230,7 +243,7 @@ def datamodule(trainer: Trainer) -> PromptDataModule:
 
 
 def icl_module(module: LightningModule) -> ICLModule:
-    """The module as what the analyses need: a transformer with a head mask."""
+    """The module as what the analyses need, with an InContextNetwork in it."""
     if not isinstance(module, ICLModule):
         raise InputError(f"the module is {type(module).__name__}, but the analyses need an ICLModule.")
     return module

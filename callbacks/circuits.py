@@ -13,7 +13,7 @@ from lightning_icl.callbacks.analysis import Analysis, datamodule
 from lightning_icl.instruments.circuits import LayerCircuits, attention_patterns, coordinates, head_circuits
 from lightning_icl.module import ICLModule
 from lightning_icl.record.rows import Row
-from lightning_icl.transformer import as_transformer
+from lightning_icl.transformer import Transformer, as_transformer
 
 MAPS = ("query_key", "output_value", "prediction")
 SCALARS = ("query_key_identity", "output_value_y", "prediction_y", "within_input", "step")
@@ -33,6 +33,11 @@ class Circuits(Analysis):
     """
 
     shown = ()
+
+    def lacks(self, module: ICLModule) -> str | None:
+        if isinstance(module.network, Transformer):
+            return None
+        return f"circuits are of a Transformer's own weights, but this network is a {type(module.network).__name__}"
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         transformer = as_transformer(module.network, "circuits are")

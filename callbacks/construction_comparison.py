@@ -21,7 +21,7 @@ from lightning_icl.instruments.importance import values_by_score
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
-from lightning_icl.transformer import as_transformer
+from lightning_icl.transformer import Transformer, as_transformer
 
 KEPT = 0.8  # a layer's head pattern has stayed where no more than a fifth of its work has gone to other heads
 ALIKE = 0.2  # a risk is called the same where it is so within this part of the construction's
@@ -58,6 +58,11 @@ class ConstructionComparison(Analysis):
         check_at_least(1, chunk_size=chunk_size)
         self.construction, self.n_prompts, self.chunk_size = construction, n_prompts, chunk_size
         self._starts_from_it = False  # until it is measured: a checkpoint is loaded after setup
+
+    def lacks(self, module: ICLModule) -> str | None:
+        if isinstance(module.network, Transformer):
+            return None
+        return f"constructions are compared with a Transformer, but this network is a {type(module.network).__name__}"
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         compared = self.construction or module.construction

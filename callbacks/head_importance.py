@@ -75,6 +75,9 @@ class HeadImportance(Analysis):
         self.found = {}
         self._trained_by = icl_module(pl_module).optimizer if stage == "fit" else None
 
+    def lacks(self, module: ICLModule) -> str | None:
+        return None if any(module.network.heads) else "this network has no heads"
+
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         largest = data.streams[0].largest_n
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:

@@ -106,6 +106,9 @@ class HeadPruning(Analysis):
         self.finetune_steps, self.finetune_learning_rate = finetune_steps, finetune_learning_rate
         self.checkpoints = checkpoints or {}
 
+    def lacks(self, module: ICLModule) -> str | None:
+        return None if any(module.network.heads) else "this network has no heads"
+
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         for strategy in self.strategies:
             strategy.check(sum(module.network.heads))

@@ -15,7 +15,7 @@ from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate, check_strength, mean_estimate
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.instruments.probing import Readings, descent_curves, probe_layers, reference_levels, untrained_like
+from lightning_icl.instruments.probing import Readings, descent_curves, probe_layers, reference_levels
 from lightning_icl.module import ICLModule
 from lightning_icl.network import InContextNetwork
 from lightning_icl.record.lines import plus_minus, wrapped
@@ -30,7 +30,7 @@ class LinearProbe(Analysis):
 
     Fitted on one set of prompts, their strength chosen on a second, scored on a third. What is probed for, where and
     beside which controls: ``lightning_icl.instruments.probing.probe_layers``; the untrained network has the model's
-    architecture and weights of a fixed seed.
+    architecture and weights of a fixed seed (no such control, where none can be made).
 
     In the rows' names <token> is query or context, <target> f, w, support, r_hat, preprocessed (R_hat x),
     least_squares, ridge, gd_{t} or preprocess_then_gd_{t} (the algorithms' predictions at the token's x;
@@ -71,19 +71,22 @@ class LinearProbe(Analysis):
         super().setup(trainer, pl_module, stage)
         self._architecture = None  # the prompts may be others
 
+    def lacks(self, module: ICLModule) -> str | None:
+        return None if module.has_states else "this network shows no states"
+
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         n_points = data.streams[0].largest_n
         if self.context_points > max(n_points, CONTEXT_POINTS):
             raise InputError(f"context_points is {self.context_points}, but the prompts have {n_points} examples.")
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
-        data, transformer = datamodule(trainer), module.network
+        data, network = datamodule(trainer), module.network
         names = ("probe_fit", "probe_choose", "probe_score")
         fit, choose, score = (data.held_out(name, self.n_prompts, module.device) for name in names)
-        if self._architecture != transformer.options:
-            self._architecture, self._untrained = dict(transformer.options), untrained_like(transformer)
+        if self._architecture != network.options:
+            self._architecture, self._untrained = dict(network.options), network.untrained()
         task, bar, sizes = data.streams[0].task, partial(progress, trainer), (self.context_points, self.chunk_size)
-        table = probe_layers(transformer, task, fit, choose, score, self._untrained, self.alpha, *sizes, bar)
+        table = probe_layers(network, task, fit, choose, score, self._untrained, self.alpha, *sizes, bar)
         self._untrained = table.untrained  # the same at every validation
         for probe in table.rows:
             for name, found, note in probe.numbers():
@@ -93,7 +96,7 @@ class LinearProbe(Analysis):
         with torch.autocast(module.device.type, enabled=False):
             for name, (risk, label) in reference_levels(task, fit, score).items():
                 yield _row(f"probe/level/{name}", risk, note=label)
-            for name, curve in descent_curves(score, len(transformer.heads)).items():
+            for name, curve in descent_curves(score, module.depth).items():
                 for layer, risk in enumerate(curve, start=1):
                     yield _row(f"probe/curve/{name}", risk, layer)
 
@@ -124,8 +127,9 @@ def _best_layer(target: str, known: Mapping[str, pd.DataFrame]) -> str:
     if r2["low"][layer] <= 0:
         said = f"  {name}: not above 0 in any layer, {at} at most"
     else:
-        above = plus_minus(known[f"{place}/selectivity/untrained"].loc[layer], ".3f")
-        said = f"  {name}: {at} in layer {layer}, {above} above"
+        said = f"  {name}: {at} in layer {layer}"
+        if (selectivity := f"{place}/selectivity/untrained") in known:
+            said += f", {plus_minus(known[selectivity].loc[layer], '.3f')} above"
     if (auc := f"{place}/trained/auc") in known:
         said += f"; AUC {plus_minus(known[auc].loc[layer], '.3f')}"
     return said

@@ -53,8 +53,8 @@ def monitored(trainer: Trainer, module: ICLModule, data: PromptDataModule) -> Ma
         return names
     streams = ["", *(f"{stream.name}/" for stream in data.streams if stream.name)]
     names |= {f"val/{stream}excess_risk/transformer": 1 for stream in streams}
-    layers = f"layer({'|'.join(map(str, range(len(module.network.heads) + 1)))})"
-    for analysis in analyses(trainer):
+    layers = f"layer({'|'.join(map(str, range(module.depth + 1)))})"
+    for analysis in (a for a in analyses(trainer) if a.lacks(module) is None):
         for pattern in analysis.shows(data):
             whole = pattern.replace("$", "") + ".*" * ("$" not in pattern)
             name = re.sub("/|$", rf"{analysis.suffix(trainer)}\g<0>", whole.replace(r"layer\d+", layers), count=1)

@@ -12,6 +12,7 @@ from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.instruments.pruning import cut_heads_, living_heads, pruning_case
 from lightning_icl.loggers import log_scalars, logs_this_step
 from lightning_icl.module import ICLModule
+from lightning_icl.transformer import as_transformer
 
 
 class PruningSchedule(Callback):
@@ -64,6 +65,7 @@ class PruningSchedule(Callback):
         """Refuse cuts that cannot be made, and say at which steps the others are."""
         if stage != "fit":
             return
+        as_transformer(module.network, "heads are cut in training")
         left = sum(module.network.heads)
         for n_heads in [s.n_heads for s in self.strategies if s.n_heads is not None]:
             if n_heads >= left:

@@ -24,6 +24,7 @@ from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
 from lightning_icl.module import ICLModule
 from lightning_icl.record import page
 from lightning_icl.record.folder import AGREED, run_folder
+from lightning_icl.record.lines import wrapped
 from lightning_icl.record.writing import ended_by, go_on, note, trained_steps
 
 STEPS_BETWEEN = 10  # before several processes ask each other whether a signal has told one to stop
@@ -182,6 +183,8 @@ class Recorder(Callback):
             if analysis.rows is not None and (said := analysis.summary(analysis.rows)):
                 old = [f"  (as of step {analysis.measured_at})"] * (analysis.measured_at != step)
                 lines += ["", *said, *old]
+            elif analysis.lacking:
+                lines += ["", *wrapped(f"{analysis.name}: {analysis.lacking}.", "")]
         print(*lines, sep="\n")
         log_text(trainer, "results", "\n".join(["```text", *lines[1:], "```"]), step)
         known = measured(trainer)

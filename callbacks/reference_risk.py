@@ -148,7 +148,7 @@ class ReferenceRisk(Analysis):
             of_stream = n_points, data.streams[stream]
             prompt = data.held_out("reference_tuning", self.tuning_prompts, module.device, *of_stream)
             tuning = every_prefix(prompt, at_queries=True) if prefixes else whole_prompts(prompt)
-            references = default_references(case.task) if self.references is None else self.references
+            references = default_references(case.task, case.depth) if self.references is None else self.references
             self._tuned[key] = tuned([reference.bound(case) for reference in references], tuning)
         return self._tuned[key]
 
@@ -234,7 +234,7 @@ class ReferenceRisk(Analysis):
 
 
 def _case(data: PromptDataModule, module: ICLModule, stream: int) -> Case:
-    return Case(data.streams[stream].task, data.task, len(module.network.heads))
+    return Case(data.streams[stream].task, data.task, module.depth)
 
 
 def _joined(batches: list[Errors]) -> Errors:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from lightning_icl.callbacks.analysis import Analysis
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative
 from lightning_icl.module import ICLModule
@@ -23,10 +24,11 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
     if trainer.gradient_clip_val is not None:
         check_not_negative(**{"trainer.gradient_clip_val": trainer.gradient_clip_val})
     data.check_run(trainer, module, stage)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if check := getattr(callback, "check_run", None):
-            check(trainer, module, data, stage)
     module.check_run(data, stage)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        check = getattr(callback, "check_run", None)
+        if check and not (isinstance(callback, Analysis) and callback.lacks(module)):
+            check(trainer, module, data, stage)
 
 
 def expanded(name: str, path: str) -> str:

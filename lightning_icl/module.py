@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_icl.data import PromptDataModule
 from lightning_icl.divergence import DivergedError, Watch
 from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative, check_positive
@@ -18,7 +19,8 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import MAX_DEFAULT_TERMS
 from lightning_icl.loggers import flush, log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
-from lightning_icl.network import InContextNetwork, TransformerOutput, current_names, described, description
+from lightning_icl.network import InContextNetwork, TransformerOutput, current_names, depth, described, description
+from lightning_icl.network_check import check_network
 from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
 from lightning_icl.transformer import Transformer
@@ -93,6 +95,8 @@ class ICLModule(LightningModule):
         self.network: InContextNetwork = Transformer(n_dims, **transformer) if network is None else network
         if construction is not None:
             self.network.load_state_dict(construction.state(n_dims))
+        # Of another network than a Transformer a trial tells, in check_run.
+        self.depth, self.has_states = len(self.network.heads), isinstance(self.network, Transformer)
         self.construction = construction
         self.started_as = None if construction is None else construction.arguments()
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
@@ -142,7 +146,10 @@ class ICLModule(LightningModule):
         self.check_run(self.trainer.datamodule, stage)  # type: ignore[attr-defined]
 
     def check_run(self, data: LightningDataModule | None, stage: str) -> None:
-        """Refuse a target that the data has not."""
+        """Refuse a network that cannot predict on these prompts, and a target that the data has not."""
+        if isinstance(data, PromptDataModule) and not isinstance(self.network, Transformer):
+            seen = check_network(self.network, data.held_out("network", 2))
+            self.depth, self.has_states = depth(self.network, seen), bool(seen.query_states)
         if stage == "fit" and self.target == "posterior_mean":
             task = getattr(data, "task", None)
             law = "the data module" if task is None else f"this {type(task).__name__}"

@@ -97,12 +97,25 @@ class InContextNetwork(nn.Module, ABC):
     def untrained(self, seed: int = 0) -> "InContextNetwork | None":
         """A network of the same architecture with fresh weights, the same for each seed; None where none can be made.
 
-        The control of what is read from trained states.
+        The control of what is read from trained states. A network among the options is made anew too; of another
+        module there it is not known how.
         """
+        parts = {name: part for name, part in self.options.items() if isinstance(part, nn.Module)}
+        fresh = {name: part.untrained(seed) for name, part in parts.items() if isinstance(part, InContextNetwork)}
+        if len(fresh) < len(parts) or None in fresh.values():
+            return None
         with seeded(seed):
-            fresh = type(self)(**self.options)
+            network = type(self)(**self.options | fresh)
         first = next(self.parameters())
-        return fresh.to(first.device, first.dtype)
+        return network.to(first.device, first.dtype)
+
+
+def depth(network: InContextNetwork, output: TransformerOutput) -> int:
+    """How many layers of a network can be looked at, from what it shows of any prompt.
+
+    Those with states, or else those that say how many heads they have; 0 where neither is there.
+    """
+    return len(output.query_states) - 1 if output.query_states else len(network.heads)
 
 
 def description(network: InContextNetwork) -> dict[str, Any] | None:

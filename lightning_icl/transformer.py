@@ -1,5 +1,6 @@
 """A transformer whose heads can be told apart, counted by layer and masked."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, get_args
@@ -12,6 +13,7 @@ from torch.nn.functional import relu, scaled_dot_product_attention
 from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.memory import check_memory
 from lightning_icl.functional.prompts import Layout, Prompt, tokens
+from lightning_icl.functional.seeds import seeded
 from lightning_icl.network import InContextNetwork, TransformerOutput
 
 Attention = Literal["softmax", "linear", "relu"]
@@ -366,6 +368,18 @@ class Transformer(InContextNetwork):
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Those of the layers."""
         return [parameter for parameter in self.layers.parameters() if parameter.dim() == 2]
+
+    def untrained(self, seed: int = 0) -> "Transformer":
+        """A copy with fresh weights; learned positions are drawn last, as they were always."""
+        fresh = copy.deepcopy(self).cpu()
+        with seeded(seed), torch.no_grad():
+            for module in fresh.modules():
+                if isinstance(module, nn.Linear | nn.LayerNorm):
+                    module.reset_parameters()
+            if fresh.position is not None:
+                fresh.position.normal_(std=0.02)
+            fresh.apply_init()
+        return fresh.to(self.read_out.weight.device)
 
     def laid_out(self, prompt: Prompt) -> Float[Tensor, "batch tokens width"]:
         """The prompt as tokens, in this model's layout."""

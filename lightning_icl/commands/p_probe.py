@@ -64,7 +64,7 @@ def p_probe(
 
     Args:
         ckpt_paths: the checkpoints, such as '[RUN_1/checkpoints/last.ckpt, RUN_2/checkpoints/last.ckpt]'.
-        names: what to call them; their numbers of heads unless told, such as 8-8-8.
+        names: what to call them; their numbers of heads unless told, such as 8-8-8, or their class without heads.
         steps: training steps of each optimiser.
         seeds: how many of each are trained; the intervals need at least 2 to hold for other seeds.
         depths: the largest number of layers and of gradient steps.
@@ -103,7 +103,7 @@ def p_probe(
 def arm_labels(found: PProbing) -> dict[str, str]:
     """What each arm is called in tables and figures; gamma is in units of 1 / lambda_max."""
     numbers = sorted(set(found.heads.values()), reverse=True)
-    return {f"heads_{h}": f"layer 1, {h} head{'s' * (h != 1)}" for h in numbers} | {
+    return {f"heads_{h}": "layer 1" + f", {h} head{'s' * (h != 1)}" * (h > 0) for h in numbers} | {
         READ_IN: "read-in",
         UNTRAINED: "untrained layer",
         RAW: "x",
@@ -198,7 +198,8 @@ def _opened(ckpt_paths: Sequence[str], names: Sequence[str] | None) -> dict[str,
 
 def _names(runs: Sequence[Run]) -> list[str]:
     """The numbers of heads, such as 8-8-8; with a number after those that were there before."""
-    heads = ["-".join(map(str, run.module.network.heads)) for run in runs]
+    networks = [run.module.network for run in runs]
+    heads = ["-".join(map(str, network.heads)) or type(network).__name__ for network in networks]
     before = [heads[:i].count(name) for i, name in enumerate(heads)]
     return [f"{name}_{n + 1}" if n else name for name, n in zip(heads, before, strict=True)]
 

@@ -27,6 +27,9 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
     """
     found = style.cells(rows, r"algorithm/(?P<reading>\w+)/(?P<algorithm>[^/]+)/(?P<number>.+)")
     found["place"] = found["reading"].map(READINGS) + "\nlayer " + found["layer"].astype(str)
+    own = found["reading"] == "read_out"
+    if found["layer"][own].nunique() == 1:
+        found.loc[own, "place"] = "prediction"
     n = found["n_points"].max()
     whole = found[found["n_points"] == n]
     names, readings = _names(whole), whole["place"].unique().tolist()
@@ -42,8 +45,8 @@ def algorithm_match(rows: pd.DataFrame) -> Figure:
         if beside and i:
             axes[number].set_yticks([])
         axes[number].set_title(f"{said}, {n} examples", size=10)
-        own = (found["reading"] == "read_out") & (found["layer"] == found["layer"].max())
-        _by_points(axes[i], found[own & (found["number"] == number)], names)
+        last = own & (found["layer"] == found["layer"][own].max())
+        _by_points(axes[i], found[last & (found["number"] == number)], names)
         axes[i].set_title(f"the model's {said}", size=10)
     axes[0].set_ylabel("relative distance", size=9)
     style.legend(figure)

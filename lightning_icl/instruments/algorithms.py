@@ -3,6 +3,7 @@
 A layer is read in two ways, each a scalar function of the query's state: by the model's own read-out applied to that
 layer ("read_out"; after the last layer this is the model's prediction), and by the linear ridge probe for f(x_q)
 ("probe"), which is the best linear use of the state for f and so mixes in whatever else the state holds that helps.
+Of a network without ``read`` its prediction alone is read out, and without states nothing is probed.
 A reading's implied weights are its gradient with respect to x_q (von Oswald et al. 2023). With yhat and g the reading
 and its gradient, and yhat_a = <w_a, x_q> an algorithm's prediction with weights w_a (Akyurek et al. 2023):
 
@@ -36,12 +37,13 @@ Families meet: one step of GD++ is one of GD, and GD++ with gamma = 0 is GD. Two
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_icl.functional import references
 from lightning_icl.functional.errors import InputError, check_each_once
@@ -60,8 +62,7 @@ from lightning_icl.functional.tasks import Law
 from lightning_icl.functional.tasks.task import is_isotropic
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.instruments.families import EQUAL, Chosen, Family, Predictions, fitted, members_of
-from lightning_icl.network import InContextNetwork
-from lightning_icl.transformer import as_transformer
+from lightning_icl.network import InContextNetwork, TransformerOutput, depth
 
 READ_OUT, PROBE = "read_out", "probe"
 SAME = 1e-8  # relative SPD below which two families meet, whose settings were searched
@@ -70,11 +71,14 @@ UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 class Reader(NamedTuple):
-    """How the query states of one layer are read: by the model's "read_out" or by a "probe"."""
+    """How the query states of one layer are read: by the model's "read_out" or by a "probe".
+
+    ``read`` is None for the prediction as the network returns it.
+    """
 
     reading: str
     layer: int
-    read: Callable[[Tensor], Tensor]  # (batch, queries, d_model) to (batch, queries)
+    read: Callable[[Tensor], Tensor] | None  # (batch, queries, d_model) to (batch, queries)
 
 
 class Readings(NamedTuple):
@@ -191,7 +195,8 @@ def algorithm_distances(
     """
     fit, choose, score = fit.unpadded(), choose.unpadded(), score.unpadded()
     compared = comparable(default_algorithms(task) if algorithms is None else algorithms)
-    case = Case(task, task, len(network.heads))
+    output = _shown(network, score.rows(0, 1))
+    case = Case(task, task, depth(network, output))
     for algorithm in compared:
         algorithm.check(case)
     most, smallest = score.x.shape[1], min(prompt.x.shape[1] for prompt in (fit, choose, score))
@@ -203,7 +208,7 @@ def algorithm_distances(
         raise InputError(f"there are {fewest} prompts in a set, but standard errors need at least 2.")
     found: list[Distance] = []
     for n in progress(sizes, "which algorithm"):
-        readers = [*own_readers(network), *probe_readers(network, fit.first(n), alpha, chunk_size)]
+        readers = [*own_readers(network, output), *probe_readers(network, fit.first(n), alpha, chunk_size)]
         chosen, scored = (prompt.first(n) for prompt in (choose, score))
         found += distances(
             readers,
@@ -221,25 +226,31 @@ def closest(found: Sequence[Distance], reading: str, layer: int, n_points: int) 
     return sorted((d for d in of_one if d.rank == 1 or d.excess_over_closest.low <= 0), key=lambda d: d.rank)
 
 
-def own_readers(network: InContextNetwork) -> list[Reader]:
-    """The model's own read-out after every layer."""
-    return [
-        Reader(READ_OUT, layer, as_transformer(network, "states are read").read)
-        for layer in range(1, len(network.heads) + 1)
-    ]
+def own_readers(network: InContextNetwork, output: TransformerOutput) -> list[Reader]:
+    """The model's own read-out after every layer, or of the last alone; from what it shows of any prompt."""
+    read: Callable[[Tensor], Tensor] | None = getattr(network, "read", None)
+    if read is None or not output.query_states:
+        return [Reader(READ_OUT, max(1, depth(network, output)), None)]
+    return [Reader(READ_OUT, layer, read) for layer in range(1, len(output.query_states))]
 
 
 def probe_readers(network: InContextNetwork, fit: Prompt, alpha: float, chunk_size: int = 512) -> list[Reader]:
     """For every layer a linear ridge probe of the query's state for f(x_q), fitted on the prompts ``fit``."""
-    # Not as inference tensors: autocast keeps its copies of the weights, which the gradients then run through.
     with torch.inference_mode(False), torch.no_grad():
-        states = [network.on_prompt(part.copied()).query_states for part in fit.chunks(chunk_size)]
+        states = [_shown(network, part).query_states for part in fit.chunks(chunk_size)]
         found = []
-        for layer in range(1, len(network.heads) + 1):
+        for layer in range(1, len(states[0])):
             seen = torch.cat([by_layer[layer] for by_layer in states]).flatten(0, 1)
             probe = ridge_probe(seen, fit.f_query.reshape(-1, 1).clone(), alpha)
             found.append(Reader(PROBE, layer, partial(_read, probe.weight[:, 0], probe.intercept)))
     return found
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _shown(network: InContextNetwork, prompt: Prompt) -> TransformerOutput:
+    # Not as inference tensors: autocast keeps its copies of the weights, which the gradients then run through.
+    return network.on_prompt(prompt.copied())
 
 
 def _read(weight: Tensor, intercept: Tensor, states: Tensor) -> Tensor:
@@ -253,14 +264,26 @@ def readings(network: InContextNetwork, prompt: Prompt, readers: Sequence[Reader
     """
     parts = []
     for part in prompt.chunks(chunk_size):
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _differentiable(network):
             copied = part.copied()
             x_query = copied.x_query.requires_grad_()
-            states = network.on_prompt(copied).query_states
-            read = [reader.read(states[reader.layer]) for reader in readers]
-            weights = [torch.autograd.grad(one.sum(), x_query, retain_graph=True)[0] for one in read]
+            output = network.on_prompt(copied)
+            if not output.prediction.requires_grad:
+                raise InputError(
+                    f"implied weights are gradients, but none runs through the prediction of {type(network).__name__}; "
+                    "is it made under torch.no_grad, or detached?"
+                )
+            read = [r.read(output.query_states[r.layer]) if r.read else output.prediction for r in readers]
+            total = [one.sum() + 0 * x_query.sum() for one in read]  # what knows nothing of x_q has the gradient 0
+            weights = [torch.autograd.grad(one, x_query, retain_graph=True)[0] for one in total]
             parts.append((torch.stack([one.detach().double() for one in read]), torch.stack(weights).double()))
     return Readings._make(torch.cat(field, dim=1) for field in zip(*parts, strict=True))
+
+
+def _differentiable(network: InContextNetwork) -> AbstractContextManager[object]:
+    """Without cuDNN's recurrent layers, which have no gradient outside training."""
+    recurrent = any(isinstance(part, nn.RNNBase) for part in network.modules())
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
 
 
 def distances(

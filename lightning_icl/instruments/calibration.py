@@ -204,7 +204,7 @@ def match_lines(known: Known, network: WrittenNetwork, n_prompts: int) -> Iterat
     task, n = known.task, known.n_points
     choose, score = (known.prompts(n_prompts, seed) for seed in (10, 11))
     transformer = written(network, task.n_dims)
-    readers = own_readers(transformer)
+    readers = own_readers(transformer, transformer.on_prompt(choose.rows(0, 1)))
     choosing, scoring = ((references.whole_prompts(p), readings(transformer, p, readers)) for p in (choose, score))
     depth, isotropic = len(transformer.heads), task.covariance is None or is_isotropic(task.covariance)
     algorithms: list[references.LinearReference] = [

@@ -31,9 +31,8 @@ from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.instruments.fleet import Fleet
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
-from lightning_icl.instruments.probing import untrained_like
 from lightning_icl.network import InContextNetwork
-from lightning_icl.transformer import as_transformer
+from lightning_icl.transformer import Transformer
 
 Optimiser = Literal["attention", "descent"]
 Verdict = Literal["HOLDS", "FAILS", "UNDECIDED"]
@@ -153,6 +152,8 @@ class PProbing(NamedTuple):
         found: dict[Comparison, Tensor] = {}
         for optimiser, errors in self.by_heads().items():
             for rival, claimed in rivals.items():
+                if rival == UNTRAINED and rival not in errors:  # none could be made
+                    continue
                 for depth, difference in enumerate(errors[f"heads_{most}"] - errors[rival], start=1):
                     one = Comparison(optimiser, depth, rival, over_seeds_and_prompts(difference), claimed)
                     found[one] = difference
@@ -203,7 +204,8 @@ def p_probing(
     """Train both optimisers, at depths 1 .. ``depths``, on layer 1 of every model and on the other arms.
 
     The arms: the states after layer 1 of each model ("layer_1/<name>"), before it ("read_in/<name>", of the models with
-    most heads there) and after that of an untrained network like the first of these ("untrained"); x ("raw"); R_hat x
+    most heads there) and after that of an untrained network like the first of these ("untrained", where one can be
+    made); x ("raw"); R_hat x
     ("r_hat"); |R_hat|^power x ("r_hat_power"); GD++'s (I - gamma C) x with tuned gamma ("gd_plus_plus"). In every arm
     features are put into the coordinates of ``leading_first``, and each prompt's then scaled to unit mean square
     (``scaled``). All arms are trained on the same prompts and scored on the same others, so differences are paired.
@@ -221,7 +223,7 @@ def p_probing(
     device = next(next(iter(models.values())).parameters()).device
     choose = task.sample(training.n_choose, n_points, training.n_queries, training.generators(device)[0])
     for name, model in models.items():
-        if model.heads[0] == 0:
+        if model.heads and model.heads[0] == 0:
             raise InputError(f"the model {name} has no heads in layer 1, so there is nothing to probe.")
         if model.n_dims != choose.x.shape[-1]:
             raise InputError(
@@ -229,14 +231,15 @@ def p_probing(
             )
     shrinkage = tuned_shrinkage(choose, depths)
     layers = {f"layer_1/{name}": model for name, model in models.items()}
-    most = max(model.heads[0] for model in models.values())
-    read_ins = {f"read_in/{name}": model for name, model in models.items() if model.heads[0] == most}
-    untrained = untrained_like(next(iter(read_ins.values())), training.seed)
+    heads = {f"layer_1/{name}": model.heads[0] if model.heads else 0 for name, model in models.items()}
+    most = max(heads.values())
+    read_ins = {f"read_in/{name}": model for name, model in models.items() if heads[f"layer_1/{name}"] == most}
+    untrained = next(iter(read_ins.values())).untrained(training.seed)
     arms = (
         {arm: first_layer(model) for arm, model in layers.items()}
         | {arm: read_in(model) for arm, model in read_ins.items()}
+        | ({} if untrained is None else {UNTRAINED: first_layer(untrained)})
         | {
-            UNTRAINED: first_layer(untrained),
             RAW: raw,
             CORRELATION: correlation_features,
             POWER: partial(correlation_power_features, power=power),
@@ -244,7 +247,6 @@ def p_probing(
         }
     )
     errors = errors_of_arms(arms, task, n_points, depths, training, progress, device)
-    heads = {arm: model.heads[0] for arm, model in layers.items()}
     return PProbing(errors, heads, list(read_ins), power, shrinkage)
 
 
@@ -295,16 +297,26 @@ def read_in(network: InContextNetwork) -> Representation:
 
 @torch.no_grad()
 def _states(network: InContextNetwork, layer: int, prompt: Prompt) -> Prompt:
-    network = as_transformer(network, "P-probing is")
-    if network.layout == "alternating":
-        raise InputError("layout is 'alternating', but P-probing needs one token for each example: pairs or prefixes.")
-    start = network.embedded_prompt(prompt)
-    states = start.states
-    for block in network.blocks[:layer]:
-        states = block(states, start.view, None)
-    x = states[:, : start.n_context]
+    if isinstance(network, Transformer):  # which need not run any further
+        if network.layout == "alternating":
+            raise InputError(
+                "layout is 'alternating', but P-probing needs one token for each example: pairs or prefixes."
+            )
+        start = network.embedded_prompt(prompt)
+        states = start.states
+        for block in network.blocks[:layer]:
+            states = block(states, start.view, None)
+        x, x_query = states[:, : start.n_context], states[:, start.first_query :]
+    else:
+        output, n_points = network.on_prompt(prompt), prompt.x.shape[1]
+        if (found := [states.shape[1] for states in output.context_states[: layer + 1]]) != [n_points] * (layer + 1):
+            raise InputError(
+                f"P-probing needs one token for each example, before and after layer 1, but {type(network).__name__} "
+                f"has context_states of {found} tokens for {n_points} examples."
+            )
+        x, x_query = output.context_states[layer], output.query_states[layer]
     x = x if prompt.point_mask is None else x * prompt.point_mask[..., None]
-    return prompt._replace(x=x, x_query=states[:, start.first_query :])
+    return prompt._replace(x=x, x_query=x_query)
 
 
 class _Group:

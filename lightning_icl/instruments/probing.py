@@ -1,12 +1,11 @@
 """What each layer's states know linearly, beside what an untrained network and shuffled labels let a probe find."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_icl.functional import estimators, probes
 from lightning_icl.functional.errors import InputError, check_at_least
@@ -14,11 +13,9 @@ from lightning_icl.functional.probes import Estimate
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import Case, Ridge, default_bayes, errors, tuned, whole_prompts
 from lightning_icl.functional.risk import squared_errors
-from lightning_icl.functional.seeds import seeded
 from lightning_icl.functional.tasks import Law
 from lightning_icl.instruments.ablation import Progress, silent
 from lightning_icl.network import InContextNetwork
-from lightning_icl.transformer import as_transformer
 
 Token = Literal["query", "context"]
 TOKENS: tuple[Token, ...] = ("query", "context")
@@ -79,7 +76,7 @@ Readings = dict[tuple[Token, int], Reading]  # by kind of token and layer
 
 
 class ProbeTable(NamedTuple):
-    """Every probe of a transformer, in the order of tokens, layers, targets.
+    """Every probe of a network, in the order of tokens, layers, targets.
 
     ``untrained`` is what was found on the untrained network. Where other weights are probed on the same prompts, this
     saves to find it again: ``probe_layers`` takes it in place of that network.
@@ -108,6 +105,8 @@ def probe_layers(
 ) -> ProbeTable:
     """Ridge probes of the query's and the context tokens' states in every layer, for all targets of PAPER.md section 6.
 
+    The network is any that shows states; where it shows none of the context, the query's are probed alone.
+
     Each probe is fitted on the prompts ``fit``, its strength chosen on ``choose``, and scored on ``score``: three
     separate sets, without padding. Targets (``functional.probes.probe_targets``): f, w, the support, r_hat and
     R_hat x; and what least squares, ridge (with the strength that the law of ``task`` implies, else tuned on ``fit``),
@@ -119,7 +118,7 @@ def probe_layers(
     examples spread evenly over the prompt; one probe reads them all.
 
     The controls go through the same fit and choice: "shuffled" with every prompt's targets given to another while
-    fitting and choosing, "untrained" on the states of another network, such as ``untrained_like(network)``.
+    fitting and choosing, "untrained" on the states of another network, such as ``network.untrained()``.
 
     Args:
         untrained: that network, or the ``untrained`` of a table of the same prompts, targets and options.
@@ -129,12 +128,15 @@ def probe_layers(
     check_at_least(1, context_points=context_points, chunk_size=chunk_size)
     if alpha is not None:
         probes.check_strength(alpha)
-    (n_points, n_dims), depth = (fit.x.shape[1], network.n_dims), len(network.heads)
-    if isinstance(untrained, InContextNetwork) and len(untrained.heads) != depth:
-        raise InputError(f"the untrained network has {len(untrained.heads)} layers, but the probed one has {depth}.")
+    n_points, n_dims = fit.x.shape[1], network.n_dims
     named = {"fit": fit, "choose": choose, "score": score}
     sets = [_probed(name, prompt, n_points, n_dims) for name, prompt in named.items()]
     places = torch.linspace(0, n_points - 1, min(n_points, context_points)).round().long().to(fit.x.device)
+    shown = network.on_prompt(sets[0].rows(0, 1))
+    if not shown.query_states:
+        raise InputError(f"probes read states, but this {type(network).__name__} shows none (query_states).")
+    depth = len(shown.query_states) - 1
+    tokens = TOKENS if shown.context_states else TOKENS[:1]
     labels = _labels(task, sets, places, depth)
 
     def readings(
@@ -142,10 +144,13 @@ def probe_layers(
     ) -> Iterator[tuple[tuple[Token, int], list[Reading]]]:
         states = [_states(model, prompt, places, chunk_size) for prompt in sets]
         with torch.autocast(fit.x.device.type, enabled=False):
-            for token, layer in progress([(token, layer) for token in TOKENS for layer in range(depth + 1)], "probes"):
+            for token, layer in progress([(token, layer) for token in tokens for layer in range(depth + 1)], "probes"):
                 yield (token, layer), _read([of_set[token][layer] for of_set in states], labels[token], alpha)
 
     if isinstance(untrained, InContextNetwork):
+        other = len(untrained.on_prompt(sets[0].rows(0, 1)).query_states) - 1
+        if other != depth:
+            raise InputError(f"the untrained network has {other} layers, but the probed one has {depth}.")
         untrained = {place: reading for place, (reading,) in readings(untrained, labels)}
     both = {token: own.beside_shuffled() for token, own in labels.items()}
     rows: list[Probe] = []
@@ -153,20 +158,6 @@ def probe_layers(
         control = None if untrained is None else untrained[token, layer]
         rows += _rows(token, layer, labels[token], own, shuffled, control)
     return ProbeTable(tuple(rows), untrained)
-
-
-def untrained_like(network: InContextNetwork, seed: int = 0) -> InContextNetwork:
-    """A network of the same architecture with fresh weights, the same for each seed."""
-    network = as_transformer(network, "untrained networks are")
-    fresh = copy.deepcopy(network).cpu()
-    with seeded(seed), torch.no_grad():
-        for module in fresh.modules():
-            if isinstance(module, nn.Linear | nn.LayerNorm):
-                module.reset_parameters()
-        if fresh.position is not None:
-            fresh.position.normal_(std=0.02)
-        fresh.apply_init()
-    return fresh.to(network.read_out.weight.device)
 
 
 def reference_levels(task: Law, fit: Prompt, score: Prompt) -> dict[str, tuple[Estimate, str]]:
@@ -238,8 +229,8 @@ def _states(
     for part in prompt.chunks(chunk_size):
         output = network.on_prompt(part)
         chunks["query"].append(output.query_states)
-        at = output.context_states[0].shape[1] // prompt.x.shape[1] * places
-        chunks["context"].append(tuple(states[:, at] for states in output.context_states))
+        each = output.context_states[0].shape[1] // prompt.x.shape[1] if output.context_states else 1
+        chunks["context"].append(tuple(states[:, each * places] for states in output.context_states))
     return {token: [torch.cat(layer) for layer in zip(*parts, strict=True)] for token, parts in chunks.items()}
 
 

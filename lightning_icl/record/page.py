@@ -19,13 +19,14 @@ TELLING = ("heads", "d_model", "attention", "mlp", "norm", "layout", "optimizer"
 
 def about(data: PromptDataModule, module: ICLModule, max_steps: int) -> str:
     """What a run is, as TEXT shows it."""
-    transformer = module.network
-    n_parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    network = module.network
+    n_parameters = sum(parameter.numel() for parameter in network.parameters())
     n_points = f"{data.smallest_n}" if data.smallest_n == data.largest_n else f"{data.smallest_n} to {data.largest_n}"
     typed = Path(sys.argv[0]).name in ("lightning-icl", "lightning", "__main__.py")
     command = shlex.join(["lightning-icl", *sys.argv[1:]]) if typed else f"(from Python: {sys.argv[0]})"
     model = {name: value for name, value in module.hparams.items() if name != "n_dims"}
-    size = f"{len(transformer.heads)} layers, heads {transformer.heads}, {n_parameters:,} parameters"
+    heads = f"{len(network.heads)} layers, heads {list(network.heads)}, " if network.heads else ""
+    size = f"{heads}{n_parameters:,} parameters"
     return "\n".join(
         [
             "| | |",
@@ -86,6 +87,9 @@ def last_risks(rows: pd.DataFrame) -> dict[str, float]:
 def telling_options(data: PromptDataModule, module: ICLModule, steps: int) -> dict[str, Any]:
     """The options that tell one run from another, as HPARAMS takes them."""
     known = {name: module.hparams[name] for name in TELLING if name in module.hparams}
+    if network := module.hparams.get("network"):
+        name = network["class_path"].rpartition(".")[2]
+        known |= {"network": name} | {f"network.{option}": value for option, value in network["init_args"].items()}
     known |= {"task": type(data.task).__name__} | {f"task.{name}": value for name, value in options(data.task).items()}
     known |= {"n_points": data.largest_n, "batch_size": data.batch_size, "seed": data.seed, "steps": steps}
     return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in known.items()}

@@ -7,14 +7,15 @@ import torch
 from conftest import small_data, small_module, small_trainer
 from sklearn.linear_model import Ridge
 
-from lightning_icl.callbacks import LinearProbe, linear_probe
+from lightning_icl.callbacks import LinearProbe
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import shuffled_prompts
 from lightning_icl.functional.prompts import tokens
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression, Task
-from lightning_icl.instruments.probing import probe_layers, untrained_like
+from lightning_icl.instruments.probing import probe_layers
 from lightning_icl.record import Row, frame
 from lightning_icl.record.folder import set_run_folder
+from lightning_icl.transformer import Transformer
 
 
 def validated(folder, probe, module=None, data=None):
@@ -89,7 +90,7 @@ def test_the_rows_are_what_probe_layers_finds(tmp_path):
     trainer.validate(module, datamodule=data, verbose=False)
     found = probe.rows.set_index(["metric", "layer"])
     sets = [data.held_out(f"probe_{name}", 40) for name in ("fit", "choose", "score")]
-    table = probe_layers(module.network, data.task, *sets, untrained=untrained_like(module.network))
+    table = probe_layers(module.network, data.task, *sets, untrained=module.network.untrained())
     expected = {}
     for row in table.rows:
         place = f"probe/{row.token}/{row.target}"
@@ -117,8 +118,8 @@ def test_the_rows_are_what_probe_layers_finds(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_the_untrained_network_is_made_and_probed_once_a_run(tmp_path, monkeypatch):
     """And once more on other prompts; what is found is what a fresh LinearProbe finds."""
-    made, real = [], linear_probe.untrained_like
-    monkeypatch.setattr(linear_probe, "untrained_like", lambda model: made.append(model) or real(model))
+    made, real = [], Transformer.untrained
+    monkeypatch.setattr(Transformer, "untrained", lambda model: made.append(model) or real(model))
     probe, module, data = LinearProbe(n_prompts=20), small_module(), small_data()
     trainer = small_trainer(tmp_path, [probe], max_steps=6, val_check_interval=2)
     trainer.fit(module, datamodule=data)

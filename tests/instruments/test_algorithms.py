@@ -84,7 +84,8 @@ VARIANTS = [
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_readings_and_implied_weights_equal_one_query_at_a_time(options):
     transformer, prompt = model(**options), sampled(5).double()
-    readers = [*probe_readers(transformer, sampled(20, 1).double(), 0.7, 8), *own_readers(transformer)]
+    own = own_readers(transformer, transformer.on_prompt(prompt))
+    readers = [*probe_readers(transformer, sampled(20, 1).double(), 0.7, 8), *own]
     found = readings(transformer, prompt, readers, chunk_size=3)
     assert torch.allclose(found.prediction[-1], transformer.on_prompt(prompt).prediction, atol=1e-10)
     for r, reader in enumerate(readers):
@@ -119,7 +120,8 @@ def test_gradients_run_in_every_mode_and_leave_no_trace(mode):
     transformer = model().float()
     with mode():
         fit, prompt = sampled(9, 1), sampled(4)
-        found = readings(transformer, prompt, [*probe_readers(transformer, fit, 1.0), *own_readers(transformer)])
+        own = own_readers(transformer, transformer.on_prompt(prompt))
+        found = readings(transformer, prompt, [*probe_readers(transformer, fit, 1.0), *own])
     assert not found.prediction.requires_grad
     assert not found.weights.requires_grad
     assert found.weights.abs().amin(dim=(1, 2, 3)).gt(0).all()
@@ -257,7 +259,7 @@ def built(construction, n_dims):
 
 def read_out_distances(network, task, choose, score, max_steps):
     """The distances of the model's own read-outs, without probes."""
-    readers = own_readers(network)
+    readers = own_readers(network, network.on_prompt(score))
     seen = [(whole_prompts(prompt), readings(network, prompt, readers)) for prompt in (choose, score)]
     return distances(readers, default_algorithms(task, max_steps), Case(task, task, len(network.heads)), *seen)
 

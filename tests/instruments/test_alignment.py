@@ -19,7 +19,6 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.instruments import alignment
 from lightning_icl.instruments.alignment import state_alignment, weight_alignment
 from lightning_icl.instruments.head_pattern import head_pattern
-from lightning_icl.instruments.probing import untrained_like
 
 D = 4
 P_GD = ConstructedPreprocessThenGD(2, 0.2)
@@ -262,14 +261,14 @@ def test_a_model_that_only_carries_the_tokens_has_their_share_and_nothing_beyond
 def test_random_layers_are_as_often_opposite_as_alike():
     """The basis is that of the read-in, so a layer of opposite sign is as likely: the mean cosine is 0."""
     other = written(ConstructedGD(2, 0.2), D)
-    found = torch.tensor([cosines(untrained_like(other, seed), other) for seed in range(24)])
+    found = torch.tensor([cosines(other.untrained(seed), other) for seed in range(24)])
     assert (found.mean(dim=0).abs() < 4 * found.std(dim=0) / 24**0.5).all()
     assert found.abs().mean() < 0.4
 
 
 def test_random_states_hold_little_beyond_the_tokens():
     other = written(P_GD, D)
-    found = torch.tensor([beyond_input(untrained_like(other, seed), other) for seed in range(6)])
+    found = torch.tensor([beyond_input(other.untrained(seed), other) for seed in range(6)])
     assert found.max() < 0.25
 
 

@@ -29,7 +29,6 @@ from lightning_icl.instruments.p_probing import (
     read_in,
 )
 from lightning_icl.instruments.probe_models import LinearAttention, TunedDescent
-from lightning_icl.instruments.probing import untrained_like
 
 TASK = SparseLinearRegression(3, 1, noise_std=0.3)
 SHORT = Training(n_steps=2, batch_size=2, n_queries=2, n_seeds=2, n_choose=8, n_score=4)
@@ -299,7 +298,7 @@ def test_no_generator_of_a_gpu_is_seeded(monkeypatch):
         monkeypatch.setattr(owner, name, refused)
     before = torch.random.get_rng_state()
     p_probing(models, TASK, 4, 1, training=SHORT)
-    untrained_like(models["a"], seed=3)
+    models["a"].untrained(3)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -12,7 +12,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import STRENGTHS
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.tasks import LinearRegression, SparseLinearRegression
-from lightning_icl.instruments.probing import probe_layers, untrained_like
+from lightning_icl.instruments.probing import probe_layers
 from lightning_icl.transformer import Transformer
 
 N_DIMS, N_POINTS, N_QUERIES = 3, 5, 2
@@ -297,7 +297,7 @@ def test_what_cannot_be_probed_is_named(change, sentence):
 
 def test_untrained_weights_are_those_of_a_fresh_network():
     trained = network(norm="pre", mlp=True, heads=[2, 0, 1], head_dim=3).float()
-    fresh = untrained_like(trained, seed=7)
+    fresh = trained.untrained(7)
     expected = network(seed=7, norm="pre", mlp=True, heads=[2, 0, 1], head_dim=3).float()
     assert fresh.state_dict().keys() == trained.state_dict().keys()
     for name, value in expected.state_dict().items():
@@ -308,7 +308,7 @@ def test_an_untrained_network_touches_neither_the_trained_one_nor_the_global_gen
     trained = network(position="learned", max_points=400)
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     state = torch.random.get_rng_state()
-    fresh, again = untrained_like(trained), untrained_like(trained)
+    fresh, again = trained.untrained(), trained.untrained()
     assert torch.equal(torch.random.get_rng_state(), state)
     for name, value in trained.state_dict().items():
         assert torch.equal(value, before[name])
@@ -322,6 +322,6 @@ def test_an_untrained_network_touches_neither_the_trained_one_nor_the_global_gen
 def test_the_untrained_control_starts_as_the_model_did():
     for init, same in (("default", False), ("keys_equal_queries", True)):
         torch.manual_seed(0)
-        control = untrained_like(Transformer(3, 8, [2], init=init))
+        control = Transformer(3, 8, [2], init=init).untrained()
         attention = control.blocks[0].attention
         assert torch.equal(attention.key.weight, attention.query.weight) == same

@@ -10,9 +10,12 @@ __all__ = ["MAX_DEFAULT_TERMS", "default_bayes", "default_references"]
 MAX_DEFAULT_TERMS = 5000  # hypotheses that Bayes may weigh without being asked: a second for 1,000 prompts
 
 
-def default_references(task: Law) -> list[Reference]:
-    """What a model is compared with unless told otherwise; Bayes and the oracle where the task has what they need."""
-    return [
+def default_references(task: Law, depth: int = 1) -> list[Reference]:
+    """What a model of that many layers is compared with unless told otherwise.
+
+    A step a layer where it shows layers; Bayes and the oracle where the task has what they need.
+    """
+    found: list[Reference] = [
         linear.ZeroPredictor(),
         linear.LeastSquares(),
         linear.Ridge(),
@@ -24,6 +27,7 @@ def default_references(task: Law) -> list[Reference]:
         *default_bayes(task),
         *([linear.OracleLeastSquares()] if linear.has_weights(task) else []),
     ]
+    return [reference for reference in found if depth or getattr(reference, "steps", None) != "depth"]
 
 
 def default_bayes(task: Law) -> list[linear.Bayes]:

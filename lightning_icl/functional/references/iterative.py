@@ -66,6 +66,11 @@ class Iterative(LinearReference):
             check_between(0, MOST_STEPS, steps=steps)
         check_between(1, MOST_STEPS, max_steps=self.max_steps)
 
+    def check(self, case: Case) -> None:
+        super().check(case)
+        if self.steps == "depth" and case.depth == 0:
+            raise InputError(f"{self.key} takes a step a layer, but this network shows no layers; give it steps.")
+
     @property
     def key(self) -> str:
         name, scale = super().key.replace("_depth", "_at_depth", 1), "" if self.scale is None else f"_{self.scale:g}"
@@ -211,6 +216,7 @@ class PreconditionedGD(GD):
         return "preconditioned GD" if self.matrix is None else "GD with a given preconditioner"
 
     def check(self, case: Case) -> None:
+        super().check(case)
         if self.matrix is not None and len(self.matrix) != case.task.n_dims:
             raise InputError(f"matrix has {len(self.matrix)} rows, but x has {case.task.n_dims} dimensions.")
         if self.matrix is None and case.task.covariance is None:
@@ -340,6 +346,7 @@ class IterativeHardThresholding(Iterative):
         return super().title + ("" if self.sparsity is None else f" to {self.sparsity}")
 
     def check(self, case: Case) -> None:
+        super().check(case)
         law_sparsity(case.task, self.sparsity, "IterativeHardThresholding")
 
     def solver(self, problems: Problems) -> Solver:

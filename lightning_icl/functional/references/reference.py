@@ -36,7 +36,7 @@ class Case(NamedTuple):
     Attributes:
         task: the law of the prompts it is scored on.
         trained_on: the law the model was trained on; another one where a pool or a shift stands between them.
-        depth: number of layers of the model it is compared with.
+        depth: number of layers of the model it is compared with; 0 where it shows none.
     """
 
     task: Law

@@ -1,0 +1,102 @@
+"""What the analyses find in networks that are no Transformer, and what they say they cannot."""
+
+import pytest
+from conftest import small_data, small_module, small_trainer
+from networks import LSTM, ShownLSTM
+
+from lightning_icl import ICLModule
+from lightning_icl.callbacks import (
+    AlgorithmMatch,
+    Circuits,
+    ConstructionComparison,
+    HeadImportance,
+    HeadPruning,
+    LinearProbe,
+    PruningSchedule,
+    Recorder,
+    ReferenceRisk,
+)
+from lightning_icl.callbacks.monitors import monitored, spelled_out
+from lightning_icl.functional.constructions import ConstructedGD
+from lightning_icl.functional.errors import InputError
+from lightning_icl.functional.pruning import TopHeads
+from lightning_icl.functional.references import GD, LeastSquares
+from lightning_icl.record import load_run
+from lightning_icl.record.folder import set_run_folder
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+def module_of(network):
+    return ICLModule(4, network=network, warmup_steps=2)
+
+
+def every_analysis():
+    return [
+        ReferenceRisk(8),
+        HeadImportance(8),
+        HeadPruning(8, fit_prompts=8, strategies=[], finetune_steps=1),
+        LinearProbe(8),
+        AlgorithmMatch(8, n_points=[5], algorithms=[GD(step_size="shared", max_steps=3), LeastSquares()]),
+        Circuits(),
+        ConstructionComparison(ConstructedGD(2, 0.1), 8),
+    ]
+
+
+LACKING = {
+    "HeadImportance": "this network has no heads",
+    "HeadPruning": "this network has no heads",
+    "Circuits": "circuits are of a Transformer's own weights, but this network is a {}",
+    "ConstructionComparison": "constructions are compared with a Transformer, but this network is a {}",
+}
+
+
+@pytest.mark.parametrize("network", [LSTM, ShownLSTM, None])
+def test_what_a_network_lacks_is_said_in_the_closing_table_and_the_rest_is_measured(tmp_path, capsys, network):
+    module = small_module(attention="linear", mlp=False) if network is None else module_of(network(4))
+    expected = {} if network is None else dict(LACKING)
+    if network is LSTM:
+        expected["LinearProbe"] = "this network shows no states"
+    analyses = every_analysis()
+    trainer = small_trainer(tmp_path, [*analyses, Recorder()], max_steps=2, val_check_interval=1)
+    set_run_folder(trainer, tmp_path)
+    trainer.fit(module, small_data())
+    lines = capsys.readouterr().out.splitlines()
+    lacking = {analysis.name: analysis.lacking for analysis in analyses if analysis.lacking}
+    assert lacking == {name: said.format(network and network.__name__) for name, said in expected.items()}
+    assert all(lines.count(f"{name}: {said}.") == 1 for name, said in lacking.items() if len(name + said) < 77)
+    measured = {type(analysis).__name__ for analysis in analyses} - lacking.keys()
+    assert set(load_run(tmp_path).table["analysis"]) == measured
+    assert {a.name for a in analyses if a.rows is not None} == measured
+
+
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [
+        (PruningSchedule([TopHeads(1)], steps=[1]), "heads are cut in training of a Transformer alone"),
+        (ReferenceRisk(8, references=[GD(steps="depth")]), "gd_at_depth_tuned_step takes a step a layer"),
+    ],
+)
+def test_what_cannot_be_without_layers_or_heads_is_refused(tmp_path, callback, sentence):
+    trainer = small_trainer(tmp_path, [callback])
+    with pytest.raises(InputError, match=sentence):
+        trainer.fit(module_of(LSTM(4)), small_data())
+    assert trainer.global_step == 0
+
+
+def test_what_is_never_measured_cannot_be_monitored(tmp_path):
+    trainer = small_trainer(tmp_path, [HeadImportance(8), LinearProbe(8), ReferenceRisk(8)])
+    names = {spelled for name in monitored(trainer, module_of(LSTM(4)), small_data()) for spelled in spelled_out(name)}
+    others = {spelled for name in monitored(trainer, small_module(), small_data()) for spelled in spelled_out(name)}
+    assert names <= others
+    assert {name.partition("/")[0] for name in others - names} == {"heads", "probe"}
+
+
+@pytest.mark.parametrize("network", [LSTM, ShownLSTM])
+def test_gradient_steps_a_layer_are_compared_where_layers_are_shown(tmp_path, network):
+    references = ReferenceRisk(8)
+    small_trainer(tmp_path, [references]).validate(module_of(network(4, layers=3)), small_data(), verbose=False)
+    notes = references.rows.dropna(subset="note").set_index("metric")["note"]
+    found = [note for metric, note in notes.items() if "gd_at_depth" in metric]
+    assert set(found) == (set() if network is LSTM else {"GD, 3 steps of 1/λmax (= layers)"} | set(found))
+    assert ("val/excess_risk/preprocess_then_gd_at_depth" in notes) == (network is ShownLSTM)
