@@ -42,11 +42,14 @@ if _BACKEND.startswith("module://") and find_spec(_BACKEND[9:].partition(".")[0]
 
 if TYPE_CHECKING:
     from lightning_icl.data import PromptDataModule
+    from lightning_icl.export import Predictor, load_network, save_network
     from lightning_icl.module import ICLModule
     from lightning_icl.record import Row, load_run
 else:
-    # Imported when first asked for: they import Lightning and pandas, which a user of plain torch does not pay for.
+    # Imported when first asked for: they import Lightning, pandas and safetensors, which a user of plain torch does not
+    # pay for.
     _LATER = {"ICLModule": "module", "PromptDataModule": "data", "Row": "record", "load_run": "record"}
+    _LATER |= dict.fromkeys(("Predictor", "load_network", "save_network"), "export")
 
     def __getattr__(name):
         if name not in _LATER:
@@ -71,6 +74,7 @@ __all__ = [
     "Mixture",
     "PolynomialRegression",
     "PowerLaw",
+    "Predictor",
     "Prompt",
     "PromptDataModule",
     "QuadraticRegression",
@@ -85,6 +89,8 @@ __all__ = [
     "Transformer",
     "TransformerOutput",
     "ValidationStream",
+    "load_network",
     "load_run",
     "load_weights",
+    "save_network",
 ]

@@ -28,6 +28,7 @@ from lightning_icl.shipped_configs import config_file
 # lightning_icl.commands, which is imported when it is asked for: a study needs packages that nothing else does.
 COMMANDS = {
     "calibrate": "Do the instruments find what is there, on networks whose algorithm is known? PASS or FAIL for each.",
+    "export": "Write a trained network's weights (safetensors) and its config, which open without Lightning.",
     "p_probe": "P-probing: is the first layer's output easier to optimise on than the examples?",
     "prune": "Write a smaller checkpoint: some heads removed, the predictions those of the model with them masked.",
     "study": "Run many trials from one YAML file, and write their table, figures, verdicts and report.",

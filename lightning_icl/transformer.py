@@ -93,7 +93,9 @@ class MultiHeadAttention(nn.Module):
         # Tokens come last in the products: small matrices multiply faster so than with the few numbers of a head last.
         factor, (n_tokens, n_keys) = self._factor(k, visible), (q.shape[-2], k.shape[-2])
         alike = visible is None or visible.shape[-2] == 1
-        if self.kind == "linear" and alike and (n_tokens + n_keys) * self.head_dim <= 2 * n_tokens * n_keys:
+        # An exported program has no sizes to choose by; there is one for all.
+        fewer = torch.compiler.is_exporting() or (n_tokens + n_keys) * self.head_dim <= 2 * n_tokens * n_keys
+        if self.kind == "linear" and alike and fewer:
             return ((v.mT * factor) @ k @ q.mT).mT  # A_h V_h as q (k^T v), the fewer multiplications
         return (v.mT @ self._unnormalised(q, k, visible).mT).mT
 

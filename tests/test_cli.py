@@ -188,7 +188,7 @@ def test_the_lightning_script_hands_over_what_is_no_command_of_ours(monkeypatch,
     with pytest.raises(SystemExit) as stop:
         cli.lightning_main()
     assert stop.value.code == 2
-    commands = "fit, validate, test, predict, calibrate, p_probe, prune, study, theory"
+    commands = "fit, validate, test, predict, calibrate, export, p_probe, prune, study, theory"
     assert (f"'run' is not one of {commands}, and lightning-sdk" in capsys.readouterr().err) == is_handed_over
 
 

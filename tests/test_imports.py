@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "transformer": {"functional", "network"},
     "gpt2": {"functional", "transformer"},
     "weights": {"functional", "network", "transformer", "gpt2"},
+    "export": {"functional", "network"},
     "metrics": {"functional"},
     "optimizers": {"functional"},
     "soap": set(),
@@ -43,7 +44,8 @@ MAY_IMPORT = {
     | {"callbacks", "checks", "config_errors", "config_faults", "checkpoint", "endings", "launcher", "record"},
     "shipped_configs": set(),
     "studies": RECORD_SIDE | {"callbacks", "shipped_configs", "studies"},
-    "commands": RECORD_SIDE | {"callbacks", "checkpoint", "command_line", "commands", "shipped_configs", "studies"},
+    "commands": RECORD_SIDE
+    | {"callbacks", "checkpoint", "command_line", "commands", "export", "shipped_configs", "studies"},
     "cli": {
         "functional",
         "command_line",
@@ -55,7 +57,7 @@ MAY_IMPORT = {
         "shipped_configs",
     },
     "__main__": {"cli"},
-    "__init__": MODEL_SIDE | {"record"},
+    "__init__": MODEL_SIDE | {"record", "export"},
 }
 FUNCTIONAL_MAY_IMPORT = {"torch", "jaxtyping", PACKAGE} | sys.stdlib_module_names
 
