@@ -50,6 +50,15 @@ class Dropping(Averager):
         return output._replace(prediction=output.prediction * (2 if self.training else 1))
 
 
+class Tied(Averager):
+    """Two layers are one."""
+
+    def __init__(self, n_dims):
+        super().__init__(n_dims)
+        self.first, self.second = nn.Linear(n_dims, 1), nn.Linear(n_dims, 1)
+        self.second.weight = self.first.weight
+
+
 def tensors(batch=3, points=5, queries=2, dims=4):
     generator = torch.Generator().manual_seed(batch + points + queries)
     return [
@@ -85,20 +94,11 @@ def test_a_saved_network_is_loaded_as_it_was(tmp_path, make):
 
 
 def test_shared_weights_stay_shared(tmp_path):
-    """keys_equal_queries copies; here two layers are one."""
     network = Tied(4)
     save_network(network, tmp_path / "tied")
     found = load_network(tmp_path / "tied")
     assert found.second.weight is found.first.weight
     assert torch.equal(found.first.weight, network.first.weight)
-
-
-class Tied(InContextNetwork):
-    def __init__(self, n_dims):
-        super().__init__()
-        self.n_dims, self.heads = n_dims, []
-        self.first, self.second = nn.Linear(n_dims, 1), nn.Linear(n_dims, 1)
-        self.second.weight = self.first.weight
 
 
 def test_a_loaded_network_predicts_and_does_not_train(tmp_path):
