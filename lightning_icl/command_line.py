@@ -34,11 +34,12 @@ from lightning_icl.functional.tasks import Law
 from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
-from lightning_icl.record.folder import next_version, set_run_folder
+from lightning_icl.record.folder import next_version, run_folder, set_run_folder
 from lightning_icl.record.loading import read_config
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
 from lightning_icl.record.writing import ended_by
 from lightning_icl.transformer import Transformer
+from lightning_icl.weights import load_weights
 
 CONFIG = "config.yaml"  # in a run's folder
 
@@ -124,6 +125,14 @@ class ICLCommandLine(LightningCLI):
             "on from the last checkpoint there, and starts anew where there is none yet.",
         )
         parser.add_argument(
+            "--weights",
+            type=NotEmptyStr | None,
+            default=None,
+            help="A file of weights to begin from instead of fresh ones: for a GPT2 state.pt or model_N.pt of Garg et "
+            "al. (2022), else a state dict of the network, also as *.safetensors. validate leaves them as a checkpoint "
+            "too, which prune and all other commands take.",
+        )
+        parser.add_argument(
             "--dry_run",
             type=bool,
             default=False,
@@ -173,7 +182,7 @@ class ICLCommandLine(LightningCLI):
 
     def _find_run(self, config: Namespace) -> None:
         """Which folder the run was told to lie in, and the checkpoint there if it is to go on from the last."""
-        for key in ("run_folder", "ckpt_path", "trainer.default_root_dir", "checkpoint.dirpath"):
+        for key in ("run_folder", "ckpt_path", "weights", "trainer.default_root_dir", "checkpoint.dirpath"):
             if path := config.get(key):
                 config[key] = expanded(key, str(path))
         for key in ("run_folder", "trainer.default_root_dir"):
@@ -210,6 +219,18 @@ class ICLCommandLine(LightningCLI):
         with constructing():
             self.make_classes()
 
+    def load_weights(self) -> None:
+        """Begin from the weights of a file; a checkpoint has what came of them."""
+        config = self.config[self.subcommand]
+        if config.weights is None:
+            return
+        if config.model.construction is not None:
+            raise InputError(f"weights is {config.weights}, but model.construction gives weights too; leave one out.")
+        if config.ckpt_path:
+            rank_zero_info(f"The weights are those of {config.ckpt_path}, not of {config.weights}.")
+        else:
+            self.model.trained_steps = load_weights(self.model.network, config.weights) or 0
+
     def make_classes(self) -> None:
         """The data module, the model and the trainer, whose loggers come with the run's folder."""
         options = self._get(self.config, "trainer")
@@ -218,6 +239,8 @@ class ICLCommandLine(LightningCLI):
             options.logger = False
         super().instantiate_classes()
         options.logger = loggers
+        if self.subcommand is not None:
+            self.load_weights()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -274,6 +297,14 @@ class ICLCommandLine(LightningCLI):
         except BaseException as error:
             self._end_early(error)
             raise
+
+    def after_validate(self) -> None:
+        """Leave weights of another program as a checkpoint, for all that take one."""
+        config, folder = self.config["validate"], run_folder(self.trainer)
+        if config.weights and not config.ckpt_path and folder is not None:
+            path = folder / "checkpoints" / "last.ckpt"
+            self.trainer.save_checkpoint(path, weights_only=True)
+            rank_zero_info(f"The weights of {config.weights} are in {path} too, for prune and all other commands.")
 
     def after_fit(self) -> None:
         """Make what was due at the end where a run went on that had made its last step, and tell a signal on."""

@@ -162,6 +162,8 @@ class ICLModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse(self._watch.settle())  # never a checkpoint of spoiled weights
+        if self._trainer is not None and self._trainer.state.fn != "fit":
+            checkpoint["global_step"] = self.trained_steps  # not the trainer's, which made none of them
         checkpoint["lightning_icl"] = {"validations": self.validations, "validated_at": self.validated_at}
         if self.started_as is not None:
             checkpoint["lightning_icl"]["started_as"] = self.started_as

@@ -8,7 +8,10 @@ from safetensors.torch import save_file
 from test_gpt2 import N_DIMS, N_POINTS, Garg, pair, predictions, prompts
 
 from lightning_icl import GPT2, ICLModule, Transformer, load_weights
+from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
+from lightning_icl.record import load_run
+from lightning_icl.record.loading import loaded_module
 
 
 def state_of(theirs, old=False):
@@ -128,3 +131,64 @@ def test_a_damaged_or_missing_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"not at all")
     with pytest.raises(InputError, match=rf"weights is .*{name}, but that file is no whole one of tensors"):
         load_weights(GPT2(N_DIMS), tmp_path / name)
+
+
+CONFIG = f"""
+data:
+  task: {{class_path: SparseLinearRegression, init_args: {{n_dims: {N_DIMS}, sparsity: 2}}}}
+  n_points: {N_POINTS}
+  n_queries: 1
+  eval_prompts: 8
+  eval_batch_size: 8
+model:
+  network: {{class_path: GPT2, init_args: {{d_model: 16, heads: [4, 4], max_points: {N_POINTS}}}}}
+trainer:
+  accelerator: cpu
+  devices: 1
+  logger: false
+  enable_progress_bar: false
+  callbacks:
+    - {{class_path: HeadImportance, init_args: {{n_prompts: 8, scores: [leave_one_out]}}}}
+    - {{class_path: HeadPruning, init_args: {{n_prompts: 8, fit_prompts: 8, n_random: 2, finetune_steps: 1}}}}
+"""
+
+
+def ablated_error(theirs, prompt, layer=None, head=None):
+    """Their own excess risk, with a head's part of what c_proj is given set to 0."""
+
+    def zero(_, inputs):
+        (z,) = inputs
+        z = z.clone()
+        z[..., 4 * head : 4 * head + 4] = 0
+        return (z,)
+
+    hooks = [] if layer is None else [theirs._backbone.h[layer].attn.c_proj.register_forward_pre_hook(zero)]
+    risk = (theirs(prompt)[:, -1:] - prompt.f_query).square().mean()
+    for hook in hooks:
+        hook.remove()
+    return float(risk)
+
+
+def test_a_model_of_garg_is_opened_analysed_and_pruned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    theirs = Garg(4, 2)
+    file(tmp_path, "state.pt", theirs.float())
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    main(["validate", "--config", "config.yaml", "--weights", "state.pt", "--run_folder", "opened"])
+    run, theirs = load_run("opened"), theirs.double()
+    prompt = run.data.held_out("head_importance", 8).double()
+    rows = run.table[run.table["metric"].isin(["heads/risk", "heads/leave_one_out/importance"])]
+    full = ablated_error(theirs, prompt)
+    expected = [full] + [ablated_error(theirs, prompt, i, h) - full for i in range(2) for h in range(4)]
+    assert rows["value"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert set(run.table["step"]) == {7} == {run.module.trained_steps}
+    main(["prune", "--ckpt_path", "opened/checkpoints/last.ckpt", "--keep", "[[1, 3], [2]]", "--output", "pruned"])
+    smaller = loaded_module("pruned/checkpoints/last.ckpt").network
+    assert (type(smaller), smaller.heads) == (GPT2, [2, 1])
+    # The file was for a start; what came of it is in the checkpoint.
+    again = ["--config", "opened/config.yaml", "--ckpt_path", "opened/checkpoints/last.ckpt"]
+    main(["validate", *again, "--run_folder", "again"])
+    assert load_run("again").table["value"].equals(run.table["value"])
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", "config.yaml", "--weights", "stat.pt"])
+    assert "weights is stat.pt, but there is no such file" in capsys.readouterr().err

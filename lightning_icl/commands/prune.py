@@ -10,11 +10,10 @@ import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lightning_icl.checkpoint import read, write
-from lightning_icl.commands.pruned_checkpoint import pruned_checkpoint
+from lightning_icl.commands.pruned_checkpoint import pruned_checkpoint, smaller_model
 from lightning_icl.commands.run import Run, open_run, run_folder
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask
-from lightning_icl.instruments.removal import smaller_options
 from lightning_icl.transformer import as_transformer
 
 N_PROMPTS = 256  # that predictions are compared on
@@ -96,12 +95,10 @@ def _write(folder: Path, checkpoint: Mapping[str, Any], run: Run, mask: HeadMask
     path = folder / "checkpoints" / "last.ckpt"
     write(pruned_checkpoint(checkpoint, run.module, mask), path)
     config = yaml.safe_load(run.config.read_text())
-    config["model"] = config.get("model", {}) | smaller_options(
-        as_transformer(run.module.network, "heads are removed"), mask
-    )
+    transformer = as_transformer(run.module.network, "heads are removed")
+    config["model"] = smaller_model(config.get("model", {}), transformer, mask)
     config["model"] |= {"construction": None}  # whose shape it no longer has
-    if "ckpt_path" in config:
-        config["ckpt_path"] = None  # what the unpruned run was resumed from
+    config |= {key: None for key in ("ckpt_path", "weights") if key in config}  # what the unpruned run began from
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 

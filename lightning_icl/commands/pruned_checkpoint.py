@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_icl.functional.heads import HeadMask
 from lightning_icl.instruments.removal import OF_WHOLE, Part, kept_parts, remove_heads, smaller_options
 from lightning_icl.module import ICLModule
-from lightning_icl.transformer import as_transformer
+from lightning_icl.transformer import Transformer, as_transformer
 
 PREFIX = "network."  # of the transformer's parameters in the module
 
@@ -29,13 +29,21 @@ def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: He
     pruned = {
         **checkpoint,
         "state_dict": smaller,
-        "hyper_parameters": {**checkpoint["hyper_parameters"], **smaller_options(transformer, keep)},
+        "hyper_parameters": smaller_model(checkpoint["hyper_parameters"], transformer, keep),
     }
     if "optimizer_states" in checkpoint:  # else it has weights alone (save_weights_only)
         states = checkpoint["optimizer_states"]
         pruned["optimizer_states"] = [_pruned_optimizer(state, module, parts) for state in states]
         pruned["callbacks"] = _unmeasured(checkpoint["callbacks"])
     return pruned
+
+
+def smaller_model(model: Mapping[str, Any], transformer: Transformer, keep: HeadMask) -> dict[str, Any]:
+    """The options of a model, or of the network in it, with those that change with the heads removed."""
+    smaller = smaller_options(transformer, keep)
+    if network := model.get("network"):
+        return {**model, "network": {**network, "init_args": {**(network.get("init_args") or {}), **smaller}}}
+    return {**model, **smaller}
 
 
 def _pruned_optimizer(state: Mapping[str, Any], module: ICLModule, parts: Mapping[str, Part]) -> dict[str, Any]:
