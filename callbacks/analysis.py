@@ -108,7 +108,7 @@ class Analysis(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module, data = icl_module(pl_module), datamodule(trainer)
-        module.check_run(data, stage)  # which Lightning sets up last
+        module.check_run(trainer, data, stage)  # which Lightning sets up last
         self.lacking = self.lacks(module)
         if self.lacking is None:
             self.check_run(trainer, module, data, stage)

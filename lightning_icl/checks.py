@@ -24,7 +24,7 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
     if trainer.gradient_clip_val is not None:
         check_not_negative(**{"trainer.gradient_clip_val": trainer.gradient_clip_val})
     data.check_run(trainer, module, stage)
-    module.check_run(data, stage)
+    module.check_run(trainer, data, stage)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         check = getattr(callback, "check_run", None)
         if check and not (isinstance(callback, Analysis) and callback.lacks(module)):

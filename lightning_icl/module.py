@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +20,7 @@ from lightning_icl.functional.references import MAX_DEFAULT_TERMS
 from lightning_icl.loggers import flush, log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
 from lightning_icl.network import InContextNetwork, TransformerOutput, current_names, depth, described, description
-from lightning_icl.network_check import check_network
+from lightning_icl.network_check import check_declared, check_network
 from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
 from lightning_icl.transformer import Transformer
@@ -80,6 +80,12 @@ class ICLModule(LightningModule):
         super().__init__()
         if isinstance(network, Mapping):  # from a checkpoint
             network = described(network)
+        if network is not None:
+            check_declared(network)
+            if network.n_dims != n_dims:
+                raise InputError(
+                    f"n_dims is {n_dims}, but that of the network, a {type(network).__name__}, is {network.n_dims}."
+                )
         if network is not None and (construction or transformer):
             others = ["construction"] if construction else list(transformer)
             raise InputError(
@@ -97,6 +103,7 @@ class ICLModule(LightningModule):
             self.network.load_state_dict(construction.state(n_dims))
         # Of another network than a Transformer a trial tells, in check_run.
         self.depth, self.has_states = len(self.network.heads), isinstance(self.network, Transformer)
+        self._tried: tuple[object, ...] | None = None
         self.construction = construction
         self.started_as = None if construction is None else construction.arguments()
         self.optimizer, self.learning_rate, self.weight_decay = optimizer, learning_rate, weight_decay
@@ -143,13 +150,12 @@ class ICLModule(LightningModule):
         streams = getattr(self.trainer.datamodule, "streams", None)  # type: ignore[attr-defined]
         self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
-        self.check_run(self.trainer.datamodule, stage)  # type: ignore[attr-defined]
+        self.check_run(self.trainer, self.trainer.datamodule, stage)  # type: ignore[attr-defined]
 
-    def check_run(self, data: LightningDataModule | None, stage: str) -> None:
-        """Refuse a network that cannot predict on these prompts, and a target that the data has not."""
+    def check_run(self, trainer: Trainer, data: LightningDataModule | None, stage: str) -> None:
+        """Refuse a network that is not what it must be on these prompts, and a target that the data has not."""
         if isinstance(data, PromptDataModule) and not isinstance(self.network, Transformer):
-            seen = check_network(self.network, data.held_out("network", 2))
-            self.depth, self.has_states = depth(self.network, seen), bool(seen.query_states)
+            self._try_network(data, stage, trainer.strategy.root_device)
         if stage == "fit" and self.target == "posterior_mean":
             task = getattr(data, "task", None)
             law = "the data module" if task is None else f"this {type(task).__name__}"
@@ -159,6 +165,20 @@ class ICLModule(LightningModule):
                 raise InputError(
                     f"target is 'posterior_mean', but {law} has {lacks}; set it to 'noise_free' or 'noisy'."
                 )
+
+    def _try_network(self, data: PromptDataModule, stage: str, device: torch.device) -> None:
+        """On prompts of each size that there will be; once, whoever asks."""
+        sizes = {n for stream in data.streams for n in (stream.smallest_n, stream.largest_n)}
+        shortest = None
+        if stage == "fit":
+            sizes |= {data.smallest_n, data.largest_n}
+            starts = data.curriculum.points.start if data.curriculum.points else data.smallest_n
+            shortest = starts if starts < data.largest_n else None
+        if self._tried != (sizes, shortest, device):
+            prompt = data.held_out("network", 4, device, max(sizes))
+            seen = check_network(self.network, prompt, sorted(sizes - {max(sizes)}), shortest)
+            self.depth, self.has_states = depth(self.network, seen), bool(seen.query_states)
+            self._tried = sizes, shortest, device
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse(self._watch.settle())  # never a checkpoint of spoiled weights
