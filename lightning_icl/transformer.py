@@ -281,7 +281,7 @@ class Transformer(InContextNetwork):
                 f"mask is {mask!r}, but layout={layout!r} needs mask='causal': otherwise an example would see the "
                 "labels it is to predict."
             )
-        self.n_dims, self.heads, self.mask, self.layout = n_dims, list(heads), mask, layout
+        self.n_dims, self.heads, self.mask, self.layout, self.init = n_dims, list(heads), mask, layout, init
         self.head_dims = head_sizes(d_model, heads, head_dim)
         self.tokens_per_point = 2 if layout == "alternating" else 1
         self.max_points = max_points if position == "learned" else None
@@ -347,7 +347,7 @@ class Transformer(InContextNetwork):
 
     def apply_init(self) -> None:
         """Make of freshly drawn weights those that ``init`` asks for."""
-        if self.options["init"] == "keys_equal_queries":
+        if self.init == "keys_equal_queries":
             for layer in self.blocks:
                 if layer.attention is not None:
                     layer.attention.key.load_state_dict(layer.attention.query.state_dict())

@@ -80,6 +80,37 @@ def test_a_layer_may_have_no_heads_and_every_layer_heads_of_its_own_size(mlp, no
     assert all(p.grad is not None for p in transformer.parameters())  # as DDP demands
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_attention_may_have_biases_of_which_the_output_s_is_no_head_s(attention, norm):
+    transformer = model((2, 0, 3), attention=attention, norm=norm, head_dim=3, attention_bias=True)
+    for name, parameter in transformer.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    these = tokens(batch=1)
+    seen = [keys_seen(i, 6, "context") for i in range(6 + N_QUERIES)]
+    states = loop_over_layers(transformer, these[0].numpy(), attention, seen, norm)
+    output = transformer(these, n_queries=N_QUERIES)
+    np.testing.assert_allclose(output.query_states[-1][0].detach(), states[-N_QUERIES:], atol=1e-10)
+    output.prediction.sum().backward()
+    assert all(p.grad is not None for p in transformer.parameters())  # as DDP demands
+    without_heads = model((2, 0, 3), attention=attention, norm=norm, head_dim=3, attention_bias=True)
+    without_heads.load_state_dict(transformer.state_dict())
+    for layer in (0, 2):
+        torch.nn.init.zeros_(without_heads.layers[layer].attention.output.weight)
+    masked = predict(transformer, these, head_mask=torch.zeros(3, 3).double())
+    assert torch.allclose(masked, predict(without_heads, these))
+
+
+def test_the_mlp_s_gelu_may_be_the_approximation_by_tanh():
+    exact, approximate = model(), model(activation="gelu_tanh")
+    x = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    inner = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)  # Hendrycks and Gimpel 2016
+    assert torch.allclose(approximate.layers[0].mlp[1](x), 0.5 * x * (1 + inner.tanh()))
+    assert torch.allclose(exact.layers[0].mlp[1](x), x * torch.special.ndtr(x))
+    assert not torch.allclose(exact.layers[0].mlp[1](x), approximate.layers[0].mlp[1](x))
+
+
 @pytest.mark.parametrize("options", [{}, {"head_dim": [1, 2, 3], "layout": "prefixes", "mask": "causal"}], ids=str)
 def test_the_options_build_a_model_of_the_same_shape(options):
     transformer = model(**options)
@@ -117,6 +148,8 @@ def loop_over_layers(transformer, prompt, attention, seen, norm, positions=0.0):
         if layer.attention is not None:
             inputs = normalised(states, layer.attention_norm) if norm == "pre" else states
             states = states + loop_over_heads(layer.attention, inputs, attention, seen)
+        if layer.output_bias is not None:
+            states = states + array(layer.output_bias)
         states = normalised(states, layer.attention_norm) if norm == "post" else states
         if layer.mlp is not None:
             inputs = normalised(states, layer.mlp_norm) if norm == "pre" else states
@@ -129,7 +162,10 @@ def loop_over_heads(block, inputs, attention, keys):
     output = np.zeros_like(inputs)
     for head in range(block.n_heads):
         rows = slice(head * block.head_dim, (head + 1) * block.head_dim)
-        q, k, v = (inputs @ array(part.weight)[rows].T for part in (block.query, block.key, block.value))
+        q, k, v = (
+            inputs @ array(part.weight)[rows].T + (0.0 if part.bias is None else array(part.bias)[rows])
+            for part in (block.query, block.key, block.value)
+        )
         for i, seen in enumerate(keys):
             scores = np.array([q[i] @ k[j] for j in seen]) / np.sqrt(block.head_dim)
             if attention == "softmax":

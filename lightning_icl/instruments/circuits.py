@@ -9,10 +9,11 @@ as a matrix (d_model, d + 2). For head h with W_Q, W_K, W_V, W_O (He et al. 2025
 
 D is the linear part of the layer norm before the heads, diag(gain) (I - 1 1^T / d_model), with its bias in the column
 of the constant; E_z^+ the pseudo-inverse of the read-in without its bias; r the read-out and F the linear part of the
-norm before it. Left out: the scale by which a layer norm divides each token, positions, MLPs, and all that other heads
-add. So these are exact for a first layer without norm and positions; for later layers, and for the prediction, they are
-the direct path through the residual stream. With norm="post" the linear parts of the norms that the stream itself
-passes before this head belong to D and E_z^+, and those after it to F.
+norm before it. In the column of the constant are also the biases of queries, keys and values, added to W (D E), and
+those that the layers before add with their heads, in E. Left out: the scale by which a layer norm divides each token,
+positions, MLPs, and all that other heads add. So these are exact for a first layer without norm and positions; for
+later layers, and for the prediction, they are the direct path through the residual stream. With norm="post" the linear
+parts of the norms that the stream itself passes before this head belong to D and E_z^+, and those after it to F.
 """
 
 from typing import NamedTuple
@@ -62,6 +63,8 @@ def head_circuits(transformer: Transformer) -> list[LayerCircuits]:
     stream, found = _read_in(transformer), []
     for i, layer in enumerate(transformer.blocks):
         found.append(_layer_circuits(layer, stream, _prediction_row(transformer, i)))
+        if layer.output_bias is not None:
+            stream = torch.cat([stream[:-1] + layer.output_bias[:, None] * stream[-1], stream[-1:]])
         for norm in _stream_norms(layer):
             stream = _passed(norm, stream)
     return found
@@ -89,7 +92,7 @@ def _layer_circuits(
 ) -> LayerCircuits:
     n_dims = stream.shape[1] - 2
     seen = stream if layer.norm == "post" else _passed(layer.attention_norm, stream)
-    query_key, written = _head_maps(layer.attention, seen[:-1])
+    query_key, written = _head_maps(layer.attention, seen)
     span = stream[:-1, :-1]
     output_value = torch.linalg.pinv(span) @ written
     prediction = torch.einsum("m,hmi->hi", read, written)
@@ -108,15 +111,18 @@ def _layer_circuits(
 
 
 def _head_maps(
-    attention: MultiHeadAttention | None, seen: Float[Tensor, "d_model inputs"]
+    attention: MultiHeadAttention | None, seen: Float[Tensor, "states inputs"]
 ) -> tuple[Float[Tensor, "heads inputs inputs"], Float[Tensor, "heads d_model inputs"]]:
     """Each head's scores and what it writes, from the inputs as the heads see them."""
-    d_model, n_inputs = seen.shape
+    states, constant = seen[:-1], seen[-1]
+    d_model, n_inputs = states.shape
     if attention is None:
         return seen.new_zeros(0, n_inputs, n_inputs), seen.new_zeros(0, d_model, n_inputs)
     n_heads = attention.n_heads
     query, key, value = (
-        (part.weight.to(seen) @ seen).unflatten(0, (n_heads, -1))
+        (
+            part.weight.to(seen) @ states + (0.0 if part.bias is None else part.bias.to(seen)[:, None] * constant)
+        ).unflatten(0, (n_heads, -1))
         for part in (attention.query, attention.key, attention.value)
     )
     output = attention.output.weight.to(seen).unflatten(1, (n_heads, -1)).transpose(0, 1)

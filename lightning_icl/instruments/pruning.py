@@ -39,14 +39,16 @@ class PrunedModel(NamedTuple):
 
 
 def living_heads(network: InContextNetwork) -> Bool[Tensor, "layers heads"]:
-    """The heads that write anything: neither their value rows nor their output columns are all zero."""
+    """The heads that write anything: neither their values (rows and biases) nor their output columns are all zero."""
     living = full_mask(network.heads).bool()
     network = as_transformer(network, "weights are")
     for row, layer in zip(living, network.blocks, strict=True):
         if layer.attention is not None:
             by_head = (layer.attention.n_heads, layer.attention.head_dim)
-            written = layer.attention.value.weight.ne(0).any(dim=1), layer.attention.output.weight.ne(0).any(dim=0)
-            alive = torch.stack(written).unflatten(1, by_head).any(dim=2).all(dim=0)
+            value, bias = layer.attention.value.weight.ne(0).any(dim=1), layer.attention.value.bias
+            read = value if bias is None else value | bias.ne(0)
+            written = layer.attention.output.weight.ne(0).any(dim=0)
+            alive = torch.stack([read, written]).unflatten(1, by_head).any(dim=2).all(dim=0)
             row[: len(alive)] = alive.cpu()
     return living
 
@@ -228,10 +230,10 @@ def fine_tuned(
 def cut_heads_(network: InContextNetwork, keep: HeadMask, optimizer: Optimizer | None = None) -> None:
     """Cut the heads that ``keep`` has no 1 for out of the weights, in place, so that training cannot revive them.
 
-    Their value rows and output columns become zero, and so do the optimizer's moments there. Then a head's output is
-    zero, hence the gradient of its output columns; and these are zero, hence the gradient of its value rows. Moments,
-    momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW, Muon and SOAP, which finds the
-    bases of these matrices, and its moments in them, anew.
+    Their value rows, value biases and output columns become zero, and so do the optimizer's moments there. Then a
+    head's output is zero, hence the gradient of its output columns; and these are zero, hence the gradient of its value
+    rows and biases. Moments, momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW, Muon
+    and SOAP, which finds the bases of these matrices, and its moments in them, anew.
     """
     check_mask_shape("keep has", keep.shape, network.heads)
     network = as_transformer(network, "heads are cut out")
@@ -241,7 +243,8 @@ def cut_heads_(network: InContextNetwork, keep: HeadMask, optimizer: Optimizer |
             continue
         cut = row[: attention.n_heads] == 0
         entries = cut.repeat_interleave(attention.head_dim).nonzero().flatten().to(attention.value.weight.device)
-        for weight, dim in ((attention.value.weight, 0), (attention.output.weight, 1)):
+        values = [(of_values, 0) for of_values in attention.value.parameters()]
+        for weight, dim in (*values, (attention.output.weight, 1)):
             state = {} if optimizer is None else optimizer.state.get(weight, {})
             if cut.any() and OF_WHOLE in state:
                 state.clear()

@@ -10,7 +10,7 @@ import torch
 import yaml
 from conftest import ROOT, small_data, small_module
 
-from lightning_icl import ICLModule
+from lightning_icl import GPT2, ICLModule
 from lightning_icl.callbacks import analysis
 from lightning_icl.cli import main
 from lightning_icl.commands import prune as command
@@ -226,13 +226,20 @@ class Trained:
 
 def with_dead_heads(keep, **options):
     """Heads that read and write nothing, so they neither matter nor learn."""
-    module = small_module(heads=[4, 2, 4], weight_decay=0.1, learning_rate=0.01, **options)
+    of_training = {"weight_decay": 0.1, "learning_rate": 0.01, "optimizer": options.pop("optimizer")}
+    if network := options.pop("network", None):
+        torch.manual_seed(0)
+        module = ICLModule(4, network=network(4, 16, [4, 2, 4]), warmup_steps=2, **of_training)
+    else:
+        module = small_module(heads=[4, 2, 4], **of_training, **options)
     with torch.no_grad():
         for block, row in zip(module.network.blocks, keep, strict=True):
             size, n_heads = block.attention.head_dim, block.attention.n_heads
             gone = (row[:n_heads] == 0).repeat_interleave(size)
             block.attention.value.weight[gone] = 0
             block.attention.output.weight[:, gone] = 0
+            if block.attention.value.bias is not None:
+                block.attention.value.bias[gone] = 0
     return module
 
 
@@ -244,6 +251,8 @@ KEEP = torch.tensor([[0.0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
     [
         *itertools.product(("adamw", "muon", "muon_per_head"), ({}, {"mlp": False, "norm": "post"}, {"norm": "none"})),
         ("muon_per_head", {"head_dim": [8, 4, 8]}),  # where Muon's step on the whole matrix would shrink
+        ("adamw", {"attention_bias": True}),
+        ("muon", {"network": GPT2}),
     ],
     ids=str,
 )

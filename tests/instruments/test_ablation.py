@@ -46,6 +46,7 @@ VARIANTS = [
     {"mask": "causal", "position": "learned", "max_points": 4},
     {"mask": "causal", "layout": "prefixes"},
     {"mask": "causal", "layout": "alternating"},
+    {"attention_bias": True, "activation": "gelu_tanh"},
     {"heads": [2, 0, 2]},
     {"heads": [3, 2], "head_dim": [5, 2]},
     {"heads": [2]},
@@ -96,7 +97,9 @@ def replaced_by_hooks(transformer, prompt, mask, reference, ablation):
     return prediction
 
 
-@pytest.mark.parametrize("options", [{}, {"mask": "causal", "layout": "prefixes"}, {"attention": "linear"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"mask": "causal", "layout": "prefixes"}, {"attention": "linear", "attention_bias": True}], ids=str
+)
 @pytest.mark.parametrize("ablation", ["mean", "resample"])
 @pytest.mark.parametrize("chunk_size", [2, 100])
 def test_mean_and_resample_ablation_equal_hooks(options, ablation, chunk_size):

@@ -162,6 +162,7 @@ def test_keys_exchanged_with_values_are_the_same():
 VARIANTS = [
     {},
     {"norm": "post", "attention": "relu"},
+    {"attention_bias": True, "activation": "gelu_tanh"},
     {"heads": [2, 0, 2], "mask": "full"},
     {"mask": "causal", "layout": "prefixes", "position": "learned", "max_points": 24},
 ]

@@ -72,6 +72,24 @@ def test_linear_attention_computed_from_the_circuits_is_the_prediction(layout):
     assert torch.allclose(transformer.on_prompt(prompt).prediction, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_biases_are_in_the_column_of_the_constant(layer):
+    """Exact where nothing but biases comes before: a layer without heads adds its output bias to every token."""
+    transformer = model(heads=[0] * layer + [2], attention="linear", attention_bias=True)
+    circuits, prompt = head_circuits(transformer)[layer], sampled()
+    z = with_constant(transformer.laid_out(prompt))
+    before = transformer.read_in(z[..., :-1]) + sum(block.output_bias for block in transformer.blocks)
+    scores = torch.einsum("bqi,hij,bkj->bhqk", z[:, -2:], circuits.query_key, z[:, :5])
+    read = torch.einsum("bhqk,bkj,hj->bq", scores, z[:, :5], circuits.prediction) / 5
+    assert torch.allclose(transformer.on_prompt(prompt).prediction, transformer.read(before)[:, -2:] + read, atol=1e-10)
+    for part in ("query", "key", "value"):  # each of which matters
+        other = model(heads=[0] * layer + [2], attention="linear", attention_bias=True)
+        torch.nn.init.zeros_(getattr(other.layers[layer].attention, part).bias)
+        assert not torch.allclose(head_circuits(other)[layer].prediction, circuits.prediction) or not torch.allclose(
+            head_circuits(other)[layer].query_key, circuits.query_key
+        )
+
+
 def norm_matrix(norm, size):
     """The linear part of a layer norm and its bias, from its definition."""
     centre = np.eye(size) - np.ones((size, size)) / size
@@ -79,9 +97,9 @@ def norm_matrix(norm, size):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize("mlp", [True, False])
-def test_the_norms_are_folded_in_as_their_linear_parts(norm, mlp):
-    transformer = model(norm=norm, mlp=mlp, heads=[2, 3])
+@pytest.mark.parametrize(("mlp", "biases"), [(True, False), (False, False), (False, True)])
+def test_the_norms_are_folded_in_as_their_linear_parts(norm, mlp, biases):
+    transformer = model(norm=norm, mlp=mlp, heads=[2, 3], attention_bias=biases)
     found = head_circuits(transformer)
     weight, bias = (p.detach().numpy() for p in (transformer.read_in.weight, transformer.read_in.bias))
     stream = np.concatenate([weight, bias[:, None]], axis=1)
@@ -99,12 +117,17 @@ def test_the_norms_are_folded_in_as_their_linear_parts(norm, mlp):
             row = row @ norm_matrix(after, 12)[0]
         for h, maps in enumerate(heads_of(layer)):
             query, key, value, output = (m.numpy() for m in maps)
-            np.testing.assert_allclose(
-                found[i].query_key[h], (query @ seen).T @ key @ seen / len(query) ** 0.5, atol=1e-10
+            attention, own = layer.attention, slice(h * len(query), (h + 1) * len(query))
+            q, k, v = (
+                part @ seen + (np.outer(of.bias.detach()[own], one) if biases else 0.0)
+                for part, of in zip((query, key, value), (attention.query, attention.key, attention.value), strict=True)
             )
-            written = output @ value @ seen
+            np.testing.assert_allclose(found[i].query_key[h], q.T @ k / len(query) ** 0.5, atol=1e-10)
+            written = output @ v
             np.testing.assert_allclose(found[i].output_value[h], np.linalg.pinv(stream[:, :-1]) @ written, atol=1e-9)
             np.testing.assert_allclose(found[i].prediction[h], row @ written, atol=1e-10)
+        if biases:
+            stream = stream + np.outer(layer.output_bias.detach(), one)
         if norm == "post":
             for passed in [layer.attention_norm, *([layer.mlp_norm] if mlp else [])]:
                 matrix, shift = norm_matrix(passed, 12)

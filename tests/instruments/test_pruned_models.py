@@ -24,6 +24,7 @@ from lightning_icl.instruments.pruning import (
     read_out_refitted,
     rescaled_masks,
 )
+from lightning_icl.instruments.removal import remove_heads
 from lightning_icl.optimizers import BlockMuon, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
 from lightning_icl.transformer import Layer
@@ -35,6 +36,7 @@ VARIANTS = [
     {"attention": "relu", "norm": "post"},
     {"mask": "causal", "layout": "prefixes"},
     {"mask": "causal", "layout": "alternating"},
+    {"attention_bias": True, "activation": "gelu_tanh", "heads": [2, 0, 2]},
     {"heads": [2, 0, 2]},
     {"heads": [1], "d_model": 6},
 ]
@@ -117,6 +119,19 @@ def test_dead_heads_are_not_there_to_be_kept():
     assert case.path(1).heads_left == [3, 2, 1]
     for strategy in (PaperPruning(), TopHeads(3), GreedyRemoval(3)):
         assert strategy.keep(case).tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_a_head_that_reads_nothing_but_its_bias_is_alive():
+    transformer = model(attention_bias=True)
+    attention = transformer.blocks[0].attention
+    attention.value.weight.data[head_rows(transformer, 0, 1)] = 0
+    assert living_heads(transformer).sum() == 6
+    mask = full_mask(transformer.heads).double()
+    mask[0, 1] = 0
+    assert risk(remove_heads(transformer, mask), sampled(5)) != pytest.approx(risk(transformer, sampled(5)))
+    attention.value.bias.data[head_rows(transformer, 0, 1)] = 0
+    assert living_heads(transformer).tolist()[0] == [True, False, True]
+    assert risk(remove_heads(transformer, mask), sampled(5)) == pytest.approx(risk(transformer, sampled(5)))
 
 
 def test_a_head_that_is_never_read_goes_first_and_at_no_cost():
@@ -336,9 +351,9 @@ def test_fine_tuning_works_without_any_head_and_inside_inference_mode():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap"])
-@pytest.mark.parametrize("attention", ["softmax", "linear"])
-def test_cut_heads_stay_exactly_dead_while_training_goes_on(optimizer, attention):
-    transformer = model(attention=attention, norm="pre").float()
+@pytest.mark.parametrize(("attention", "bias"), [("softmax", False), ("softmax", True), ("linear", False)])
+def test_cut_heads_stay_exactly_dead_while_training_goes_on(optimizer, attention, bias):
+    transformer = model(attention=attention, norm="pre", attention_bias=bias).float()
     matrices = [p for p in transformer.layers.parameters() if p.dim() == 2]
     others = [p for p in transformer.parameters() if all(p is not m for m in matrices)]
     if optimizer == "adamw":
@@ -370,6 +385,7 @@ def test_cut_heads_stay_exactly_dead_while_training_goes_on(optimizer, attention
     for weight, entries in (
         (attention.value.weight, attention.value.weight[dead]),
         (attention.output.weight, attention.output.weight[:, dead]),
+        *([(attention.value.bias, attention.value.bias[dead])] if bias else []),
     ):
         assert (entries == 0).all()
         assert weight.ne(0).any()

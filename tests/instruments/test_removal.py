@@ -44,6 +44,9 @@ VARIANTS = [
     {"mask": "causal", "position": "learned", "max_points": 4},
     {"mask": "causal", "layout": "prefixes"},
     {"mask": "causal", "layout": "alternating"},
+    {"attention_bias": True, "activation": "gelu_tanh"},
+    {"attention_bias": True, "norm": "none", "mlp": False},
+    {"attention_bias": True, "norm": "post", "heads": [2, 0, 2]},
     {"heads": [2, 0, 2]},
     {"heads": [3, 2], "head_dim": 5},
     {"heads": [3, 2], "head_dim": [5, 2], "norm": "post"},
@@ -82,8 +85,9 @@ def test_a_smaller_model_is_what_its_options_build(options):
 
 
 def test_every_parameter_of_a_smaller_model_is_used_as_ddp_demands():
-    for norm, mlp in itertools.product(("none", "pre", "post"), (True, False)):
-        smaller = remove_heads(model(norm=norm, mlp=mlp), torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 0, 0]]))
+    for norm, mlp, bias in itertools.product(("none", "pre", "post"), (True, False), (True, False)):
+        full = model(norm=norm, mlp=mlp, attention_bias=bias)
+        smaller = remove_heads(full, torch.tensor([[0.0, 0, 0], [0, 0, 0], [1, 0, 0]]))
         smaller.on_prompt(sampled()).prediction.sum().backward()
         assert [name for name, p in smaller.named_parameters() if p.grad is None] == []
 
@@ -118,6 +122,15 @@ def test_the_kept_part_of_a_parameter_is_that_of_its_heads():
     projections = {f"layers.1.attention.{name}.weight" for name in ("query", "key", "value", "output")}
     assert gone == projections | {"layers.1.attention_norm.weight", "layers.1.attention_norm.bias"}
     assert parts.keys() - gone == {name.replace("layers.1", "layers.0") for name in projections}
+
+
+def test_a_network_whose_heads_are_no_option_keeps_them_all():
+    class Fixed(Transformer):
+        def __init__(self, n_dims):
+            super().__init__(n_dims, 12, [3, 2])
+
+    with pytest.raises(InputError, match="with the options heads and head_dim, but Fixed has not both"):
+        remove_heads(Fixed(3), torch.tensor([[1.0, 0, 1], [1, 1, 0]]))
 
 
 @pytest.mark.parametrize(
