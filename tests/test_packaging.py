@@ -65,7 +65,7 @@ def test_the_sdist_has_what_make_test_needs(builds):
     with tarfile.open(only(builds["sdist"], "*.tar.gz")) as sdist:
         names = {"/".join(Path(name).parts[1:]) for name in sdist.getnames()}
     assert {"Makefile", "constraints.txt", "pyproject.toml", "README.md", "tests/test_packaging.py"} <= names
-    assert {"LICENSE", "CITATION.cff", "CHANGELOG.md"} <= names
+    assert {"LICENSE", "CITATION.cff", "CHANGELOG.md", "examples/lstm.py", "examples/minute.yaml"} <= names
 
 
 def test_the_licence_is_in_the_wheel_and_the_citation_is_of_this_version(builds):
