@@ -90,6 +90,7 @@ class ReferenceRisk(Analysis):
         self.eval_prompts = datamodule(trainer).eval_prompts
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
+        self._model = type(module.network).__name__
         for stream in range(len(data.streams)):
             for reference in self.references or []:
                 reference.check(_case(data, module, stream))
@@ -207,7 +208,7 @@ class ReferenceRisk(Analysis):
     def labels(self, stream: int, prefixes: bool = False) -> dict[str, str]:
         """What each estimator is called in figures and tables, with its settings for whole prompts or ``prefixes``."""
         alike = [found for (of, _, each), found in self._tuned.items() if (of, each) == (stream, prefixes)]
-        return {MODEL: MODEL} | {same[0].key: same[0].label(same) for same in zip(*alike, strict=True)}
+        return {MODEL: self._model} | {same[0].key: same[0].label(same) for same in zip(*alike, strict=True)}
 
     def summary(self, rows: pd.DataFrame) -> list[str]:
         return [line for name, part in _by_stream(rows) for line in ["", *self._table(name, part)]][1:]

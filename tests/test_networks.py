@@ -227,3 +227,10 @@ def test_the_transformer_by_its_name_is_the_default(here, caplog):
     config = read_config(here / "run")["model"]
     assert (config["network"], config["heads"], config["norm"]) == (None, [2, 2], "none")
     assert "Left out" not in caplog.text
+
+
+def test_the_heads_of_a_network_are_told_once_in_a_table():
+    network = {"class_path": "lightning_icl.GPT2", "init_args": {"d_model": 8, "heads": [2, 1]}}
+    values = config_values({"model": {"network": network}, "data": {"task": {"class_path": "LinearRegression"}}})
+    assert (values["model.heads"], values["depth"], values["model.network.d_model"]) == ("[2, 1]", 2, 8)
+    assert "model.network.heads" not in values

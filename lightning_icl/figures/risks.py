@@ -81,7 +81,7 @@ def risk_by_step(rows: pd.DataFrame) -> Figure:
     found = _overall(rows).sort_values("step")
     model, limits, styles = found[found["estimator"] == MODEL], _limits(found, LEVELS), style.ESTIMATORS
     figure, (axes,) = style.panels(1, 5.0, 3.4)
-    style.band(axes, model["step"], model, label="transformer", ms=3, **styles[MODEL][1])
+    style.band(axes, model["step"], model, label=styles[MODEL][0], ms=3, **styles[MODEL][1])
     for cell in found[found["estimator"].isin(LEVELS)].drop_duplicates("estimator", keep="last").itertuples():
         label, look = styles[cell.estimator]
         style.level(axes, cell, limits, label=f"{label}, {style.number(cell.mean)}", **look)

@@ -44,7 +44,7 @@ MODEL = "transformer"
 
 # What an estimator is called, and how it is drawn: in every figure, of a run and of a study.
 ESTIMATORS: dict[str, tuple[str, Style]] = {
-    MODEL: ("transformer", {"color": BLUE, "ls": "-", "marker": "o"}),
+    MODEL: ("model", {"color": BLUE, "ls": "-", "marker": "o"}),
     "ridge": ("ridge", {"color": VERMILLION, "ls": "--", "marker": "s"}),
     "lasso": ("lasso", {"color": ORANGE, "ls": "-.", "marker": "D"}),
     "bayes": ("Bayes", {"color": "black", "ls": "--", "marker": "v"}),

@@ -31,6 +31,7 @@ def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
     flat = {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
     heads = _network(config["model"])["init_args"].get("heads")
     heads = heads if isinstance(heads, list) else []
+    flat.pop("model.network.heads", None)
     return flat | {"model.heads": json.dumps(heads), "depth": len(heads)}
 
 

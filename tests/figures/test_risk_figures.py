@@ -86,7 +86,7 @@ def test_each_estimator_has_its_risk_with_its_interval_lowest_at_the_top():
     axes = by_estimator().axes[0]
     names = [tick.get_text() for tick in axes.get_yticklabels()]
     assert [name.split("\n")[0] for name in names] == [
-        "least squares", "zero predictor", "ridge", "preprocess + GD", "transformer",
+        "least squares", "zero predictor", "ridge", "preprocess + GD", "model",
     ]  # fmt: skip
     assert names[2] == "ridge\nalpha 0.64 (from the law)"
     drawn = {}
@@ -121,7 +121,7 @@ def test_a_test_run_has_its_own_risks():
 
 def test_risk_by_points_shows_each_number_of_examples_with_its_interval():
     axes = by_few_points().axes[0]
-    for label, risk in (("transformer", 0.2), ("preprocess + GD, best stopping", 0.25)):
+    for label, risk in (("model", 0.2), ("preprocess + GD, best stopping", 0.25)):
         wanted = [(risk * 10 / n, 9 * risk / n, 12 * risk / n) for n in (8, 16)]
         np.testing.assert_allclose(bars(axes, label), wanted)
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["8", "16"]
@@ -129,7 +129,7 @@ def test_risk_by_points_shows_each_number_of_examples_with_its_interval():
 
 def test_every_prefix_is_a_line_with_a_band():
     axes = by_points({"transformer": 0.2}).axes[0]
-    np.testing.assert_allclose(line(axes, "transformer").get_ydata(), [2 / n for n in range(1, 21)])
+    np.testing.assert_allclose(line(axes, "model").get_ydata(), [2 / n for n in range(1, 21)])
     np.testing.assert_allclose(band(axes, 4), (0.9 * 0.5, 1.2 * 0.5))
     assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
@@ -139,7 +139,7 @@ def test_six_series_are_shown_and_the_number_of_others_is_said(draw):
     figure = draw(MANY | {"knn_3": 0.3} if draw == by_few_points else MANY)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
-        "transformer", "ridge", "lasso", "Bayes", "GD, best stopping", "preprocess + GD, best stopping",
+        "model", "ridge", "lasso", "Bayes", "GD, best stopping", "preprocess + GD, best stopping",
     ]  # fmt: skip
     left = 6 if draw == by_few_points else 5
     assert f"({left} more estimators are in the run's table)" in figure._suptitle.get_text()
@@ -154,13 +154,13 @@ def test_a_user_s_own_references_come_before_those_that_say_little():
 
 def test_no_line_covers_the_model_s():
     lines = {container.get_label(): container.lines[0].get_zorder() for container in by_few_points().axes[0].containers}
-    assert lines.pop("transformer") > max(lines.values())
+    assert lines.pop("model") > max(lines.values())
 
 
 def test_streams_stand_side_by_side():
     axes = by_stream(RISKS | {"transformer": 0.6}).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["in distribution", "shifted"]
-    np.testing.assert_allclose(bars(axes, "transformer"), [(0.2, 0.18, 0.24), (0.6, 0.54, 0.72)])
+    np.testing.assert_allclose(bars(axes, "model"), [(0.2, 0.18, 0.24), (0.6, 0.54, 0.72)])
     places = {c.get_label(): np.round(c.lines[0].get_xdata()).tolist() for c in axes.containers}
     assert set(map(tuple, places.values())) == {(0, 1)}
 
@@ -169,7 +169,7 @@ def test_training_is_a_line_of_the_model_between_the_references():
     found = [rows(RISKS | {"transformer": risk}).assign(step=step) for step, risk in ((200, 0.3), (100, 0.7))]
     other = rows({"transformer": 55.0, "ridge": 55.0}, stream="shifted").assign(step=100)
     axes = risk_by_step(pd.concat([*found, other])).axes[0]
-    model = line(axes, "transformer")
+    model = line(axes, "model")
     assert model.get_xdata().tolist() == [100, 200]
     np.testing.assert_allclose(model.get_ydata(), (0.7, 0.3))
     np.testing.assert_allclose(band(axes, 200), (0.27, 0.36))
