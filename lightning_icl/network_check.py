@@ -69,7 +69,7 @@ def check_network(
         _check_output(tried, prompt, output)
         for n in n_points:
             _check_output(tried, prompt.first(n), _output(tried, prompt.first(n)))
-        noisy = _noisy(tried)
+        noisy = _noisy(network).eval().to(prompt.x.device)
         if not _output(noisy, prompt).prediction.isfinite().all():
             noisy = tried
         _check_independence(noisy, prompt, shortest)

@@ -21,7 +21,7 @@ from lightning_icl.functional.constructions import ConstructedGD
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.pruning import TopHeads
 from lightning_icl.functional.references import GD, LeastSquares
-from lightning_icl.record import load_run
+from lightning_icl.record import load_run, page
 from lightning_icl.record.folder import set_run_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -100,3 +100,13 @@ def test_gradient_steps_a_layer_are_compared_where_layers_are_shown(tmp_path, ne
     found = [note for metric, note in notes.items() if "gd_at_depth" in metric]
     assert set(found) == (set() if network is LSTM else {"GD, 3 steps of 1/λmax (= layers)"} | set(found))
     assert ("val/excess_risk/preprocess_then_gd_at_depth" in notes) == (network is ShownLSTM)
+
+
+def test_the_page_says_which_network_it_is():
+    data, module = small_data(), module_of(ShownLSTM(4, width=6))
+    size = next(line for line in page.about(data, module, 3).splitlines() if line.startswith("| model |"))
+    assert size.startswith("| model | 379 parameters: `{")  # 36 of the read-in, 4 x 6 x (6 + 6 + 2) of the layer, 7
+    assert page.about(data, small_module(), 3).count("| model | 2 layers, heads [4, 2], ") == 1
+    told = page.telling_options(data, module, 3)
+    assert (told["network"], told["network.width"], told["network.layers"]) == ("ShownLSTM", 6, 1)
+    assert "network" not in page.telling_options(data, small_module(), 3)
