@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
@@ -42,7 +43,8 @@ def load_weights(network: InContextNetwork, path: str | Path) -> int | None:
 
     Read are state.pt and model_N.pt of Garg et al. (2022) for a GPT2, and for every network a state dict of its own in
     a torch file or in *.safetensors, and a checkpoint (.ckpt) of a run. Their models may have more positions than the
-    network's max_points needs. The number of heads cannot be seen in weights: it must be given right.
+    network's max_points needs. The number of heads cannot be seen in weights: it must be given right, and is compared
+    with the config.yaml that their training leaves beside them, where that is there.
 
     Raises InputError, one sentence, for a file that is none of these or whose weights are not the network's. No code
     that a file brings is run.
@@ -53,12 +55,14 @@ def load_weights(network: InContextNetwork, path: str | Path) -> int | None:
     if foreign and not (isinstance(network, GPT2) and network.layout == "alternating"):
         had = f"layout {network.layout!r}" if isinstance(network, GPT2) else f"the class {type(network).__name__}"
         raise InputError(
-            f"{said}, a model of Garg et al. (2022), a GPT2 of layout 'alternating', but the network has {had}."
+            f"{said}, for which, as of Garg et al. (2022), the network must be a GPT2 of layout 'alternating', but it "
+            f"has {had}."
         )
     if isinstance(network, Transformer):
         _check_sizes(network, state, said)
     own = network.state_dict()
-    if foreign:
+    if isinstance(network, GPT2) and foreign:
+        _check_config(network, Path(path).with_name("config.yaml"), said)
         names = {name: _garg_name(name) for name in own}
         _check_names(names.values(), [name for name in state if not re.fullmatch(GARG_UNUSED, name)], said)
         state = {name: _from_garg(name, state[theirs], len(own["position"])) for name, theirs in names.items()}
@@ -116,6 +120,29 @@ def _check_sizes(network: Transformer, state: Mapping[str, Tensor], said: str) -
             f"{said}, of a network with {its}, but this one has {ours}: give it what the file has (n_embd is d_model, "
             "n_layer the number of entries of heads, n_positions - 1 max_points; n_head is not seen in weights)."
         )
+
+
+def _check_config(network: GPT2, path: Path, said: str) -> None:
+    """Compare what weights do not show with what the config of their training says."""
+    try:
+        model = yaml.load(path.read_text(), _Mappings)["model"]
+        family, size = model["family"], model["n_embd"] // model["n_head"]
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, ArithmeticError):
+        return  # none, or none of theirs
+    if family != "gpt2":
+        raise InputError(f"{said}, of the family {family} as {path} says, but only gpt2 is known here.")
+    if wrong := [i for i, h in enumerate(network.heads) if h and network.head_dims[i] != size]:
+        raise InputError(
+            f"{said}, of a network with n_head {model['n_head']} as {path} says, which makes heads of size {size}, but "
+            f"in layer {wrong[0] + 1} those of this one have {network.head_dims[wrong[0]]}; give heads that number."
+        )
+
+
+class _Mappings(yaml.SafeLoader):
+    """Reads the mappings that are objects of a class, such as Munch, as what they hold."""
+
+
+_Mappings.add_multi_constructor("", lambda loader, _, node: loader.construct_mapping(node, deep=True))
 
 
 def _sizes(state: Mapping[str, Tensor], tokens_per_point: int) -> dict[str, int]:

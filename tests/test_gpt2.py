@@ -197,6 +197,38 @@ def test_a_checkpoint_is_read_of_before_0_7_too(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(module.network.parameters(), target.parameters(), strict=True))
 
 
+CONFIG_OF_GARG = """
+inherit: [base.yaml]
+model: !munch.Munch {family: FAMILY, n_dims: 3, n_embd: 16, n_head: 4, n_layer: 2, n_positions: 6}
+training: !!python/object:munch.Munch {task: linear_regression}
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "said"),
+    [
+        ("gpt2", 4, None),
+        (
+            "gpt2",
+            2,
+            "n_head 4 as .*config.yaml says, which makes heads of size 4, but in layer 1 .* have 8; give heads",
+        ),
+        ("lstm", 4, "of the family lstm as .*config.yaml says, but only gpt2 is known here"),
+    ],
+)
+def test_the_config_beside_the_weights_says_what_they_do_not_show(tmp_path, family, heads, said):
+    path, network = file(tmp_path, "state.pt", Garg(4, 2)), GPT2(N_DIMS, 16, [heads] * 2, N_POINTS)
+    assert load_weights(network, path) == 7
+    (tmp_path / "config.yaml").write_text(CONFIG_OF_GARG.replace("FAMILY", family))
+    if said is None:
+        assert load_weights(network, path) == 7
+        (tmp_path / "config.yaml").write_text("model: {d_model: 3")  # another's, or none
+        assert load_weights(network, path) == 7
+        return
+    with pytest.raises(InputError, match=f"weights is .*state.pt, .*{said}"):
+        load_weights(network, path)
+
+
 SIZES = re.escape(": give it what the file has (n_embd is d_model")
 
 
@@ -212,9 +244,9 @@ SIZES = re.escape(": give it what the file has (n_embd is d_model")
         ),
         (
             lambda: GPT2(N_DIMS, 16, [4] * 2, 5, layout="pairs"),
-            "a GPT2 of layout 'alternating', but the network has layout 'pairs'",
+            "a GPT2 of layout 'alternating', but it has layout 'pairs'",
         ),
-        (lambda: Transformer(N_DIMS, 16, [4] * 2), "a GPT2 .*, but the network has the class Transformer"),
+        (lambda: Transformer(N_DIMS, 16, [4] * 2), "a GPT2 .*, but it has the class Transformer"),
     ],
 )
 def test_a_network_that_is_another_is_named(tmp_path, network, said):
