@@ -29,6 +29,7 @@ from lightning_icl.functional.tasks import (
     Task,
     TaskPool,
 )
+from lightning_icl.gated_heads import GatedHeads
 from lightning_icl.gpt2 import GPT2
 from lightning_icl.network import InContextNetwork, TransformerOutput
 from lightning_icl.streams import ValidationStream
@@ -62,6 +63,7 @@ __all__ = [
     "DecisionTree",
     "Eigenvalues",
     "Flat",
+    "GatedHeads",
     "GroupSparseLinearRegression",
     "HiddenRepresentation",
     "ICLModule",

@@ -10,7 +10,7 @@ from conftest import ROOT, run_command
 
 PACKAGE = "lightning_icl"
 MODEL_SIDE = {"functional", "transformer", "streams", "data", "metrics", "optimizers", "soap", "loggers", "module"}
-MODEL_SIDE |= {"divergence", "network", "network_check", "gpt2", "weights"}
+MODEL_SIDE |= {"divergence", "gated_heads", "network", "network_check", "gpt2", "weights"}
 RECORD_SIDE = MODEL_SIDE | {"record", "instruments", "figures"}
 # Part of the package -> the parts it may import. A new file directly in lightning_icl/ needs its line here.
 MAY_IMPORT = {
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "gpt2": {"functional", "transformer"},
     "weights": {"functional", "network", "transformer", "gpt2"},
     "export": {"functional", "network"},
+    "gated_heads": {"functional", "network"},
     "metrics": {"functional"},
     "optimizers": {"functional"},
     "soap": set(),
@@ -28,8 +29,8 @@ MAY_IMPORT = {
     "data": {"functional", "network", "transformer", "streams"},
     "loggers": set(),
     "divergence": {"functional"},
-    "module": MODEL_SIDE - {"module", "streams", "gpt2", "weights"},
-    "instruments": {"functional", "network", "transformer", "instruments"},
+    "module": MODEL_SIDE - {"module", "streams", "gated_heads", "gpt2", "weights"},
+    "instruments": {"functional", "network", "transformer", "gated_heads", "instruments"},
     "record": MODEL_SIDE | {"checkpoint", "record"},
     "figures": {"functional", "instruments", "record", "figures"},
     "endings": set(),

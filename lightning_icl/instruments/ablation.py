@@ -1,5 +1,6 @@
-"""Running a transformer under many head masks at once, computing once what they share."""
+"""Running a network under many head masks at once, computing once what they share."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError, check_at_least, check_choice
 from lightning_icl.functional.heads import HeadMasks, check_mask_shape
-from lightning_icl.functional.prompts import Prompt
+from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.risk import squared_errors
+from lightning_icl.gated_heads import GatedHeads
 from lightning_icl.network import InContextNetwork
-from lightning_icl.transformer import Embedded, Transformer, as_transformer
+from lightning_icl.transformer import Embedded, Transformer
 
 Ablation = Literal["zero", "mean", "resample"]
 HeadOutputs = list[Tensor | None]  # one a layer, (batch or 1, heads, tokens, head_dim); None where it has no heads
@@ -72,33 +74,48 @@ def predictions_under_masks(
 ) -> Float[Tensor, "masks batch queries"]:
     """What a loop of ``network.on_prompt(prompt, mask).prediction`` gives, with less work.
 
-    Masks that agree up to a layer share the states up to there, and a layer's heads are computed once for all masks
-    that differ in it alone: the states of all masks form a tree, which is walked depth first. The last layer is
-    computed at the queries only. At most ``chunk_size`` prompts times masks run at once in a layer, so memory is
-    bounded by depth times ``chunk_size`` prompts' states whatever the number of masks.
+    A Transformer's masks that agree up to a layer share the states up to there, and a layer's heads are computed once
+    for all masks that differ in it alone: the states of all masks form a tree, which is walked depth first. The last
+    layer is computed at the queries only. At most ``chunk_size`` prompts times masks run at once in a layer, so memory
+    is bounded by depth times ``chunk_size`` prompts' states whatever the number of masks.
+
+    Any other network with heads runs so many prompts times masks at once by ``on_prompt`` with a mask for each; under
+    GatedHeads, masks share with one of them the layers up to the first in which they differ from it. For mean and
+    resample ablation it has ``head_outputs(prompt)`` and ``on_prompt(prompt, head_mask, replaced)`` as GatedHeads has.
     """
     _check(network, prompt, masks, ablated, chunk_size)
     reference, rows, replaced = ablated.reference, masks.tolist(), None
     if ablated.ablation == "mean" and reference is not None:
         replaced = _mean_outputs(network, reference, chunk_size)
-    transformer = as_transformer(network, "heads are masked")
     out = prompt.x.new_empty(len(masks), *prompt.f_query.shape)
     size = min(chunk_size, len(prompt.x))
+    at_once = max(1, chunk_size // size)
     for first in progress(range(0, len(prompt.x), size), "head masks"):
+        part, found = prompt.rows(first, first + size), out[:, first : first + size]
         if ablated.ablation == "resample" and reference is not None:
             replaced = head_outputs(network, reference.rows(first, first + size))
-        start = transformer.embedded_prompt(prompt.rows(first, first + size))
-        tree = _MaskTree(transformer, start, rows, replaced, max(1, chunk_size // size), out[:, first : first + size])
-        tree.fill(0, start.states, [list(range(len(masks)))])
+        if isinstance(network, Transformer):
+            start = network.embedded_prompt(part)
+            tree = _MaskTree(network, start, rows, replaced, at_once, found)
+            tree.fill(0, start.states, [list(range(len(masks)))])
+        else:
+            _fill(network, part, masks, replaced, at_once, found)
     return out
 
 
 def head_outputs(network: InContextNetwork, prompt: Prompt) -> HeadOutputs:
     """What every head reads at every token, before the output projection, one tensor a layer."""
-    transformer = as_transformer(network, "heads are read")
-    start = transformer.embedded_prompt(prompt)
+    if not isinstance(network, Transformer):
+        own = getattr(network, "head_outputs", None)
+        if own is None:
+            raise InputError(
+                f"mean and resample ablation need what heads read, but this {type(network).__name__} has no "
+                "head_outputs(prompt); wrap it in GatedHeads, or ablate to zero."
+            )
+        return own(prompt)
+    start = network.embedded_prompt(prompt)
     states, outputs = start.states, []
-    for layer in transformer.blocks:
+    for layer in network.blocks:
         outputs.append(layer.head_outputs(states, start.view))
         states = layer.after_heads(states, outputs[-1])
     return outputs
@@ -110,6 +127,40 @@ def _mean_outputs(network: InContextNetwork, reference: Prompt, chunk_size: int)
         sums = [None if of is None else of.double().sum(dim=0, keepdim=True) for of in head_outputs(network, part)]
         totals = [of if total is None or of is None else total + of for total, of in zip(totals, sums, strict=True)]
     return [None if total is None else (total / len(reference.x)).to(reference.x.dtype) for total in totals]
+
+
+def _fill(
+    network: InContextNetwork, prompt: Prompt, masks: HeadMasks, replaced: HeadOutputs | None, at_once: int, out: Tensor
+) -> None:
+    """Fill ``out`` with one chunk's predictions under all masks, ``at_once`` of them in a batch."""
+    blocks, agrees = list[Any](), [0] * len(masks)
+    if isinstance(network, GatedHeads) and len(masks) > 1:
+        base, up_to = _base(masks, network.heads)
+        _, blocks = network.recorded(prompt, masks[base], replaced)
+        agrees = up_to if blocks else agrees
+    for depth in sorted(set(agrees)):
+        group = [mask for mask, up_to in enumerate(agrees) if up_to == depth]
+        for begin in range(0, len(group), at_once):
+            part = group[begin : begin + at_once]
+            mask = masks[part].repeat_interleave(len(prompt.x), dim=0).to(prompt.x)
+            options: dict[str, Any] = {"below": blocks[:depth]} if blocks else {}
+            if replaced is not None:
+                copies = [of if of is None or len(of) == 1 else of.repeat(len(part), 1, 1, 1) for of in replaced]
+                options["replaced"] = copies
+            found = network.on_prompt(concatenated([prompt] * len(part)), mask, **options).prediction
+            out[part] = found.unflatten(0, (len(part), -1)).to(out.dtype)
+
+
+def _base(masks: HeadMasks, heads: Sequence[int]) -> tuple[int, list[int]]:
+    """The mask that most agree with from below, and up to which layer each does."""
+    rows = [[tuple(row[:n]) for row, n in zip(mask, heads, strict=True)] for mask in masks.tolist()]
+    left = list(range(len(rows)))
+    for layer in range(len(heads)):
+        ((most, _),) = Counter(rows[mask][layer] for mask in left).most_common(1)
+        left = [mask for mask in left if rows[mask][layer] == most]
+    base = rows[left[0]]
+    differs = [[mine != of for mine, of in zip(row, base, strict=True)] for row in rows]
+    return left[0], [row.index(True) if True in row else len(heads) for row in differs]
 
 
 class _MaskTree(NamedTuple):
