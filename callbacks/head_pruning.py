@@ -30,6 +30,7 @@ from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.loading import load_model
 from lightning_icl.record.rows import Row
 from lightning_icl.streams import MAX_STEPS
+from lightning_icl.transformer import Transformer
 
 FULL, PAPER, RANDOM = "full", "paper", "random_head"
 CONTROLS = {
@@ -49,8 +50,9 @@ class HeadPruning(Analysis):
     measured on others, so that no choice is rewarded for noise. The controls of the paper's strategy are those of
     functional.pruning.pruning_controls, random_head with the same draws at every validation. Heads that are dead
     already (see PruningSchedule) do not count. Every one of these models, and the full one, is treated in the four ways
-    of instruments.treatments: as_is, read_out, rescaled, fine_tuned. What takes long, GreedyRemoval and all treatments
-    but as_is, is done where no more training follows, and with ``n_random`` of the random choices.
+    of instruments.treatments: as_is, read_out, rescaled (these two of a Transformer alone), fine_tuned. What takes
+    long, GreedyRemoval and all treatments but as_is, is done where no more training follows, and with ``n_random`` of
+    the random choices.
 
     Rows are under prune/; <model> is full, a strategy's key (paper, top, threshold_0.1, greedy, or top_12 where a
     number is given) or a control. Intervals are over prompts and, where not every random choice was made, over these
@@ -113,6 +115,7 @@ class HeadPruning(Analysis):
         for strategy in self.strategies:
             strategy.check(sum(module.network.heads))
         found = self.checkpoints.items()
+        self._can_be_cut = isinstance(module.network, Transformer)
         self.others = {name: load_model(path, data, f"checkpoints: {name}") for name, path in found}
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
@@ -207,9 +210,12 @@ class HeadPruning(Analysis):
             rank, times = whole.loc[place], whole["note"][f"prune/as_is/{RANDOM}/ratio"]
             said += f" Random heads come to {times}; the paper's heads are {ranked(rank['note'])} as is"
             said += f" (place {rank.low:.0f} to {rank.high:.0f} at 95 %, 1 the best)."
+        lines += wrapped(said, "")
+        if not self._can_be_cut:
+            return lines
         cut = ["  lightning-icl prune --ckpt_path RUN/checkpoints/last.ckpt \\"]
         cut += [f"    --keep '{whole['note'][f'prune/{PAPER}/n_heads']}'"]
-        return [*lines, *wrapped(said, ""), "To cut for good what the paper's strategy cuts:", *cut]
+        return [*lines, "To cut for good what the paper's strategy cuts:", *cut]
 
 
 def head_rows(metric: str, mask: HeadMask) -> Iterator[Row]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,13 @@ from lightning_icl.network import InContextNetwork, TransformerOutput
 Change = Callable[[int, Tensor], Tensor]
 
 
+class BlockOutput(NamedTuple):
+    """What a layer's block gave for so many prompts."""
+
+    value: Any
+    n_prompts: int
+
+
 class GatedHeads(InContextNetwork):
     """A network under head masks, though it knows none: each head's slice of an output projection's input is gated.
 
@@ -31,7 +38,8 @@ class GatedHeads(InContextNetwork):
     mixed; so is what a head reads under mean and resample ablation (``replaced``), and gradients run through the mask.
     A projection is any module with a weight matrix that is called once in a forward pass, in the order of the layers,
     with an input of shape (batch, tokens, heads x size), such as a Linear or a Conv1D; or the out_proj of an
-    nn.MultiheadAttention, which is never called itself. Without a mask the network is run as it is.
+    nn.MultiheadAttention, which is never called itself. A prompt may have several rows of the batch, one after the
+    other, such as one for each query. Without a mask the network is run as it is.
 
     Args:
         network: the network, whose on_prompt is given no mask.
@@ -77,7 +85,7 @@ class GatedHeads(InContextNetwork):
         prompt: Prompt,
         head_mask: Float[Tensor, "layers heads"] | Float[Tensor, "batch layers heads"] | None = None,
         replaced: Sequence[Tensor | None] | None = None,
-        below: Sequence[Any] = (),
+        below: Sequence[BlockOutput | None] = (),
     ) -> TransformerOutput:
         """The network's output where each head's h is mask h + (1 - mask) r.
 
@@ -90,24 +98,29 @@ class GatedHeads(InContextNetwork):
 
     def recorded(
         self, prompt: Prompt, head_mask: Tensor, replaced: Sequence[Tensor | None] | None = None
-    ) -> tuple[TransformerOutput, list[Any]]:
+    ) -> tuple[TransformerOutput, list[BlockOutput | None]]:
         """``on_prompt`` and what each layer's block gave (None for a layer without heads), for ``below``.
 
         A layer's block is the largest module with its projection and no other. None are found where blocks cannot be
         given again: where one is not called once, after its projection and before the next, or its rows are not the
         prompts; or where a trial shows that more depends on its being run, or on what else is in the batch.
         """
-        few, blocks = prompt.rows(0, 2), list[Any]()
+        few, blocks = prompt.rows(0, 2), list[BlockOutput | None]()
+        twice, of_twice = concatenated([few, few]), list[BlockOutput | None]()
         expected = self._changed(few, self._gate(few, head_mask, None), blocks=blocks).prediction
-        if not blocks:
-            return self.on_prompt(prompt, head_mask, replaced), []
-        twice = concatenated([few, few])
-        found = self._changed(twice, self._gate(twice, head_mask, None), blocks[:-1]).prediction
-        off = (found - expected.repeat(2, 1)).abs().max()
-        if not off <= torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max():
-            return self.on_prompt(prompt, head_mask, replaced), []
-        blocks.clear()
-        return self._changed(prompt, self._gate(prompt, head_mask, replaced), blocks=blocks), blocks
+        self._changed(twice, self._gate(twice, head_mask, None), blocks=of_twice)
+        values, of_copies = ([of and of.value for of in found] for found in (blocks, of_twice))
+        pairs = zip(tree_leaves(values), tree_leaves(of_copies), strict=False)
+        by_row = all(
+            one is two or (one.dim() > 0 and two.shape == (2 * len(one), *one.shape[1:])) for one, two in pairs
+        )
+        if blocks and by_row:
+            found = self._changed(twice, self._gate(twice, head_mask, None), blocks[:-1]).prediction
+            off = (found - expected.repeat(2, 1)).abs().max()
+            if off <= torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max():
+                blocks.clear()
+                return self._changed(prompt, self._gate(prompt, head_mask, replaced), blocks=blocks), blocks
+        return self.on_prompt(prompt, head_mask, replaced), []
 
     def for_training(self, prompt: Prompt) -> TransformerOutput:
         return self.network.for_training(prompt)
@@ -147,7 +160,11 @@ class GatedHeads(InContextNetwork):
         return gated
 
     def _changed(
-        self, prompt: Prompt, change: Change, below: Sequence[Any] = (), blocks: list[Any] | None = None
+        self,
+        prompt: Prompt,
+        change: Change,
+        below: Sequence[BlockOutput | None] = (),
+        blocks: list[BlockOutput | None] | None = None,
     ) -> TransformerOutput:
         """The network's output with ``change`` before each projection but those ``below``; fills ``blocks``."""
         called, ended, recorded = list[str](), list[tuple[str, int]](), dict[str, Any]()
@@ -155,25 +172,31 @@ class GatedHeads(InContextNetwork):
         def projected(layer: int, name: str, states: Any) -> Tensor:
             """What is projected instead of a projection's input."""
             called.append(name)
-            n_heads, shape = self.heads[layer], tuple(getattr(states, "shape", ()))
-            if len(shape) != 3 or shape[0] != len(prompt.x) or shape[2] % n_heads:
+            n_heads, n_prompts, shape = self.heads[layer], len(prompt.x), tuple(getattr(states, "shape", ()))
+            if len(shape) != 3 or shape[0] % n_prompts or shape[2] % n_heads:
                 raise InputError(
                     f"the input of {name} has shape {shape}, but that of a projection of {n_heads} heads is (batch, "
-                    f"tokens, {n_heads} x size), here with a batch of {len(prompt.x)}."
+                    f"tokens, {n_heads} x size), here with a batch of {n_prompts}."
                 )
-            return change(layer, states.unflatten(-1, (n_heads, -1))).flatten(-2)
+            # Where a prompt has several rows, such as one for each query, their tokens are all its tokens.
+            by_head = states.reshape(n_prompts, -1, n_heads, shape[2] // n_heads)
+            return change(layer, by_head).reshape(shape)
 
         def record(block: str, output: Any) -> None:
             ended.append((block, len(called)))
             recorded[block] = tree_map_only(Tensor, torch.clone, output)  # a later layer may change it in place
 
         with ExitStack() as stack:
+            # The fused kernels of torch's own encoder call no attention, and hand on tensors that nothing else takes.
+            stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             for layer, (name, block) in enumerate(zip(self.names, self.blocks, strict=True)):
                 if name is None or block is None:
                     continue
                 module, whole = (self.network.get_submodule(of) for of in (name, block))
                 if layer < len(below):
-                    stack.enter_context(_given_again(whole, below[layer], len(prompt.x)))
+                    if (given := below[layer]) is not None:
+                        stack.enter_context(_given_again(whole, given.value, len(prompt.x) // given.n_prompts))
                     continue
                 stack.enter_context(_input_replaced(module, partial(projected, layer, name)))
                 if blocks is not None:
@@ -183,10 +206,8 @@ class GatedHeads(InContextNetwork):
         self._check_called(called, [name for name in self.names[len(below) :] if name is not None])
         if blocks is not None:
             in_turn = [block for block in self.blocks if block is not None]
-            leaves = tree_leaves(recorded)
-            by_prompt = all(isinstance(of, Tensor) and of.shape[:1] == (len(prompt.x),) for of in leaves)
-            if by_prompt and ended == [(block, i) for i, block in enumerate(in_turn, start=1)]:
-                blocks.extend(None if block is None else recorded[block] for block in self.blocks)
+            if ended == [(block, i) for i, block in enumerate(in_turn, start=1)]:
+                blocks.extend(None if b is None else BlockOutput(recorded[b], len(prompt.x)) for b in self.blocks)
         return output
 
     def _check_called(self, called: list[str], expected: list[str]) -> None:
@@ -214,8 +235,8 @@ def _input_replaced(module: nn.Module, projected: Callable[[Any], Tensor]) -> It
             gate.remove()
         return
     # It gives its out_proj's weight to a function that projects. Within, that is the identity, so that what the heads
-    # read comes out, to be changed and projected here. The fused kernels, which call no module, are switched off.
-    out_proj, fused, as_it_is = module.out_proj, torch.backends.mha.get_fastpath_enabled(), nn.Module()
+    # read comes out, to be changed and projected here.
+    out_proj, as_it_is = module.out_proj, nn.Module()
     as_it_is.weight = torch.eye(module.embed_dim).to(out_proj.weight)
     as_it_is.register_parameter("bias", None)
 
@@ -227,21 +248,19 @@ def _input_replaced(module: nn.Module, projected: Callable[[Any], Tensor]) -> It
 
     hook = module.register_forward_hook(project)
     module.out_proj = as_it_is  # type: ignore[assignment]
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         module.out_proj = out_proj
         hook.remove()
 
 
 @contextmanager
-def _given_again(block: nn.Module, output: Any, n_rows: int) -> Iterator[None]:
-    """Within, the block is not run, but gives copies of an output, one after the other, ``n_rows`` in all."""
+def _given_again(block: nn.Module, output: Any, n_copies: int) -> Iterator[None]:
+    """Within, the block is not run, but gives copies of an output, one after the other."""
 
     def forward(*given: Any, **named: Any) -> Any:
-        return tree_map_only(Tensor, lambda of: of.repeat(n_rows // len(of), *[1] * (of.dim() - 1)), output)
+        return tree_map_only(Tensor, lambda of: of.repeat(n_copies, *[1] * (of.dim() - 1)), output)
 
     own = vars(block).get("forward")
     block.forward = forward

@@ -22,7 +22,7 @@ HeadMasks = Float[Tensor, "masks layers heads"]
 
 def full_mask(heads: Sequence[int]) -> HeadMask:
     """The mask that keeps every head of a model with ``heads[l]`` heads in layer l + 1."""
-    return (torch.arange(max(heads)) < torch.tensor(list(heads))[:, None]).float()
+    return (torch.arange(max(heads, default=0)) < torch.tensor(list(heads))[:, None]).float()
 
 
 def single_removals(mask: HeadMask) -> HeadMasks:
@@ -35,8 +35,8 @@ def single_removals(mask: HeadMask) -> HeadMasks:
 
 def check_mask_shape(said: str, shape: Sequence[int], heads: Sequence[int]) -> None:
     """Refuse a mask of another shape than ``full_mask``; ``said`` is what the sentence says has it ("keep has")."""
-    if tuple(shape) != (len(heads), max(heads)):
-        expected = f"{(len(heads), max(heads))} (layers, heads of the widest layer)"
+    if tuple(shape) != (len(heads), max(heads, default=0)):
+        expected = f"{(len(heads), max(heads, default=0))} (layers, heads of the widest layer)"
         raise InputError(f"{said} shape {tuple(shape)}, but this model needs {expected}.")
 
 
@@ -49,6 +49,12 @@ def leave_one_in_masks(heads: Sequence[int]) -> HeadMasks:
     """One mask per head, in layer order, that ablates all heads of its layer but this one."""
     full = full_mask(heads)
     return full - single_removals(full) + layer_ablation_masks(heads).repeat_interleave(torch.tensor(heads), 0)
+
+
+def check_heads(heads: Sequence[int]) -> None:
+    """Refuse a network without any."""
+    if not any(heads):
+        raise InputError("this network has no heads, but heads are what is looked at here.")
 
 
 class ImportanceScores(NamedTuple):

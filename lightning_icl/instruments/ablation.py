@@ -142,12 +142,14 @@ def _fill(
         group = [mask for mask, up_to in enumerate(agrees) if up_to == depth]
         for begin in range(0, len(group), at_once):
             part = group[begin : begin + at_once]
-            mask = masks[part].repeat_interleave(len(prompt.x), dim=0).to(prompt.x)
+            mask = masks[part].repeat_interleave(len(prompt.x), dim=0).to(prompt.x) if any(network.heads) else None
             options: dict[str, Any] = {"below": blocks[:depth]} if blocks else {}
             if replaced is not None:
-                copies = [of if of is None or len(of) == 1 else of.repeat(len(part), 1, 1, 1) for of in replaced]
-                options["replaced"] = copies
-            found = network.on_prompt(concatenated([prompt] * len(part)), mask, **options).prediction
+                options["replaced"] = [
+                    of if of is None or len(of) == 1 else of.repeat(len(part), 1, 1, 1) for of in replaced
+                ]
+            copies = prompt if len(part) == 1 else concatenated([prompt] * len(part))
+            found = network.on_prompt(copies, mask, **options).prediction
             out[part] = found.unflatten(0, (len(part), -1)).to(out.dtype)
 
 

@@ -98,6 +98,7 @@ def values_by_score(
     """
     check_scores(scores, [ablated.ablation for ablated in ablations])
     n_heads = network.heads
+    heads.check_heads(n_heads)
     full, values = heads.full_mask(n_heads), dict[str, Tensor]()
     errors = errors_under_masks(network, prompt, full[None], metric=metric, chunk_size=chunk_size)[0]
     sets = {"out": heads.single_removals(full)} if "leave_one_out" in scores else {}

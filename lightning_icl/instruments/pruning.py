@@ -14,7 +14,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from lightning_icl.functional.heads import HeadMask, HeadMasks, check_mask_shape, full_mask, single_removals
+from lightning_icl.functional.heads import (
+    HeadMask,
+    HeadMasks,
+    check_heads,
+    check_mask_shape,
+    full_mask,
+    single_removals,
+)
 from lightning_icl.functional.probes import best_probe, state_spectrum
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import PruningCase, Rounds
@@ -39,9 +46,13 @@ class PrunedModel(NamedTuple):
 
 
 def living_heads(network: InContextNetwork) -> Bool[Tensor, "layers heads"]:
-    """The heads that write anything: neither their values (rows and biases) nor their output columns are all zero."""
+    """The heads that write anything: neither their values (rows and biases) nor their output columns are all zero.
+
+    Of a network that is no Transformer, all: which of its weights are whose is not known.
+    """
     living = full_mask(network.heads).bool()
-    network = as_transformer(network, "weights are")
+    if not isinstance(network, Transformer):
+        return living
     for row, layer in zip(living, network.blocks, strict=True):
         if layer.attention is not None:
             by_head = (layer.attention.n_heads, layer.attention.head_dim)
@@ -68,6 +79,7 @@ def pruning_case(
     def errors(masks: Tensor) -> Tensor:
         return errors_under_masks(network, prompt, masks, chunk_size=chunk_size).cpu()
 
+    check_heads(network.heads)
     living = living_heads(network)
     if importance is None:
         scores = errors(torch.cat([living.float()[None], single_removals(living.float())])).mean(dim=1)
@@ -203,24 +215,25 @@ def fine_tuned(
 
     ``n_steps`` steps of AdamW without weight decay on the squared error at the queries of fresh prompts ``batch(0)``,
     ``batch(1)``, ...; the learning rate falls linearly to 0 [ours].
+    Of a network that is no Transformer the heads are masked in training, which takes longer and is the same.
     """
     # Outside of any inference mode and autocast: the first forbids gradients, the second would reuse old weights.
-    network = as_transformer(network, "fine-tuning is")
-    device = network.read_out.weight.device
-    with torch.inference_mode(False), torch.enable_grad(), without_autocast(device):
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast(next(network.parameters()).device):
         mask = mask.clone()
-        if mask.any():
+        model: InContextNetwork
+        if isinstance(network, Transformer) and mask.any():
             model = remove_heads(network, mask)
             mask = full_mask(model.heads)
-        else:  # a copy under the mask, as no Transformer is without any head
+        else:  # a copy under the mask, as no Transformer is without any head and no other network's can be removed
             model = copy.deepcopy(network)
-        on_device = mask.to(model.read_out.weight)
+        on_device = mask.to(next(model.parameters()))
+        fewer = {"last_context": False} if isinstance(model, Transformer) else {}
         optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
         for step in range(n_steps):
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
             prompt = batch(step)
             optimizer.zero_grad()
-            prediction = model.on_prompt(prompt, on_device, last_context=False).prediction
+            prediction = model.on_prompt(prompt, on_device, **fewer).prediction
             (prediction - prompt.f_query).square().mean().backward()
             optimizer.step()
     return PrunedModel(model.requires_grad_(False), mask)

@@ -10,6 +10,7 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.instruments.ablation import Progress, errors_under_masks, silent
 from lightning_icl.instruments.pruning import fine_tuned, read_out_refitted, rescaled_masks
 from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import Transformer
 
 Treatment = Callable[[Float[Tensor, "masks layers heads"]], Float[Tensor, "masks batch"]]
 
@@ -31,6 +32,9 @@ def treatments(
     - read_out: the read-out refitted in closed form (``read_out_refitted``), its strength chosen on ``choice``.
     - rescaled: the kept heads rescaled in closed form (``rescaled_masks``).
     - fine_tuned: trained further on ``batch(0)``, ``batch(1)``, ... (``fine_tuned``); left out for 0 steps.
+
+    The read-out and each head's output projection are known of a Transformer alone; read_out and rescaled are left out
+    for any other network.
     """
 
     def as_is(masks: Tensor) -> Tensor:
@@ -49,7 +53,9 @@ def treatments(
         tuned = (fine_tuned(network, mask, *settings) for mask in every)
         return torch.stack([model.errors(score, chunk_size) for model in tuned])
 
-    found: dict[str, Treatment] = {"as_is": as_is, "read_out": read_out, "rescaled": rescaled}
+    found: dict[str, Treatment] = {"as_is": as_is}
+    if isinstance(network, Transformer):
+        found |= {"read_out": read_out, "rescaled": rescaled}
     return found | ({"fine_tuned": trained} if finetune_steps else {})
 
 
