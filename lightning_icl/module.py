@@ -84,7 +84,7 @@ class ICLModule(LightningModule):
             check_declared(network)
             if network.n_dims != n_dims:
                 raise InputError(
-                    f"n_dims is {n_dims}, but that of the network, a {type(network).__name__}, is {network.n_dims}."
+                    f"n_dims is {n_dims}, but that of the network, {type(network).__name__}, is {network.n_dims}."
                 )
         if network is not None and (construction or transformer):
             others = ["construction"] if construction else list(transformer)

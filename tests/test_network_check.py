@@ -1,6 +1,7 @@
 """A network that is not what it says gets one sentence, before any work; one that is gets none."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from lightning_icl import GPT2, ICLModule, SparseLinearRegression, Transformer
 from lightning_icl.callbacks import Curriculum, HeadImportance, LinearProbe
+from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.network import InContextNetwork, TransformerOutput, depth
 from lightning_icl.network_check import check_network
@@ -179,7 +181,7 @@ def test_a_sound_network_passes_and_stays_as_it_is(kind):
     [
         ({"n_dims": None}, "Attention has no n_dims"),
         ({"n_dims": 4.0}, "Attention.n_dims is 4.0, but it must be a whole number of at least 1"),
-        ({"n_dims": 3}, "n_dims is 4, but that of the network, a Attention, is 3"),
+        ({"n_dims": 3}, "n_dims is 4, but that of the network, Attention, is 3"),
         ({"heads": None}, "Attention has no heads"),
         ({"heads": 4}, "Attention.heads is 4, but it must list the number of heads of each layer"),
         ({"heads": [4, -1]}, "Attention.heads is [4, -1]"),
@@ -249,6 +251,35 @@ def test_every_size_that_there_will_be_is_tried(tmp_path):
     module = ICLModule(4, network=Fixed())
     with pytest.raises(InputError, match="cannot take 4 prompts of 9 examples"):
         small_trainer(tmp_path).fit(module, small_data(validation={"longer": {"n_points": 9}}))
+
+
+MINE = """
+from lightning_icl import InContextNetwork, TransformerOutput
+from torch import nn
+
+class Mine(InContextNetwork):
+    def __init__(self, n_dims: int):
+        super().__init__()
+        self.n_dims, self.heads, self.layer = n_dims, [], nn.Linear(n_dims, 1)
+
+    def on_prompt(self, prompt, head_mask=None):
+        return TransformerOutput(self.layer(prompt.x_query))
+"""
+
+
+def test_on_the_command_line_it_is_one_sentence_and_nothing_is_left_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MINE)
+    task = "{class_path: LinearRegression, init_args: {n_dims: 4}}"
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--data.task", task, "--model.network", "mine.Mine", "--trainer.max_steps=9", "--run_folder=run"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    shape = "Mine's prediction has shape (4, 3, 1), but must have (4, 3) for 4 prompts of 16 examples and 3 queries."
+    assert said == f"lightning-icl: {shape}"
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["mine.py"]
 
 
 class Fixed(InContextNetwork):

@@ -132,7 +132,8 @@ def report(found: PProbing, labels: Mapping[str, str], n_points: int) -> list[st
     for optimiser, risks in found.risks().items():
         cells = [(labels[arm], [_plus_minus(risk) for risk in curve]) for arm, curve in risks.items()]
         lines += ["", f"{HEADINGS[optimiser]}:", *_table(cells)]
-    lines += ["", f"Is layer 1 with most heads ({max(found.heads.values())}) better? Risk minus the other's, paired:"]
+    most = max(found.heads.values())
+    lines += ["", f"Is layer 1{f' with most heads ({most})' * (most > 0)} better? Risk minus the other's, paired:"]
     for optimiser in found.errors:
         lines += ["", f"{HEADINGS[optimiser]}:", *_table(_differences(comparisons, optimiser, labels))]
     whole = f"The claim (against fewest heads and the read-in, at every k and t): {claim(comparisons)}"

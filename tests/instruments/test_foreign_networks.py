@@ -6,6 +6,7 @@ from networks import LSTM, ShownLSTM
 from torch import nn
 
 from lightning_icl import SparseLinearRegression, Transformer
+from lightning_icl.commands.p_probe import arm_labels, report
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.references import GD, LeastSquares, Ridge
 from lightning_icl.instruments.algorithms import PROBE, READ_OUT, algorithm_distances, closest, own_readers, readings
@@ -235,3 +236,6 @@ def test_p_probing_without_an_untrained_network_has_no_such_arm():
     found = p_probing({"a": Fresh(3)}, TASK, 5, depths=1, training=SHORT)
     assert all(UNTRAINED not in errors for errors in found.errors.values())
     assert UNTRAINED not in {one.rival for one in found.comparisons()}
+    labels = arm_labels(found)
+    assert labels["heads_0"] == "layer 1"
+    assert "Is layer 1 better? Risk minus the other's, paired:" in report(found, labels, 5)
