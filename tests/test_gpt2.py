@@ -104,6 +104,16 @@ def test_equals_transformers_at_every_prefix(n_head, n_layer):
     torch.testing.assert_close(in_float32, expected.float(), atol=1e-5, rtol=1e-5)
 
 
+def test_each_of_several_queries_and_padded_prompts_are_one_of_theirs_each():
+    ours, theirs = pair()
+    prompt = SparseLinearRegression(N_DIMS, 2).sample(4, N_POINTS, 3, torch.Generator().manual_seed(1)).double()
+    alone = [theirs(prompt._replace(x_query=prompt.x_query[:, i : i + 1]))[:, -1] for i in range(3)]
+    torch.testing.assert_close(ours.on_prompt(prompt).prediction, torch.stack(alone, dim=1), atol=1e-12, rtol=1e-12)
+    shorter = [theirs(prompt.first(2)._replace(x_query=prompt.x_query[:, i : i + 1]))[:, -1] for i in range(3)]
+    padded = ours.on_prompt(prompt.padded_after(2)).prediction
+    torch.testing.assert_close(padded, torch.stack(shorter, dim=1), atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize("keep", [[[1, 0, 1, 1], [0, 1, 0, 0]], [[0, 0, 0, 0], [1, 1, 0, 1]]])
 def test_equals_transformers_after_heads_are_masked_or_removed(keep):
     """There a head is nothing once its rows of c_proj are 0; transformers 5 itself removes heads no more."""
