@@ -93,7 +93,7 @@ FEW = [
 ]
 
 
-@pytest.mark.parametrize("name", ["lstm", "mamba"])
+@pytest.mark.parametrize("name", ["lstm", "gpt2", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_what_to_type_trains_a_few_steps(name, tmp_path):
     """And the network leaves and comes back."""
     with chdir(FOLDER):

@@ -251,7 +251,7 @@ TRIED_ALWAYS = ("linear", "context", "pairs", "none")  # where the order of mult
 )
 @pytest.mark.usefixtures("unchecked")
 def test_an_exported_transformer_predicts_the_same_at_all_sizes(options):
-    network = Transformer(4, 8, [2, 0], max_points=11, **options)
+    network = Transformer(4, 8, [2], max_points=11, **options)
     loaded = program(network, most_points=10)
     for sizes in ((1, 1, 1), (2, 3, 5), (30, 10, 2)):
         x = tensors(*sizes)
