@@ -18,11 +18,10 @@ from lightning_icl.callbacks.moments import no_training_follows
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional import pruning
 from lightning_icl.functional.errors import check_between, check_each_once, check_positive
-from lightning_icl.functional.heads import HeadMask, full_mask
+from lightning_icl.functional.heads import HeadMask
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.pruning import GreedyRemoval, PaperPruning, PruningStrategy
-from lightning_icl.functional.risk import mean_with_interval
-from lightning_icl.instruments.ablation import errors_under_masks
+from lightning_icl.functional.risk import mean_with_interval, squared_errors
 from lightning_icl.instruments.pruning import pruning_case
 from lightning_icl.instruments.treatments import errors_by_model, treatments
 from lightning_icl.module import ICLModule
@@ -150,8 +149,9 @@ class HeadPruning(Analysis):
                 note = f"{rank.value:.0f} of {among}" + f" drawn from {possible:,}" * (among < possible)
                 yield Row(f"prune/{treatment}/{PAPER}/rank", *rank, note=note)
         for name, other in self.others.items():
-            network, whole = other.to(module.device).network, full_mask(other.network.heads)[None]
-            alone = errors_under_masks(network, score, whole, chunk_size=self.chunk_size).cpu()
+            alike = other.to(module.device)
+            predicted = torch.cat([alike(part) for part in score.chunks(self.chunk_size)])
+            alone = squared_errors(predicted, score.f_query)[None].cpu()
             yield from _risk_rows(f"prune/checkpoint/{name}", pruning.beside_full(alone, full["as_is"]), name)
         for name, of in masks.items():
             if name != RANDOM:

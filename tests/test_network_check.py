@@ -13,6 +13,7 @@ from lightning_icl import GPT2, ICLModule, SparseLinearRegression, Transformer
 from lightning_icl.callbacks import Curriculum, HeadImportance, LinearProbe
 from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
+from lightning_icl.gated_heads import GatedHeads
 from lightning_icl.network import InContextNetwork, TransformerOutput, depth
 from lightning_icl.network_check import check_network
 
@@ -143,6 +144,7 @@ def sound(kind):
         "lstm": lambda: LSTM(4),
         "shown lstm": lambda: ShownLSTM(4, layers=2),
         "batch norm": BatchNormed,
+        "gated": lambda: GatedHeads(Transformer(4, 16, [2, 0, 4]), "layers.*.attention.output", [2, 0, 4]),
         "gpt2": lambda: GPT2(4, 16, [2, 0, 4], max_points=5),
         "pairs": lambda: Transformer(4, 16, [2, 4]),
         "linear": lambda: Transformer(4, 16, [2, 0, 4], attention="linear", norm="none", mlp=False),
@@ -161,7 +163,8 @@ class BatchNormed(LSTM):
 
 
 @pytest.mark.parametrize(
-    "kind", ["attention", "lstm", "shown lstm", "batch norm", "gpt2", "pairs", "linear", "prefixes", "alternating"]
+    "kind",
+    ["attention", "lstm", "shown lstm", "batch norm", "gated", "gpt2", "pairs", "linear", "prefixes", "alternating"],
 )
 def test_a_sound_network_passes_and_stays_as_it_is(kind):
     network = sound(kind)
@@ -170,7 +173,9 @@ def test_a_sound_network_passes_and_stays_as_it_is(kind):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    expected = {"lstm": 0, "batch norm": 0, "shown lstm": 2, "attention": 1, "gpt2": 3, "linear": 3}.get(kind, 2)
+    expected = {"lstm": 0, "batch norm": 0, "shown lstm": 2, "attention": 1, "gpt2": 3, "gated": 3, "linear": 3}.get(
+        kind, 2
+    )
     assert depth(network, output) == expected
     alone = network.eval().on_prompt(prompts())
     assert torch.allclose(output.prediction, alone.prediction[:, :3], atol=1e-6)

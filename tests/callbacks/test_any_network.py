@@ -19,7 +19,7 @@ from lightning_icl.callbacks import (
 from lightning_icl.callbacks.monitors import monitored, spelled_out
 from lightning_icl.functional.constructions import ConstructedGD
 from lightning_icl.functional.errors import InputError
-from lightning_icl.functional.pruning import TopHeads
+from lightning_icl.functional.pruning import PaperPruning, TopHeads
 from lightning_icl.functional.references import GD, LeastSquares
 from lightning_icl.record import load_run, page
 from lightning_icl.record.folder import set_run_folder
@@ -67,6 +67,24 @@ def test_what_a_network_lacks_is_said_in_the_closing_table_and_the_rest_is_measu
     measured = {type(analysis).__name__ for analysis in analyses} - lacking.keys()
     assert set(load_run(tmp_path).table["analysis"]) == measured
     assert {a.name for a in analyses if a.rows is not None} == measured
+
+
+def test_a_pruned_model_is_seen_beside_a_network_without_heads(tmp_path):
+    data, other = small_data(), module_of(LSTM(4))
+    trainer = small_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(other, data)
+    trainer.save_checkpoint(tmp_path / "lstm.ckpt")
+    options = {
+        "strategies": [PaperPruning()],
+        "finetune_steps": 0,
+        "checkpoints": {"lstm": str(tmp_path / "lstm.ckpt")},
+    }
+    pruning = HeadPruning(8, n_random=1, fit_prompts=8, **options)
+    small_trainer(tmp_path, [pruning]).validate(small_module(), data, verbose=False)
+    score = data.held_out("head_pruning", 8)
+    expected = (other.eval()(score) - score.f_query).square().mean()
+    found = pruning.rows.set_index("metric")["value"]["prune/checkpoint/lstm/excess_risk"]
+    assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_transformer_lacks_nothing():
