@@ -65,6 +65,9 @@ def load_weights(network: InContextNetwork, path: str | Path) -> int | None:
         _check_config(network, Path(path).with_name("config.yaml"), said)
         names = {name: _garg_name(name) for name in own}
         _check_names(names.values(), [name for name in state if not re.fullmatch(GARG_UNUSED, name)], said)
+        for name, theirs in names.items():
+            if state[theirs].dim() != own[name].dim():
+                raise InputError(f"{said}, where {theirs} has the shape {list(state[theirs].shape)}, as no GPT2's has.")
         state = {name: _from_garg(name, state[theirs], len(own["position"])) for name, theirs in names.items()}
     _check_names(own, state, said)
     for name, values in own.items():

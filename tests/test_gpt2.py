@@ -274,6 +274,10 @@ def without(state, name):
         (lambda state: without(state, "_backbone.h.1.ln_2"), r"which lacks _backbone.h.1.ln_2.weight \(and 1 more\)."),
         (lambda state: without(state, "_read_in.weight"), r"which lacks _read_in.weight."),
         (lambda state: state | {"_extra": torch.ones(1)}, "where _extra is no weight of the network."),
+        (
+            lambda state: state | {"_read_in.bias": torch.ones(1, 1)},
+            r"where _read_in.bias has the shape \[1, 1\], as no",
+        ),
         (lambda state: {"model_state_dict": 3}, "but it holds no weights: a mapping of names to tensors"),
         (lambda state: {"epoch": 3}, "but it holds no weights: a mapping of names to tensors"),
         (lambda state: [1, 2], "but it holds no weights: a mapping of names to tensors"),

@@ -26,7 +26,8 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import Estimate, deviations, explained_share
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.risk import jackknife_errors
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import Transformer, as_transformer
 
 # Directions in which the states vary less than this, relative to the widest, are rounding: no state goes there.
 RESOLUTION = 1e-9
@@ -59,7 +60,7 @@ class StateAlignment(NamedTuple):
 
 @torch.no_grad()
 def state_alignment(
-    model: Transformer, other: Transformer, fit: Prompt, score: Prompt, chunk_size: int = 512
+    model: InContextNetwork, other: InContextNetwork, fit: Prompt, score: Prompt, chunk_size: int = 512
 ) -> list[StateAlignment]:
     """The states of each layer (0 is the read-in), of the context's and the query tokens alike.
 
@@ -97,11 +98,12 @@ def _unexplained(states: Tensor, targets: Tensor, new_states: Tensor, new_target
     return ((new_states - origin) @ weight + mean - new_targets).square().sum(dim=-1).mean(dim=1)
 
 
-def comparable(model: Transformer, other: Transformer, *prompts: Prompt) -> tuple[Transformer, Transformer]:
+def comparable(model: InContextNetwork, other: InContextNetwork, *prompts: Prompt) -> tuple[Transformer, Transformer]:
     """Copies of both networks in float64 that read the pairs alone, as their predictions at the queries do.
 
-    Refused where they cannot be compared on these prompts.
+    Refused where they cannot be compared on these prompts, or are not both a Transformer.
     """
+    model, other = (as_transformer(network, "alignments are") for network in (model, other))
     if len(model.heads) != len(other.heads):
         raise InputError(
             f"the model has {len(model.heads)} layers and the other {len(other.heads)}, but only networks of the same "
@@ -136,7 +138,7 @@ class LayerAlignment(NamedTuple):
 
 @torch.no_grad()
 def weight_alignment(
-    model: Transformer, other: Transformer, fit: Prompt, score: Prompt, chunk_size: int = 512
+    model: InContextNetwork, other: InContextNetwork, fit: Prompt, score: Prompt, chunk_size: int = 512
 ) -> list[LayerAlignment]:
     """Each layer of the model, given the other's states in its own basis, beside the other's layer.
 

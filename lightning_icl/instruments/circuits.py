@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_icl.functional.prompts import Prompt
-from lightning_icl.transformer import Layer, MultiHeadAttention, Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import Layer, MultiHeadAttention, Transformer, as_transformer
 
 
 class LayerCircuits(NamedTuple):
@@ -58,8 +59,9 @@ def coordinates(n_dims: int) -> list[str]:
 
 
 @torch.no_grad()
-def head_circuits(transformer: Transformer) -> list[LayerCircuits]:
-    """Every layer's circuits, in float64; a layer without heads has maps of 0 heads."""
+def head_circuits(network: InContextNetwork) -> list[LayerCircuits]:
+    """Every layer's circuits, in float64; a layer without heads has maps of 0 heads. Of a Transformer alone."""
+    transformer = as_transformer(network, "circuits are")
     stream, found = _read_in(transformer), []
     for i, layer in enumerate(transformer.blocks):
         found.append(_layer_circuits(layer, stream, _prediction_row(transformer, i)))
@@ -71,11 +73,12 @@ def head_circuits(transformer: Transformer) -> list[LayerCircuits]:
 
 
 @torch.no_grad()
-def attention_patterns(transformer: Transformer, prompt: Prompt) -> list[Float[Tensor, "batch heads tokens keys"]]:
+def attention_patterns(network: InContextNetwork, prompt: Prompt) -> list[Float[Tensor, "batch heads tokens keys"]]:
     """How much of each key's value every token takes, in each layer; the keys are the first tokens.
 
-    Tokens are the context and then the queries, in the model's layout.
+    Tokens are the context and then the queries, in the model's layout. Of a Transformer alone.
     """
+    transformer = as_transformer(network, "attention patterns are")
     start = transformer.embedded_prompt(prompt)
     states, patterns = start.states, []
     for layer in transformer.blocks:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask, check_mask_shape
-from lightning_icl.transformer import Transformer
+from lightning_icl.network import InContextNetwork
+from lightning_icl.transformer import Transformer, as_transformer
 
 # Where an optimizer's state of a matrix has this, as SOAP's does, it is in bases of the whole: none of it can be cut.
 OF_WHOLE = "left_basis"
@@ -25,14 +26,16 @@ class Part(NamedTuple):
         return values.index_select(self.dim, self.entries.to(values.device))
 
 
-def remove_heads(transformer: Transformer, keep: HeadMask) -> Transformer:
-    """The transformer with only the heads whose entry in ``keep`` is not 0, and the predictions it had under that mask.
+def remove_heads(network: InContextNetwork, keep: HeadMask) -> Transformer:
+    """The network, a Transformer, with only the heads whose entry in ``keep`` is not 0.
 
-    A head's output enters the residual stream as mask_h O_h (A_h V_h), so a removed head takes its rows of the query,
-    key and value projections, biases included, and its columns of the output projection along, and a mask other than 1
-    becomes a factor of the columns, O_h <- mask_h O_h. The output's bias stays, also where a layer ends with no head.
-    Heads are renumbered in order and keep their size.
+    Its predictions are those that the network had under that mask: a head's output enters the residual stream as
+    mask_h O_h (A_h V_h), so a removed head takes its rows of the query, key and value projections, biases included, and
+    its columns of the output projection along, and a mask other than 1 becomes a factor of the columns,
+    O_h <- mask_h O_h. The output's bias stays, also where a layer ends with no head. Heads are renumbered in order and
+    keep their size.
     """
+    transformer = as_transformer(network, "heads are removed")
     options = transformer.options | smaller_options(transformer, keep)
     with torch.device("meta"):  # where nothing is drawn and nothing takes up memory
         smaller = type(transformer)(**options)

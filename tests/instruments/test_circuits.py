@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_icl import SparseLinearRegression, Transformer
+from lightning_icl import InContextNetwork, SparseLinearRegression, Transformer, TransformerOutput
 from lightning_icl.functional.constructions import ConstructedGD
-from lightning_icl.instruments.alignment import written
+from lightning_icl.functional.errors import InputError
+from lightning_icl.instruments.alignment import state_alignment, weight_alignment, written
 from lightning_icl.instruments.circuits import attention_patterns, coordinates, head_circuits
+from lightning_icl.instruments.removal import remove_heads
 
 N_DIMS = 3
 
@@ -202,3 +204,27 @@ def test_patterns_times_values_are_what_the_heads_read(options):
 
 def test_coordinates_are_named_in_order():
     assert coordinates(2) == ["x1", "x2", "y", "1"]
+
+
+class Mean(InContextNetwork):
+    def __init__(self, n_dims):
+        super().__init__()
+        self.n_dims, self.heads = n_dims, []
+
+    def on_prompt(self, prompt, head_mask=None):
+        return TransformerOutput(prompt.y.mean(dim=1, keepdim=True).expand_as(prompt.y_query))
+
+
+@pytest.mark.parametrize(
+    ("looked_at", "said"),
+    [
+        (head_circuits, "circuits are"),
+        (lambda network: attention_patterns(network, sampled()), "attention patterns are"),
+        (lambda network: remove_heads(network, torch.ones(1, 1)), "heads are removed"),
+        (lambda network: state_alignment(model(), network, sampled(), sampled()), "alignments are"),
+        (lambda network: weight_alignment(network, model(), sampled(), sampled()), "alignments are"),
+    ],
+)
+def test_a_network_without_a_transformers_weights_gets_one_sentence(looked_at, said):
+    with pytest.raises(InputError, match=f"{said} of a Transformer alone, but this network is a Mean."):
+        looked_at(Mean(N_DIMS))
