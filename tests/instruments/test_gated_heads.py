@@ -52,6 +52,7 @@ def assert_close(found, expected):
 # Around our own Transformer
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("options", [*VARIANTS, "gpt2"], ids=str)
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 def test_predictions_equal_the_native_route(options, ablation):
@@ -90,6 +91,7 @@ def test_states_and_the_gradient_of_the_mask_are_the_native_ones(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"heads": [2, 0, 3], "mask": "causal", "layout": "prefixes"}], ids=str)
+@pytest.mark.usefixtures("unchecked")
 def test_importance_and_agreement_equal_the_native_route(options):
     transformer, prompt, reference = model(**options), sampled(12).double(), sampled(12, seed=1).double()
     ablations = [AblatedHeads(), AblatedHeads("mean", reference), AblatedHeads("resample", reference)]
