@@ -82,7 +82,7 @@ def test_a_pruned_model_is_seen_beside_a_network_without_heads(tmp_path):
     pruning = HeadPruning(8, n_random=1, fit_prompts=8, **options)
     small_trainer(tmp_path, [pruning]).validate(small_module(), data, verbose=False)
     score = data.held_out("head_pruning", 8)
-    expected = (other.eval()(score) - score.f_query).square().mean()
+    expected = (other.eval()(score) - score.f_query).square().mean().detach()
     found = pruning.rows.set_index("metric")["value"]["prune/checkpoint/lstm/excess_risk"]
     assert found == pytest.approx(float(expected), rel=1e-5)
 
