@@ -2,8 +2,9 @@ r"""The GPT-2 of transformers, which knows nothing of lightning_icl, with its he
 
 In this folder, for a minute, with pip install transformers:
 
-lightning-icl fit --config minute.yaml --trainer.max_steps 1000 --model.network GatedHeads \
-    --model.network.network gpt2.GPT2 --model.network.projections 'backbone.h.*.attn.c_proj' --model.network.heads 4
+lightning-icl fit --config minute.yaml --model.optimizer muon --model.learning_rate 5e-3 --trainer.max_steps 1000 \
+    --model.network GatedHeads --model.network.network gpt2.GPT2 --model.network.heads 4 \
+    --model.network.projections 'backbone.h.*.attn.c_proj'
 
 GatedHeads finds the heads in what goes into the projections of these names. (lightning_icl has a GPT-2 of its own,
 --model.network GPT2, which is faster, and whose heads can be cut for good.)
@@ -19,7 +20,7 @@ from lightning_icl.functional.prompts import tokens
 
 
 class GPT2(InContextNetwork):
-    """Garg et al. (2022): tokens x_1, y_1, x_2, y_2, ..., then x_q, at which y_q is read.
+    """Garg et al. (2022): tokens x_1, y_1, x_2, y_2, ..., then x_q; y_i is read at x_i, from the tokens up to it.
 
     Args:
         n_dims: length of x.
@@ -33,6 +34,7 @@ class GPT2(InContextNetwork):
         super().__init__()
         self.n_dims, self.heads = n_dims, []  # GatedHeads says how many there are
         sizes = {"n_positions": 2 * max_points + 1, "n_embd": width, "n_layer": layers, "n_head": heads}
+        sizes["initializer_range"] = width**-0.5  # GPT-2's 0.02 is for widths of a thousand
         of_text = {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "use_cache": False}
         dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         self.read_in = nn.Linear(n_dims + 1, width)
@@ -52,4 +54,5 @@ class GPT2(InContextNetwork):
             attention_mask=visible[:, None],
             position_ids=positions,
         ).last_hidden_state
-        return TransformerOutput(self.read_out(states[:, n_context:]).squeeze(-1))
+        predictions = self.read_out(states).squeeze(-1)
+        return TransformerOutput(predictions[:, n_context:], prefix_prediction=predictions[:, :n_context:2])

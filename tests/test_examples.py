@@ -73,6 +73,16 @@ def test_queries_are_predicted_as_by_one_sequence_each(name):
         assert (torch.cat(shorter) - expected).abs().min() > 1e-4  # examples count
 
 
+def test_the_gpt2_predicts_an_example_as_a_query_after_those_before_it():
+    net = network("gpt2")
+    asked = prompt(torch.float64)
+    with torch.no_grad():
+        found = net.on_prompt(asked).prefix_prediction
+        for i in range(asked.x.shape[1]):
+            cut = asked.first(i)._replace(x_query=asked.x[:, i : i + 1])
+            torch.testing.assert_close(net.on_prompt(cut).prediction[:, 0], found[:, i], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_a_class_of_at_most_60_lines_and_what_to_type(name):
     lines = (FOLDER / f"{name}.py").read_text().splitlines()

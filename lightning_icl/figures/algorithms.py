@@ -112,8 +112,9 @@ def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:
         for place in x[line["mean"] > FARTHEST]:
             style.edge(axes, place, True, **style.look(i))
     axes.axhline(1, color="black", lw=0.8, ls=":")
-    places = found["n_points"].unique().astype(float)
-    room = max(0.5, 0.06 * np.ptp(places))
+    places = sorted(found["n_points"].astype(float).unique())
+    # style.apart moves a point by up to a fifth of a gap.
+    room = max(0.5, 0.06 * np.ptp(places), 0.2 * min(np.diff(places), default=0.0))
     axes.set(xlim=(places.min() - room, places.max() + room), ylim=(0, FARTHEST))
     axes.xaxis.set_major_locator(FixedLocator(places) if len(places) < 6 else MaxNLocator(5, integer=True))
     axes.set_xlabel("number of in-context examples n", size=9)

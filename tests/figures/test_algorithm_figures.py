@@ -156,3 +156,14 @@ def test_algorithms_of_one_name_go_by_their_keys():
     rows.loc[rows["note"] == NOTES["bayes"], "note"] = "ridge, alpha 1 (told)"
     axes = by_title(algorithms.algorithm_match(rows), "predictions, 16 examples")
     assert [label.get_text() for label in axes.get_yticklabels()] == list(NOTES)
+
+
+def test_lines_of_many_algorithms_stay_within_the_axes(monkeypatch):
+    """They are moved apart by parts of a gap, which between 4 and 40 examples is a wide one."""
+    monkeypatch.setitem(globals(), "NOTES", {f"gd_{i}": f"GD, {i} steps" for i in range(24)})
+    *_, by_points = algorithms.algorithm_match(measured(layers=1, sizes=(4, 40))).axes
+    low, high = by_points.get_xlim()
+    places = np.concatenate([bar.get_paths()[0].vertices[:, 0] for bar in by_points.collections if bar.get_paths()])
+    assert len(places)
+    assert low < places.min()
+    assert places.max() < high
