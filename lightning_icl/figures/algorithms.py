@@ -115,7 +115,7 @@ def _by_points(axes: Axes, found: pd.DataFrame, names: dict[str, str]) -> None:
     places = sorted(found["n_points"].astype(float).unique())
     # style.apart moves a point by up to a fifth of a gap.
     room = max(0.5, 0.06 * np.ptp(places), 0.2 * min(np.diff(places), default=0.0))
-    axes.set(xlim=(places.min() - room, places.max() + room), ylim=(0, FARTHEST))
+    axes.set(xlim=(places[0] - room, places[-1] + room), ylim=(0, FARTHEST))
     axes.xaxis.set_major_locator(FixedLocator(places) if len(places) < 6 else MaxNLocator(5, integer=True))
     axes.set_xlabel("number of in-context examples n", size=9)
     axes.grid(alpha=0.2)
