@@ -42,6 +42,7 @@ from lightning_icl.functional.constructions import Construction
 from lightning_icl.functional.pruning import PruningStrategy
 from lightning_icl.functional.references import Reference
 from lightning_icl.functional.tasks import Law, Spectrum
+from lightning_icl.network import InContextNetwork
 from lightning_icl.streams import ValidationStream
 
 VALUES: dict[str, Any] = {
@@ -77,6 +78,8 @@ BASE: dict[str, Any] = {
 # Examples of arguments without a default, by name.
 NEEDED: dict[str, Any] = {
     **{"n_dims": 4, "sparsity": 2, "group_size": 2, "n_groups": 1, "task": LINEAR, "tasks": [LINEAR], "n_tasks": 3},
+    "network": {"class_path": "GPT2", "init_args": {"d_model": 8, "heads": [2]}},
+    **{"projections": "layers.*.attention.output", "heads": [2]},
     **{"values": [2.0, 1.0, 1.0, 0.5], "steps": 2, "step_size": 0.1, "gamma": 0.1, "strategies": ["PaperPruning"]},
 }
 # What makes a class small, by name, and what it cannot be without though each alone has a default.
@@ -92,20 +95,26 @@ MACHINES = {"trainer.devices", "trainer.num_nodes"}
 # What may be accepted, by value, as a person has read it; all else that is accepted is wrong. Either the documentation
 # gives the value a meaning (-1 and null for no limit, a switch that is on, a free name), or a run can do what it says.
 MEANT = {
-    "text": r"trainer\.(model_registry|default_root_dir)",
+    "text": r"trainer\.(model_registry|default_root_dir)|predictions\.filename",
     "true": r"checkpoint\.(save_on_exception|verbose|auto_insert_metric_name|save_on_train_epoch_end)|weights_only|"
-    r"trainer\.enable_autolog_hparams",
+    r"trainer\.(enable_autolog_hparams|enable_model_summary|logger|benchmark)|LinearRegression\.whitened|"
+    r"(model|Transformer)\.(mlp|attention_bias)",
     "null": r"trainer\.(callbacks|plugins|log_every_n_steps|profiler|num_sanity_val_steps|max_epochs|precision|"
-    r"deterministic|limit_val_batches|gradient_clip_algorithm)|ReferenceRisk\.references|model\.(max_points|head_dim)|"
-    r"checkpoint\.(dirpath|train_time_interval)",
-    "empty list": r"trainer\.plugins|ReferenceRisk\.references",
+    r"benchmark|deterministic|limit_(val|test)_batches|gradient_clip_(algorithm|val))|ReferenceRisk\.references|run_folder|"
+    r"(model|Transformer|GPT2)\.(max_points|head_dim|network)|weights|AlgorithmMatch\.algorithms|"
+    r"IterativeHardThresholding\.sparsity|ISTA\.alpha|"
+    r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",
+    "empty text": r"trainer\.model_registry",
+    "empty list": r"trainer\.(plugins|logger)|ReferenceRisk\.references|HeadPruning\.strategies",
     "empty mapping": r"HeadPruning\.checkpoints",
     "negative": r"trainer\.(max_steps|max_epochs|devices|limit_\w+|num_sanity_val_steps)|checkpoint\.save_top_k|"
-    r"\w+\.weight_mean|PowerLaw\.exponent",
+    r"\w+\.weight_mean|PowerLaw\.exponent|(GPT2|Transformer)\.n_dims",
     "zero": r"(\w+\.(pool|representation)_|)seed(_everything)?|LinearClassification\.flip_probability|\w+\.correlation|"
-    r"trainer\.(limit_val_batches|min_steps|fast_dev_run|gradient_clip_val)|checkpoint\.every_n_train_steps",
-    "1e9": r"trainer\.(check_val_every_n_epoch|overfit_batches|min_steps)|NearestNeighbours\.k|Curriculum\.every|"
-    r"seed_everything",
+    r"trainer\.(limit_(val|test)_batches|min_steps|fast_dev_run|gradient_clip_val|log_every_n_steps)|"
+    r"checkpoint\.every_n_train_steps|model\.weight_decay|(GPT2|Transformer)\.n_dims",  # which the task's replaces
+    "1e9": r"trainer\.(check_val_every_n_epoch|overfit_batches|min_steps|limit_val_batches|num_sanity_val_steps|"
+    r"reload_dataloaders_every_n_epochs)|NearestNeighbours\.k|Curriculum\.every|seed_everything|"
+    r"(GPT2|Transformer)\.n_dims|Transformer\.max_points",
     "1e30": r"trainer\.limit_\w+",
 }
 
@@ -157,6 +166,7 @@ PLACES: dict[type, Callable[[Any], Config]] = {
         "HeadPruning", n_prompts=8, fit_prompts=8, n_random=2, finetune_steps=1, strategies=[made]
     ),
     Construction: lambda made: {"model": {"construction": made, **AS_DEFAULT}},
+    InContextNetwork: partial(nested, "model.network"),
     Callback: lambda made: {"trainer": {"callbacks": [made]}},
 }
 OF_THE_COMMAND_LINE = (FigureWriter, PredictionWriter, Recorder)  # whose options are walked as figures.when, ...

@@ -82,7 +82,7 @@ class Attention(InContextNetwork):
             case "double":
                 return TransformerOutput(prediction.double())
             case "nan":
-                return TransformerOutput(prediction.log())
+                return TransformerOutput(prediction - torch.inf * prediction.sign())
             case "raises":
                 raise KeyError("width")
             case "layers":
@@ -129,6 +129,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_network_that_is_not_what_it_must_be_gets_one_sentence(wrong):
+    torch.manual_seed(0)
     network = Attention(wrong=wrong)
     with pytest.raises(InputError, match=re.escape(WRONG[wrong])) as found:
         check_network(network, prompts(), shortest=2)
