@@ -1,7 +1,7 @@
 """Which algorithm is it: the distance of every layer's reading to known estimators."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -14,7 +14,15 @@ from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.probes import check_strength
 from lightning_icl.functional.references import Case, Reference
-from lightning_icl.instruments.algorithms import PROBE, READ_OUT, SAME, Distance, algorithm_distances, comparable
+from lightning_icl.instruments.algorithms import (
+    PROBE,
+    READ_OUT,
+    SAME,
+    Distance,
+    algorithm_distances,
+    comparable,
+    default_sizes,
+)
 from lightning_icl.module import ICLModule
 from lightning_icl.record.lines import plus_minus, wrapped
 from lightning_icl.record.rows import Row
@@ -73,6 +81,9 @@ class AlgorithmMatch(Analysis):
         comparable(algorithms or [])
         self.n_prompts, self.n_points, self.algorithms = n_prompts, n_points, algorithms
         self.alpha, self.chunk_size = alpha, chunk_size
+
+    def looks_at(self, data: PromptDataModule) -> Sequence[int]:
+        return self.n_points or default_sizes(data.streams[0].largest_n)
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         task, largest = data.streams[0].task, data.streams[0].largest_n

@@ -96,6 +96,10 @@ class Analysis(Callback, ABC):
         """
         return None
 
+    def looks_at(self, data: PromptDataModule) -> Sequence[int]:
+        """At how many examples, besides the streams' own numbers, the network is asked to predict."""
+        return ()
+
     def shows(self, data: PromptDataModule) -> Sequence[str]:
         """What can be monitored, as in ``shown``."""
         return self.shown

@@ -83,6 +83,9 @@ class HeadImportance(Analysis):
         if wrong := [n for n in self.n_points if not 1 <= n <= largest]:
             raise InputError(f"n_points has {wrong[0]}, but the prompts have 1 to {largest} examples.")
 
+    def looks_at(self, data: PromptDataModule) -> Sequence[int]:
+        return self.n_points
+
     def measure(self, trainer: Trainer, module: ICLModule) -> ImportanceScores:
         """Leave-one-out importance under zero ablation, computed once per training step, however many ask for it."""
         now = (trainer.state.fn, trained_steps(trainer, module))

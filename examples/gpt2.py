@@ -3,7 +3,7 @@ r"""The GPT-2 of transformers, which knows nothing of lightning_icl, with its he
 In this folder, for a minute, with pip install transformers:
 
 lightning-icl fit --config minute.yaml --model.optimizer muon --model.learning_rate 5e-3 --trainer.max_steps 1000 \
-    --model.network GatedHeads --model.network.network gpt2.GPT2 --model.network.heads 4 \
+    --model.network GatedHeads --model.network.network gpt2.TransformersGPT2 --model.network.heads 4 \
     --model.network.projections 'backbone.h.*.attn.c_proj'
 
 GatedHeads finds the heads in what goes into the projections of these names. (lightning_icl has a GPT-2 of its own,
@@ -19,7 +19,7 @@ from lightning_icl import InContextNetwork, Prompt, TransformerOutput
 from lightning_icl.functional.prompts import tokens
 
 
-class GPT2(InContextNetwork):
+class TransformersGPT2(InContextNetwork):
     """Garg et al. (2022): tokens x_1, y_1, x_2, y_2, ..., then x_q; y_i is read at x_i, from the tokens up to it.
 
     Args:

@@ -10,6 +10,7 @@ from lightning_icl.callbacks.analysis import Analysis
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError, check_at_least, check_not_negative
 from lightning_icl.module import ICLModule
+from lightning_icl.network import check_remade
 
 
 def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
@@ -25,6 +26,8 @@ def check_run(trainer: Trainer, module: ICLModule, data: PromptDataModule, stage
         check_not_negative(**{"trainer.gradient_clip_val": trainer.gradient_clip_val})
     data.check_run(trainer, module, stage)
     module.check_run(trainer, data, stage)
+    if stage == "fit":
+        check_remade(module.network)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         check = getattr(callback, "check_run", None)
         if check and not (isinstance(callback, Analysis) and callback.lacks(module)):

@@ -1,6 +1,7 @@
 """What a command line of ours is: Lightning's, with our module, data and errors."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -170,7 +171,7 @@ class ICLCommandLine(LightningCLI):
             config.weights_only = config.weights_only is not False  # null leaves it to Lightning, which may run code
             self._find_run(config)
             set_constructed_shape(config.model)
-            settle_network(config.model)
+            settle_network(config.model, getattr(self.parser, "args", None) or [])
             if config.cpu_threads is not None:
                 check_between(1, MOST_THREADS, cpu_threads=config.cpu_threads)
                 torch.set_num_threads(config.cpu_threads)
@@ -437,8 +438,11 @@ def set_constructed_shape(model: Namespace) -> None:
     model.update(Namespace({name: shape[name] for name in as_default}))
 
 
-def settle_network(model: Namespace) -> None:
-    """Leave out the Transformer's options where the network is another, and the network where it is the Transformer."""
+def settle_network(model: Namespace, args: Sequence[str] = ()) -> None:
+    """Leave out the Transformer's options where the network is another, and the network where it is the Transformer.
+
+    Among the ``args`` of a command line an option of the network is seen that is given at its default.
+    """
     if model.network is None:
         return
     defaults = {name: p.default for name, p in signature(Transformer).parameters.items() if name != "n_dims"}
@@ -447,8 +451,13 @@ def settle_network(model: Namespace) -> None:
         return [name for name, default in defaults.items() if _listed(options[name]) != _listed(default)]
 
     if class_of(model.network) is Transformer:
-        options, model.network = model.network.init_args, None
-        model.update(Namespace({name: options[name] for name in told(options)}))
+        given = re.findall(r"--model\.network\.(?:init_args\.)?(\w+)", " ".join(map(str, args)))
+        if inside := [*told(model.network.init_args), *(name for name in given if name in defaults)]:
+            raise InputError(
+                f"model.network.{inside[0]} is an option of the Transformer, which is the network unless told: give it "
+                f"as model.{inside[0]}."
+            )
+        model.network = None
         return
     if idle := told(model):
         of_whom = f"{class_of(model.network).__name__} has options of its own, model.network.NAME"

@@ -5,6 +5,7 @@ predictions = Predictor(network)(x, y, x_query)
 """
 
 import json
+import re
 from pathlib import Path
 
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.seeds import seeded
-from lightning_icl.network import InContextNetwork, described, description
+from lightning_icl.network import InContextNetwork, check_remade, described, description
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -55,31 +56,16 @@ def save_network(network: InContextNetwork, folder: str | Path) -> None:
     Raises:
         InputError: where ``load_network`` could not make the network again, and for a folder that exists.
     """
-    folder, kind = Path(folder), type(network).__name__
+    folder = Path(folder)
     if folder.exists():
         raise InputError(f"the folder is {folder}, but that exists already; name one that does not.")
-    config = description(network)
-    if config is None:
+    text = json.dumps(description(network), indent=2)
+    if own := re.search(r'"class_path": "__main__\.([^"]+)"', text):
         raise InputError(
-            f"this {kind} was made with an argument that is no number, text, list, mapping or network, which "
-            f"{CONFIG} cannot hold; let its constructor take such values alone."
-        )
-    text = json.dumps(config, indent=2)
-    if '"class_path": "__main__.' in text:
-        raise InputError(
-            f"{kind} is defined in the script or notebook that runs, where no other will find it; move it to a file "
+            f"{own[1]} is defined in the script or notebook that runs, where no other will find it; move it to a file "
             "of its own and import it from there."
         )
-    with seeded(0):
-        fresh = described(config).state_dict()
-    own = network.state_dict()
-    for name in [*own, *fresh]:
-        here, there = (None if of.get(name) is None else list(of[name].shape) for of in (own, fresh))
-        if here != there:
-            raise InputError(
-                f"{name} of this {kind} has the shape {here}, but {there} in a {kind} of its arguments, from which it "
-                "would be loaded; let the arguments say what the network is."
-            )
+    check_remade(network)
     folder.mkdir(parents=True)
     save_model(network, str(folder / WEIGHTS))
     (folder / CONFIG).write_text(text + "\n")  # last, so that where it is, all is

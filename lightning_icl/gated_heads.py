@@ -4,7 +4,7 @@ GatedHeads(MyGPT(n_dims=8), projections="blocks.*.attention.output", heads=4)
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
@@ -19,6 +19,7 @@ from lightning_icl.functional.errors import InputError, check_at_least
 from lightning_icl.functional.heads import check_mask_shape
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.network import InContextNetwork, TransformerOutput
+from lightning_icl.network_check import check_declared
 
 # From a layer and what its heads read, (batch, tokens, heads, size), to what is projected instead.
 Change = Callable[[int, Tensor], Tensor]
@@ -50,9 +51,12 @@ class GatedHeads(InContextNetwork):
 
     def __init__(self, network: InContextNetwork, projections: str, heads: int | list[int]) -> None:
         super().__init__()
+        check_declared(network)
+        heads = [int(h) for h in heads] if isinstance(heads, Iterable) else int(heads)  # an array's, too
+        self.options["heads"] = heads
         self.network, self.n_dims, self.projections = network, network.n_dims, projections
         modules = dict(network.named_modules())
-        names = [name for name in modules if fnmatchcase(name, projections)]
+        names = [name for name in modules if name and fnmatchcase(name, projections)]
         kind = type(network).__name__
         if not names:
             some = dict.fromkeys(_numbers_starred(name) for name, module in modules.items() if _has_matrix(module))
@@ -286,6 +290,8 @@ def _projection(name: str, modules: dict[str, nn.Module], n_heads: int) -> str:
             f"{name} is a {type(module).__name__}, which has no weight matrix of its own; name the module that "
             "projects what the heads read."
         )
+    elif n_heads > max(shape := module.get_parameter("weight").shape):
+        raise InputError(f"heads is {n_heads:,} for {name}, but its weight, {tuple(shape)}, has no room for so many.")
     return name
 
 

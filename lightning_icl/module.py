@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,7 +20,16 @@ from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.references import MAX_DEFAULT_TERMS
 from lightning_icl.loggers import flush, log_scalars, logs_this_step
 from lightning_icl.metrics import ExcessRisk
-from lightning_icl.network import InContextNetwork, TransformerOutput, current_names, depth, described, description
+from lightning_icl.network import (
+    InContextNetwork,
+    TransformerOutput,
+    check_remade,
+    current_names,
+    depth,
+    described,
+    description,
+    path_of,
+)
 from lightning_icl.network_check import check_declared, check_network
 from lightning_icl.optimizers import BlockMuon, Blocks, OptimizerPair, adamw
 from lightning_icl.soap import SOAP
@@ -78,7 +88,7 @@ class ICLModule(LightningModule):
         **transformer: Any,
     ) -> None:
         super().__init__()
-        if isinstance(network, Mapping):  # from a checkpoint
+        if isinstance(network, Mapping | str):  # from a checkpoint
             network = described(network)
         if network is not None:
             check_declared(network)
@@ -96,8 +106,10 @@ class ICLModule(LightningModule):
             transformer = constructed_options(construction, n_dims, transformer)
         # A checkpoint has the construction's weights and shape.
         self.save_hyperparameters(ignore=["construction", "network"])
-        if network is not None and (known := description(network)):
-            self.save_hyperparameters({"network": known})
+        if network is not None:
+            self.save_hyperparameters({"network": description(network) or path_of(type(network))})
+        # By it Lightning would make the module through a command line's parser, with all options of a Transformer.
+        self.hparams.pop("_instantiator", None)
         self.network: InContextNetwork = Transformer(n_dims, **transformer) if network is None else network
         if construction is not None:
             self.network.load_state_dict(construction.state(n_dims))
@@ -151,11 +163,18 @@ class ICLModule(LightningModule):
         self.stream_names: list[str | None] = [stream.name for stream in streams] if streams else [None]
         self.risks = nn.ModuleList(ExcessRisk() for _ in self.stream_names)
         self.check_run(self.trainer, self.trainer.datamodule, stage)  # type: ignore[attr-defined]
+        if stage == "fit":
+            try:
+                check_remade(self.network)
+            except InputError as error:
+                rank_zero_warn(f"{error} Until then ICLModule.load_from_checkpoint(path, network=...) alone opens it.")
 
     def check_run(self, trainer: Trainer, data: LightningDataModule | None, stage: str) -> None:
         """Refuse a network that is not what it must be on these prompts, and a target that the data has not."""
+        if stage == "fit" and not any(weight.requires_grad for weight in self.network.parameters()):
+            raise InputError(f"{type(self.network).__name__} has no weights that can be trained; validate it instead.")
         if isinstance(data, PromptDataModule) and not isinstance(self.network, Transformer):
-            self._try_network(data, stage, trainer.strategy.root_device)
+            self._try_network(trainer, data, stage)
         if stage == "fit" and self.target == "posterior_mean":
             task = getattr(data, "task", None)
             law = "the data module" if task is None else f"this {type(task).__name__}"
@@ -166,14 +185,17 @@ class ICLModule(LightningModule):
                     f"target is 'posterior_mean', but {law} has {lacks}; set it to 'noise_free' or 'noisy'."
                 )
 
-    def _try_network(self, data: PromptDataModule, stage: str, device: torch.device) -> None:
+    def _try_network(self, trainer: Trainer, data: PromptDataModule, stage: str) -> None:
         """On prompts of each size that there will be; once, whoever asks."""
+        device = trainer.strategy.root_device
         sizes = {n for stream in data.streams for n in (stream.smallest_n, stream.largest_n)}
         shortest = None
         if stage == "fit":
             sizes |= {data.smallest_n, data.largest_n}
             starts = data.curriculum.points.start if data.curriculum.points else data.smallest_n
             shortest = starts if starts < data.largest_n else None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            sizes |= {n for n in getattr(callback, "looks_at", lambda data: ())(data) if 1 <= n <= max(sizes)}
         if self._tried != (sizes, shortest, device):
             prompt = data.held_out("network", 4, device, max(sizes))
             seen = check_network(self.network, prompt, sorted(sizes - {max(sizes)}), shortest)

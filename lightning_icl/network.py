@@ -47,8 +47,9 @@ class InContextNetwork(nn.Module, ABC):
     """A torch module that learns in context: from a prompt to predictions at its queries.
 
     A prompt and a query are predicted alone, whatever else is in the batch; padded examples (``prompt.point_mask``)
-    do not count. ``on_prompt`` takes a head mask, (layers, heads of the widest layer) or the same for each prompt,
-    which multiplies each head's output before the output projection; without heads it is always None.
+    do not count. The number of examples is that of the run's streams and of analyses that look at fewer. ``on_prompt``
+    takes a head mask, (layers, heads of the widest layer) or the same for each prompt, which multiplies each head's
+    output before the output projection; without heads it is always None.
 
     A subclass may also have ``read(states)``, its predictions from the states after any layer: AlgorithmMatch then
     reads every layer by it.
@@ -77,8 +78,14 @@ class InContextNetwork(nn.Module, ABC):
             return network
         given.apply_defaults()
         options = dict(list(given.arguments.items())[1:])
-        for name in [name for name in options if parameters[name].kind is Parameter.VAR_KEYWORD]:
-            options |= options.pop(name)
+        for name in list(options):
+            if parameters[name].kind is Parameter.VAR_KEYWORD:
+                options |= options.pop(name)
+            elif parameters[name].kind is Parameter.VAR_POSITIONAL and (unnamed := options.pop(name)):
+                raise InputError(
+                    f"{cls.__name__} is given {', '.join(map(repr, unnamed))} as *{name}, but the arguments of a "
+                    "network need names, by which it is made again."
+                )
         object.__setattr__(network, "options", options)  # before nn.Module's own attributes are there
         return network
 
@@ -100,13 +107,27 @@ class InContextNetwork(nn.Module, ABC):
         The control of what is read from trained states. A network among the options is made anew too; of another
         module there it is not known how.
         """
-        parts = {name: part for name, part in self.options.items() if isinstance(part, nn.Module)}
-        fresh = {name: part.untrained(seed) for name, part in parts.items() if isinstance(part, InContextNetwork)}
-        if len(fresh) < len(parts) or None in fresh.values():
+
+        def fresh(value: Any) -> Any:
+            match value:
+                case nn.Module():
+                    made = value.untrained(seed) if isinstance(value, InContextNetwork) else None
+                    if made is None:
+                        unknown.append(value)
+                    return made
+                case dict():
+                    return {key: fresh(inner) for key, inner in value.items()}
+                case list() | tuple():
+                    return type(value)(map(fresh, value))
+            return value
+
+        unknown: list[nn.Module] = []
+        options = fresh(self.options)
+        if unknown:
             return None
         with seeded(seed):
-            network = type(self)(**self.options | fresh)
-        first = next(self.parameters())
+            network = type(self)(**options)
+        first = next(self.parameters(), torch.empty(0))  # of a network without weights
         return network.to(first.device, first.dtype)
 
 
@@ -121,7 +142,7 @@ def depth(network: InContextNetwork, output: TransformerOutput) -> int:
 def description(network: InContextNetwork) -> dict[str, Any] | None:
     """A network's class and arguments as a config writes them, from which ``described`` makes an untrained one.
 
-    None where an argument is no plain value, list, mapping or network.
+    None where an argument is no plain value, list, mapping or network, and not its own default.
     """
     try:
         return _plain(network)
@@ -129,10 +150,36 @@ def description(network: InContextNetwork) -> dict[str, Any] | None:
         return None
 
 
+def check_remade(network: InContextNetwork) -> None:
+    """Refuse a network that could not be made again from its description, whose trained weights would be lost."""
+    kind, config = type(network).__name__, description(network)
+    if config is None:
+        raise InputError(
+            f"this {kind} was made with an argument that is no number, text, list, mapping or network, from which it "
+            "cannot be made again; let its constructor take such values alone."
+        )
+    fresh = outline(config).state_dict()
+    own = network.state_dict()
+    for name in [*own, *fresh]:
+        here, there = (None if of.get(name) is None else list(of[name].shape) for of in (own, fresh))
+        if here != there:
+            raise InputError(
+                f"{name} of this {kind} has the shape {here}, but {there} in a {kind} of its arguments, from which it "
+                "would be loaded; let the arguments say what the network is."
+            )
+
+
 def _plain(value: Any) -> Any:
     match value:
         case InContextNetwork():
-            return {"class_path": _path_of(type(value)), "init_args": _plain(value.options)}
+            parameters, own = signature(type(value).__init__).parameters, dict[str, Any]()
+            for name, argument in value.options.items():
+                try:
+                    own[name] = _plain(argument)
+                except TypeError:
+                    if name not in parameters or argument is not parameters[name].default:
+                        raise
+            return {"class_path": path_of(type(value)), "init_args": own}
         case dict():
             return {key: _plain(inner) for key, inner in value.items()}
         case list() | tuple():
@@ -142,7 +189,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(value)
 
 
-def described(config: Mapping[str, Any], n_dims: int | None = None) -> InContextNetwork:
+def described(config: Mapping[str, Any] | str, n_dims: int | None = None) -> InContextNetwork:
     """The untrained network of a description; makes networks alone, whatever a file may name.
 
     ``n_dims`` is for the constructors that take it and are not given it, as on the command line.
@@ -158,13 +205,14 @@ def described(config: Mapping[str, Any], n_dims: int | None = None) -> InContext
                 return [made(inner) for inner in value]
         return value
 
-    kind, arguments = _class_of(config), made(dict(config.get("init_args") or {}))
+    kind = _class_of(config)
+    arguments = made(dict(config.get("init_args") or {}))  # type: ignore[union-attr]  # else there is no class
     if n_dims is not None and "n_dims" in signature(kind.__init__).parameters:
         arguments.setdefault("n_dims", n_dims)
     return kind(**arguments)
 
 
-def outline(config: Mapping[str, Any], n_dims: int | None = None) -> InContextNetwork:
+def outline(config: Mapping[str, Any] | str, n_dims: int | None = None) -> InContextNetwork:
     """The network of a description with the names and shapes of its weights; no random number is drawn."""
     with torch.random.fork_rng(devices=[]):
         try:
@@ -189,22 +237,33 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
 
     kind = _class_of(config)
     known = {name: p.default for name, p in signature(kind.__init__).parameters.items() if p.default is not p.empty}
-    return {"class_path": _path_of(kind), "init_args": full(known | dict(config.get("init_args") or {}))}
+    return {"class_path": path_of(kind), "init_args": full(known | dict(config.get("init_args") or {}))}
 
 
-def _path_of(kind: type) -> str:
+def path_of(kind: type) -> str:
+    """Where a class is imported from, as a config names it."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _class_of(config: Mapping[str, Any]) -> type[InContextNetwork]:
+def _class_of(config: Mapping[str, Any] | str) -> type[InContextNetwork]:
+    if isinstance(config, str):
+        raise InputError(
+            f"the network is a {config} with arguments that are not written down; open it in Python, by "
+            "ICLModule.load_from_checkpoint(path, network=...)."
+        )
     path = str(config["class_path"])
-    kind = pydoc.locate(path)
+    try:
+        kind = pydoc.locate(path)
+    except pydoc.ErrorDuringImport as error:
+        raise InputError(f"the network is a {path}, whose file cannot be imported: {error.value}.") from error
     if not (isinstance(kind, type) and issubclass(kind, InContextNetwork)):
         raise InputError(f"the network is a {path}, but there is no such network here; put its file on the path.")
     return kind
 
 
-def current_names(state: Mapping[str, Any]) -> dict[str, Any]:
+def current_names(state: dict[str, Any]) -> dict[str, Any]:
     """A module's weights by their names of today: before 0.7 the network was called transformer."""
     old, new = "transformer.", "network."
+    if not any(name.startswith(old) for name in state):
+        return state
     return {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}

@@ -100,9 +100,11 @@ def _state(contents: Any, said: str) -> tuple[dict[str, Tensor], int | None]:
     match contents:
         case {"model_state_dict": state}:
             steps = contents.get("train_step")
-        case {"state_dict": dict() as state}:
+        case {"state_dict": dict() as state, "hyper_parameters": _}:  # a checkpoint of a run
             state = {name.removeprefix("network."): values for name, values in current_names(state).items()}
             steps = contents.get("global_step")
+        case {"state_dict": dict() as state}:
+            steps = None
         case state:
             steps = None
     if not (isinstance(state, Mapping) and state and all(isinstance(values, Tensor) for values in state.values())):

@@ -100,7 +100,7 @@ MEANT = {
     r"trainer\.(enable_autolog_hparams|enable_model_summary|logger|benchmark)|LinearRegression\.whitened|"
     r"(model|Transformer)\.(mlp|attention_bias)",
     "null": r"trainer\.(callbacks|plugins|log_every_n_steps|profiler|num_sanity_val_steps|max_epochs|precision|"
-    r"benchmark|deterministic|limit_(val|test)_batches|gradient_clip_(algorithm|val))|ReferenceRisk\.references|run_folder|"
+    r"benchmark|deterministic|enable_model_summary|limit_(val|test)_batches|gradient_clip_(algorithm|val))|ReferenceRisk\.references|run_folder|"
     r"(model|Transformer|GPT2)\.(max_points|head_dim|network)|weights|AlgorithmMatch\.algorithms|"
     r"IterativeHardThresholding\.sparsity|ISTA\.alpha|"
     r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",

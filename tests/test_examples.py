@@ -15,7 +15,7 @@ from lightning_icl.functional.prompts import tokens
 from lightning_icl.network import described
 
 FOLDER = ROOT / "examples"
-NAMES = {"lstm": "LSTM", "gpt2": "GPT2", "mamba": "Mamba"}
+NAMES = {"lstm": "LSTM", "gpt2": "TransformersGPT2", "mamba": "Mamba"}
 SMALL = {"lstm": {"width": 8}, "gpt2": {"width": 8, "heads": 2, "layers": 2}, "mamba": {"width": 8, "d_state": 3}}
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
-from lightning_icl import GPT2, ICLModule, SparseLinearRegression, Transformer, load_weights
+from lightning_icl import GPT2, ICLModule, InContextNetwork, SparseLinearRegression, Transformer, load_weights
 from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import full_mask
@@ -199,6 +199,24 @@ def test_a_state_dict_of_ours_is_read(tmp_path, suffix, kind):
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
 
 
+def test_names_are_old_only_in_a_checkpoint_of_a_run(tmp_path):
+    """A network may have parts of its own that are called transformer or network."""
+
+    class Named(InContextNetwork):
+        def __init__(self):
+            super().__init__()
+            self.n_dims, self.heads = 3, []
+            self.transformer, self.network = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1)
+
+        def on_prompt(self, prompt, head_mask=None): ...
+
+    trained, other = Named(), Named()
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "it.pt")
+    load_weights(other, tmp_path / "it.pt")
+    assert torch.equal(other.transformer.weight, trained.transformer.weight)
+    assert torch.equal(other.network.weight, trained.network.weight)
+
+
 def test_a_checkpoint_is_read_of_before_0_7_too(tmp_path):
     module, target = ICLModule(N_DIMS, d_model=16, heads=[4]), Transformer(N_DIMS, 16, [4])
     state = {f"transformer.{name}": values for name, values in module.network.state_dict().items()}
@@ -316,7 +334,8 @@ trainer:
   enable_progress_bar: false
   callbacks:
     - {{class_path: HeadImportance, init_args: {{n_prompts: 8, scores: [leave_one_out]}}}}
-    - {{class_path: HeadPruning, init_args: {{n_prompts: 8, fit_prompts: 8, n_random: 2, finetune_steps: 1}}}}
+    - class_path: HeadPruning
+      init_args: {{n_prompts: 8, fit_prompts: 8, n_random: 1, finetune_steps: 1, strategies: [PaperPruning]}}
 """
 
 

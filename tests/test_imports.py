@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "gpt2": {"functional", "transformer"},
     "weights": {"functional", "network", "transformer", "gpt2"},
     "export": {"functional", "network"},
-    "gated_heads": {"functional", "network"},
+    "gated_heads": {"functional", "network", "network_check"},
     "metrics": {"functional"},
     "optimizers": {"functional"},
     "soap": set(),

@@ -8,7 +8,9 @@ from conftest import small_data, small_trainer
 from torch import nn
 
 from lightning_icl import ICLModule, InContextNetwork, InputError, LinearRegression, Transformer, TransformerOutput
+from lightning_icl.callbacks import AlgorithmMatch
 from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.checks import check_run
 from lightning_icl.cli import main
 from lightning_icl.network import described, description, in_full, outline
 from lightning_icl.record import load_run
@@ -64,6 +66,15 @@ def here(tmp_path, monkeypatch):
     sys.modules.pop("my_model", None)
 
 
+class Unweighted(InContextNetwork):
+    def __init__(self, n_dims):
+        super().__init__()
+        self.n_dims, self.heads = n_dims, []
+
+    def on_prompt(self, prompt, head_mask=None):
+        return TransformerOutput(prompt.x_query[..., 0])
+
+
 class Affine(InContextNetwork):
     """Of no use, but small."""
 
@@ -76,6 +87,16 @@ class Affine(InContextNetwork):
         return TransformerOutput(self.read_out(prompt.x_query)[..., 0])
 
 
+class Layered(Affine):
+    def __init__(self, n_dims, act=nn.GELU()):  # noqa: B008  # as people write it
+        super().__init__(n_dims)
+
+
+class Unnamed(Affine):
+    def __init__(self, n_dims, *args):
+        super().__init__(n_dims)
+
+
 def test_a_network_is_written_as_its_class_and_arguments_and_made_again():
     network = Affine(3, inner=Transformer(3, 8, (2, 1)), more=[1, {"a": (2, None)}])
     written = description(network)
@@ -86,6 +107,7 @@ def test_a_network_is_written_as_its_class_and_arguments_and_made_again():
     assert description(again) == written
     assert again.state_dict().keys() == network.state_dict().keys()
     assert description(Affine(3, start=torch.zeros(1))) is None
+    assert described(description(Layered(3))).read_out.weight.shape == (1, 3)  # an argument at its own default
 
 
 def test_a_constructor_is_given_the_dimensions_it_asks_for_and_not_given():
@@ -130,6 +152,64 @@ def test_untrained_networks_are_the_same_for_each_seed():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) and first[name].dtype == torch.float64 for name in first)
     assert not torch.equal(first["read_in.weight"], other["read_in.weight"])
+
+
+def test_networks_in_a_list_are_made_anew_and_other_modules_cannot_be():
+    network = Affine(3, parts=[Affine(3), {"one": Transformer(3, 8, (2,))}])
+    fresh = network.untrained()
+    assert fresh.options["parts"][0] is not network.options["parts"][0]
+    assert not torch.equal(fresh.options["parts"][0].read_out.weight, network.options["parts"][0].read_out.weight)
+    assert Affine(3, parts=[nn.Linear(1, 1)]).untrained() is None
+
+
+def test_a_network_without_weights_is_measured_but_not_trained(tmp_path):
+    network = Unweighted(4)
+    assert network.untrained().n_dims == 4
+    module, data = ICLModule(4, network=network), small_data(LinearRegression(4))
+    small_trainer(tmp_path).validate(module, data, verbose=False)
+    with pytest.raises(InputError, match="Unweighted has no weights that can be trained; validate it instead"):
+        small_trainer(tmp_path).fit(module, data)
+    frozen = ICLModule(4, network=Affine(4).requires_grad_(False))
+    with pytest.raises(InputError, match="Affine has no weights that can be trained"):
+        small_trainer(tmp_path).fit(frozen, data)
+
+
+def test_what_cannot_be_made_again_is_told_before_it_is_trained(tmp_path):
+    with pytest.raises(InputError, match=r"Unnamed is given 16, 1 as \*args, but .* need names"):
+        Unnamed(3, 16, 1)
+
+    class Local(Affine): ...
+
+    data = small_data(LinearRegression(4))
+    for network, words in (
+        (Affine(4, start=torch.zeros(1)), "made with an argument that is no number, text, list, mapping or network"),
+        (Local(4), "but there is no such network here"),
+    ):
+        with pytest.raises(InputError, match=words):
+            check_run(small_trainer(tmp_path), ICLModule(4, network=network), data, "fit")
+        trainer = small_trainer(tmp_path, max_steps=1)
+        with pytest.warns(UserWarning, match=words):
+            trainer.fit(ICLModule(4, network=network), data)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    trainer.fit(ICLModule(4, network=Affine(4, start=torch.zeros(1))), data)
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    with pytest.raises(InputError, match=r"Affine with arguments that are not written down; open it in Python, by"):
+        loaded_module(tmp_path / "it.ckpt")
+    with pytest.raises(InputError, match="with arguments that are not written down"):
+        ICLModule.load_from_checkpoint(tmp_path / "it.ckpt")
+    loaded = ICLModule.load_from_checkpoint(tmp_path / "it.ckpt", network=Affine(4))
+    assert torch.equal(loaded.network.read_out.weight, trainer.lightning_module.network.read_out.weight)
+
+
+def test_the_sizes_at_which_an_analysis_looks_are_tried_too(tmp_path):
+    class OfFive(Affine):
+        def on_prompt(self, prompt, head_mask=None):
+            return TransformerOutput(self.read_out(prompt.x_query)[..., 0] + 0 * prompt.y.view(-1, 5).sum())
+
+    module, data = ICLModule(4, network=OfFive(4)), small_data(LinearRegression(4))
+    small_trainer(tmp_path).validate(module, data, verbose=False)
+    with pytest.raises(InputError, match=r"OfFive.on_prompt cannot take 4 prompts of [12] examples"):
+        small_trainer(tmp_path, [AlgorithmMatch(n_prompts=2)]).validate(module, data, verbose=False)
 
 
 def test_a_network_has_no_options_of_the_transformer():
@@ -192,6 +272,8 @@ def test_a_network_of_a_file_here_is_trained_gone_on_with_validated_and_loaded(h
         0,
     ]
     model = load_run("run").model
+    loaded = ICLModule.load_from_checkpoint("run/checkpoints/last.ckpt").network
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert n_parameters(config) == sum(p.numel() for p in model.parameters())
     same = ["--config", "run/config.yaml", "--ckpt_path", "run/checkpoints/last.ckpt"]
     main(["validate", *same, "--run_folder", "validated"])
@@ -221,12 +303,16 @@ def test_a_network_of_a_file_here_is_trained_gone_on_with_validated_and_loaded(h
     assert n_parameters(config) is None
 
 
-def test_the_transformer_by_its_name_is_the_default(here, caplog):
-    named = ["--model.network", "Transformer", "--model.network.norm", "none"]
-    main(["fit", "--config", "config.yaml", "--run_folder", "run", *named])
+def test_the_transformer_by_its_name_is_the_default(here, capsys, caplog):
+    named = ["--config", "config.yaml", "--model.network", "Transformer"]
+    main(["fit", *named, "--run_folder", "run"])
     config = read_config(here / "run")["model"]
-    assert (config["network"], config["heads"], config["norm"]) == (None, [2, 2], "none")
+    assert (config["network"], config["heads"]) == (None, [2, 2])
     assert "Left out" not in caplog.text
+    for given in (["--model.network.norm", "none"], ["--model.network.mlp", "true"]):
+        with pytest.raises(SystemExit):
+            main(["fit", *named, *given])
+        assert "is an option of the Transformer, which is the network unless told: give" in capsys.readouterr().err
 
 
 def test_the_heads_of_a_network_are_told_once_in_a_table():

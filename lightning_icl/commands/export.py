@@ -2,6 +2,7 @@
 
 from lightning_icl.commands.output import new_folder
 from lightning_icl.export import CONFIG, WEIGHTS, save_network
+from lightning_icl.network import InContextNetwork
 from lightning_icl.record.loading import loaded_module
 
 
@@ -18,11 +19,13 @@ def export(ckpt_path: str, output: str | None = None, weights_only: bool = True)
     network = loaded_module(ckpt_path, weights_only=weights_only).network
     folder = new_folder(output, "exported")
     save_network(network, folder)
-    kind = type(network)
-    needs = "" if kind.__module__.startswith("lightning_icl.") else f" (with the file of {kind.__module__} on the path)"
+    # Of the network and those in it.
+    modules = {type(part).__module__ for part in network.modules() if isinstance(part, InContextNetwork)}
+    files = ", ".join(sorted(module for module in modules if not module.startswith("lightning_icl.")))
+    needs = f" (with the file of {files} on the path)" if files else ""
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
-        f"{kind.__name__} of {n_parameters:,} parameters: {folder / WEIGHTS} and {CONFIG}",
+        f"{type(network).__name__} of {n_parameters:,} parameters: {folder / WEIGHTS} and {CONFIG}",
         f"it opens without Lightning{needs}; x is (batch, points, {network.n_dims}), y (batch, points):",
         "  from lightning_icl import Predictor, load_network",
         f'  network = load_network("{folder}")',

@@ -175,6 +175,11 @@ def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:
     ]
 
 
+def default_sizes(n_points: int) -> list[int]:
+    """The numbers of examples that are looked at: a quarter, half and all of them."""
+    return sorted({max(1, n_points // 4), max(1, n_points // 2), n_points})
+
+
 def algorithm_distances(
     network: InContextNetwork,
     fit: Prompt,
@@ -200,7 +205,7 @@ def algorithm_distances(
     for algorithm in compared:
         algorithm.check(case)
     most, smallest = score.x.shape[1], min(prompt.x.shape[1] for prompt in (fit, choose, score))
-    sizes = sorted({max(1, most // 4), max(1, most // 2), most}) if n_points is None else n_points
+    sizes = default_sizes(most) if n_points is None else n_points
     for n in sizes:
         if not 1 <= n <= smallest:
             raise InputError(f"n_points has {n}, but it must lie between 1 and the prompts' {smallest} examples.")

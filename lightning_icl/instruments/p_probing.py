@@ -220,7 +220,7 @@ def p_probing(
         raise InputError(f"power is {power}, but it must be a finite number that is 0 or larger.")
     if not models:
         raise InputError("there is no model, but P-probing needs at least one.")
-    device = next(next(iter(models.values())).parameters()).device
+    device = next(next(iter(models.values())).parameters(), torch.empty(0)).device
     choose = task.sample(training.n_choose, n_points, training.n_queries, training.generators(device)[0])
     for name, model in models.items():
         if model.heads and model.heads[0] == 0:

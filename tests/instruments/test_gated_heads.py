@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from test_ablation import all_masks, model, sampled
@@ -329,6 +330,13 @@ def test_the_adapter_is_a_network_like_any_other_and_leaves_nothing_behind():
     assert torch.equal(wrapped.untrained(1).network.read_in.weight, network.untrained(1).read_in.weight)
 
 
+@pytest.mark.parametrize("heads", [torch.tensor([3, 3, 3]), np.array([3, 3, 3]), (3, 3, 3), np.int64(3)])
+def test_numbers_of_heads_may_be_of_any_kind(unchecked, heads):
+    wrapped = GatedHeads(ByHand(3), "blocks.*.projection", heads)
+    assert wrapped.heads == [3, 3, 3]
+    assert described(description(wrapped)).heads == [3, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("network", "projections", "heads", "sentence"),
     [
@@ -339,6 +347,9 @@ def test_the_adapter_is_a_network_like_any_other_and_leaves_nothing_behind():
             "no module of this ByHand has such a name; those with a weight matrix are",
         ),
         (ByHand(3), "blocks.*.projection", [3, 3], r"heads is \[3, 3\], but projections, '.*', is 3 of this ByHand's"),
+        (ByHand(3), "", 3, "projections is '', but no module of this ByHand has such a name"),
+        (ByHand(3), "blocks.*.projection", 10**9, r"heads is 1,000,000,000 for blocks.0.projection, but its weight, "),
+        (nn.Linear(3, 4), "*", 3, "the network is a Linear, but it must be of a class that derives from InContextN"),
         (ByHand(3), "blocks.*.projection", 0, "heads is 0, but it must be at least 1"),
         (ByHand(3), "blocks.*.*", 3, r"which is blocks.\*.qkv and blocks.\*.projection of this ByHand, but each layer"),
         (ByHand(3), "blocks.?", 3, "blocks.0 is a Block, which has no weight matrix of its own"),
@@ -355,7 +366,7 @@ def test_the_adapter_is_a_network_like_any_other_and_leaves_nothing_behind():
         (gpt2().float(), "layers.*.attention.output", [3, 1], r"heads is \[3, 1\], but projections"),
     ],
 )
-def test_what_cannot_be_gated_is_named(network, projections, heads, sentence):
+def test_what_cannot_be_gated_is_named(unchecked, network, projections, heads, sentence):
     def run():
         wrapped = GatedHeads(network, projections, heads)
         return wrapped.on_prompt(sampled(3), full_mask(wrapped.heads))
