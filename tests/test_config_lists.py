@@ -38,7 +38,7 @@ def alone():
     return {path: callbacks_of(path) for path in CONFIGS}
 
 
-@pytest.mark.parametrize("second", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("second", CONFIGS[::2], ids=lambda path: path.stem)
 def test_the_callbacks_are_those_of_the_last_config_alone(second, alone):
     """Of one config of any length, and of one whose list is as long, which jsonargparse would merge."""
     before = CONFIGS[CONFIGS.index(second) - 1]

@@ -131,8 +131,15 @@ def transfers_of(folder, log_every_n_steps, module):
     return watched.transfers.found
 
 
-@pytest.mark.parametrize("options", [{}, {"layout": "alternating", "mask": "causal", "attention": "relu"}], ids=str)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon_per_head"])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("adamw", {}),
+        ("muon", {"layout": "alternating", "mask": "causal", "attention": "relu"}),
+        ("muon_per_head", {}),
+    ],
+    ids=str,
+)
 def test_no_step_but_logged_ones_reads_from_the_device_or_writes_to_it(tmp_path, optimizer, options):
     assert transfers_of(tmp_path, 20, small_module(optimizer=optimizer, **options)) == []
 

@@ -440,8 +440,10 @@ SEVERAL_SCALES = {
 }
 
 
-@pytest.mark.parametrize("law", SEVERAL_SCALES)
 @pytest.mark.parametrize("reference", FREE, ids=lambda reference: reference.key)
+@pytest.mark.parametrize(
+    "law", [*list(SEVERAL_SCALES)[:2], *(pytest.param(of, marks=pytest.mark.slow) for of in list(SEVERAL_SCALES)[2:])]
+)
 def test_the_best_setting_lies_inside_the_grid(law, reference, unchecked):
     """A rival tuned to the edge of its grid would be beaten for want of a better setting."""
     task = SEVERAL_SCALES[law]

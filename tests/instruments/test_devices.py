@@ -22,11 +22,14 @@ LAYOUTS = [
     ("prefixes", "causal"),
     ("alternating", "causal"),
 ]
-# No masks and no positions, or both: neither knows of the other.
+# No masks and no positions, or both: neither knows of the other, nor of the attention, with which they take turns.
 OPTIONS = [
     (*some, *more)
-    for some in itertools.product(LAYOUTS, ["softmax", "linear", "relu"])
-    for more in (("none", False), ("learned", True))
+    for some, more in zip(
+        itertools.product(LAYOUTS, ["softmax", "linear", "relu"]),
+        itertools.cycle([("none", False), ("learned", True)]),
+        strict=False,
+    )
 ]
 
 

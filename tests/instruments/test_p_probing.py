@@ -365,7 +365,7 @@ def test_on_a_network_that_preprocesses_the_claim_holds(case, training, seeds):
         assert descent["layer_1/most"].mean() < 1.1 * descent["r_hat"].mean()
 
 
-@pytest.mark.parametrize("networks", [idle, copies, untrained])
+@pytest.mark.parametrize("networks", [idle, pytest.param(copies, marks=pytest.mark.slow), untrained])
 @pytest.mark.parametrize(("case", "training", "seeds"), CALIBRATED)
 @pytest.mark.usefixtures("unchecked")
 def test_on_a_network_that_does_not_preprocess_the_claim_never_holds(networks, case, training, seeds):
