@@ -171,3 +171,29 @@ def test_every_module_with_shapes_has_them_checked(pytestconfig):
     with_shapes = [path.relative_to(ROOT) for path in paths if "from jaxtyping import" in path.read_text()]
     names = [".".join(path.with_suffix("").parts) for path in with_shapes]
     assert [name for name in names if not any(f"{name}.".startswith(f"{part}.") for part in checked)] == []
+
+
+def run_time_names(source):
+    """The names that are used in a file, but for annotations and imports."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for field in ("annotation", "returns"):
+            if getattr(node, field, None) is not None:
+                setattr(node, field, None)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def test_no_instrument_imports_the_transformer_for_its_type_alone():
+    """What names it reads a Transformer's own weights or layers, and so tells it from other networks as it runs."""
+    typed = "from lightning_icl.transformer import Transformer\ndef f(t: Transformer) -> Transformer: ..."
+    assert "Transformer" not in run_time_names(typed)
+    assert "Transformer" in run_time_names(f"{typed}\nprint(isinstance(0, Transformer))")
+    importing = {
+        path: source
+        for path, source in package_files().items()
+        if path.parts[1] in ("instruments", "callbacks")
+        and "transformer.Transformer" in " ".join(imported_names(path, source))
+    }
+    assert importing
+    told = {"Transformer", "as_transformer"}
+    assert [str(path) for path, source in importing.items() if not told & run_time_names(source)] == []
