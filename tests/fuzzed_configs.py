@@ -95,27 +95,45 @@ MACHINES = {"trainer.devices", "trainer.num_nodes"}
 # What may be accepted, by value, as a person has read it; all else that is accepted is wrong. Either the documentation
 # gives the value a meaning (-1 and null for no limit, a switch that is on, a free name), or a run can do what it says.
 MEANT = {
-    "text": r"trainer\.(model_registry|default_root_dir)|predictions\.filename",
-    "true": r"checkpoint\.(save_on_exception|verbose|auto_insert_metric_name|save_on_train_epoch_end)|weights_only|"
-    r"trainer\.(enable_autolog_hparams|enable_model_summary|logger|benchmark)|LinearRegression\.whitened|"
-    r"(model|Transformer)\.(mlp|attention_bias)",
-    "null": r"trainer\.(callbacks|plugins|log_every_n_steps|profiler|num_sanity_val_steps|max_epochs|precision|"
-    r"benchmark|deterministic|enable_model_summary|limit_(val|test)_batches|gradient_clip_(algorithm|val))|ReferenceRisk\.references|run_folder|"
-    r"(model|Transformer|GPT2)\.(max_points|head_dim|network)|weights|AlgorithmMatch\.algorithms|"
-    r"IterativeHardThresholding\.sparsity|ISTA\.alpha|"
-    r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",
-    "empty text": r"trainer\.model_registry",
-    "empty list": r"trainer\.(plugins|logger)|ReferenceRisk\.references|HeadPruning\.strategies",
-    "empty mapping": r"HeadPruning\.checkpoints",
-    "negative": r"trainer\.(max_steps|max_epochs|devices|limit_\w+|num_sanity_val_steps)|checkpoint\.save_top_k|"
-    r"\w+\.weight_mean|PowerLaw\.exponent|(GPT2|Transformer)\.n_dims",
-    "zero": r"(\w+\.(pool|representation)_|)seed(_everything)?|LinearClassification\.flip_probability|\w+\.correlation|"
-    r"trainer\.(limit_(val|test)_batches|min_steps|fast_dev_run|gradient_clip_val|log_every_n_steps)|"
-    r"checkpoint\.every_n_train_steps|model\.weight_decay|(GPT2|Transformer)\.n_dims",  # which the task's replaces
-    "1e9": r"trainer\.(check_val_every_n_epoch|overfit_batches|min_steps|limit_val_batches|num_sanity_val_steps|"
-    r"reload_dataloaders_every_n_epochs)|NearestNeighbours\.k|Curriculum\.every|seed_everything|"
-    r"(GPT2|Transformer)\.n_dims|Transformer\.max_points",
-    "1e30": r"trainer\.limit_\w+",
+    kind: "|".join(options)
+    for kind, options in {
+        "text": [r"trainer\.(model_registry|default_root_dir)", r"predictions\.filename"],
+        "true": [
+            r"dry_run|weights_only|LinearRegression\.whitened|(model|Transformer)\.(mlp|attention_bias)",
+            r"checkpoint\.(save_last|save_on_exception|verbose|auto_insert_metric_name|save_on_train_epoch_end)",
+            r"trainer\.(enable_autolog_hparams|enable_model_summary|logger|benchmark|deterministic|inference_mode)",
+        ],
+        "null": [
+            r"trainer\.(callbacks|logger|plugins|profiler|benchmark|deterministic|precision|enable_model_summary)",
+            r"trainer\.(max_epochs|max_time|log_every_n_steps|num_sanity_val_steps|default_root_dir)",
+            r"trainer\.(limit_(val|test|predict)_batches|gradient_clip_(algorithm|val))",
+            r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",
+            r"run_folder|weights|(model|Transformer|GPT2)\.(max_points|head_dim|network)",
+            r"ReferenceRisk\.references|AlgorithmMatch\.algorithms|HeadPruning\.(strategies|checkpoints)",
+            r"IterativeHardThresholding\.sparsity|ISTA\.alpha",
+        ],
+        "empty text": [r"trainer\.model_registry"],
+        "empty list": [r"trainer\.(plugins|logger)", r"ReferenceRisk\.references|HeadPruning\.strategies"],
+        "empty mapping": [r"HeadPruning\.checkpoints"],
+        "negative": [
+            r"trainer\.(max_steps|min_steps|max_epochs|devices|limit_\w+|num_sanity_val_steps)|checkpoint\.save_top_k",
+            r"\w+\.weight_mean|PowerLaw\.exponent|(GPT2|Transformer)\.n_dims",
+        ],
+        "zero": [
+            r"(\w+\.(pool|representation)_|)seed(_everything)?|LinearClassification\.flip_probability|\w+\.correlation",
+            r"trainer\.(limit_(val|test)_batches|min_steps|fast_dev_run|gradient_clip_val|log_every_n_steps)",
+            r"trainer\.num_sanity_val_steps|checkpoint\.(every_n_train_steps|save_top_k)|model\.weight_decay",
+            r"ImportanceThreshold\.threshold|PreprocessThenGD\.power|HeadPruning\.path_to",
+            r"(GPT2|Transformer)\.n_dims",  # which the task's replaces
+        ],
+        "1e9": [
+            r"trainer\.(check_val_every_n_epoch|reload_dataloaders_every_n_epochs|overfit_batches|min_steps|min_epochs)",
+            r"trainer\.(limit_(val|train)_batches|num_sanity_val_steps)|checkpoint\.every_n_epochs",
+            r"seed_everything|\w+\.(pool_|)seed|NearestNeighbours\.k|Curriculum\.(every|points_step)",
+            r"(GPT2|Transformer)\.n_dims|Transformer\.max_points",
+        ],
+        "1e30": [r"trainer\.limit_\w+"],
+    }.items()
 }
 
 MEMORY = 3 * 2**30  # bytes that a config may take beside what is loaded already
