@@ -37,7 +37,7 @@ class Circuits(Analysis):
     def lacks(self, module: ICLModule) -> str | None:
         if isinstance(module.network, Transformer):
             return None
-        return f"circuits are of a Transformer's own weights, and {type(module.network).__name__} is none"
+        return f"circuits are read from a Transformer's weights, and this network is a {type(module.network).__name__}"
 
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterator[Row]:
         transformer = as_transformer(module.network, "circuits are")

@@ -62,7 +62,7 @@ class ConstructionComparison(Analysis):
     def lacks(self, module: ICLModule) -> str | None:
         if isinstance(module.network, Transformer):
             return None
-        return f"constructions are compared with a Transformer, and {type(module.network).__name__} is none"
+        return f"constructions are compared with a Transformer, and this network is a {type(module.network).__name__}"
 
     def check_run(self, trainer: Trainer, module: ICLModule, data: PromptDataModule, stage: str) -> None:
         compared = self.construction or module.construction

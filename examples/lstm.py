@@ -7,7 +7,7 @@ lightning-icl fit --config minute.yaml --model.network lstm.LSTM
 A wider one, and a longer look into what was trained:
 
 lightning-icl fit --config minute.yaml --model.network lstm.LSTM --model.network.width 128
-lightning-icl validate --config minute.yaml --config configs/full_analysis.yaml --model.network lstm.LSTM \
+lightning-icl validate --config lightning_logs/version_0/config.yaml --config configs/full_analysis.yaml \
     --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt
 """
 

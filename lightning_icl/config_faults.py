@@ -166,7 +166,7 @@ def _in_class(key: str, value: dict[str, Any], base: type) -> Iterator[Fault]:
     elif named is None:
         yield Fault("wrong", f"{key}: there is no class {name!r}; {did_you_mean(str(name), known)}")
     elif isinstance(named, type) and not issubclass(named, base):
-        yield Fault("wrong", f"{key}: {name} is no {base.__name__}; {did_you_mean(str(name), known)}")
+        yield Fault("wrong", f"{key}: {name} is no {base.__name__}; {did_you_mean('', known)}")
     elif misplaced := sorted(set(value) - OF_A_CLASS - {"kept"}):
         yield Fault("wrong", f"{key}: {misplaced[0]} must stand among the init_args of {named.__name__}.")
     elif not isinstance(given, dict):

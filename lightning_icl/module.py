@@ -196,11 +196,11 @@ class ICLModule(LightningModule):
             shortest = starts if starts < data.largest_n else None
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             sizes |= {n for n in getattr(callback, "looks_at", lambda data: ())(data) if 1 <= n <= max(sizes)}
-        if self._tried != (sizes, shortest, device):
+        if self._tried != (sizes, shortest, device, stage == "fit"):
             prompt = data.held_out("network", 4, device, max(sizes))
-            seen = check_network(self.network, prompt, sorted(sizes - {max(sizes)}), shortest)
+            seen = check_network(self.network, prompt, sorted(sizes - {max(sizes)}), shortest, stage == "fit")
             self.depth, self.has_states = depth(self.network, seen), bool(seen.query_states)
-            self._tried = sizes, shortest, device
+            self._tried = sizes, shortest, device, stage == "fit"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse(self._watch.settle())  # never a checkpoint of spoiled weights

@@ -71,6 +71,7 @@ class InContextNetwork(nn.Module, ABC):
                 "TransformerOutput."
             )
         network = super().__new__(cls)
+        nn.Module.__init__(network)  # also where a constructor forgets to
         parameters = signature(cls.__init__).parameters
         try:
             given = signature(cls.__init__).bind_partial(network, *args, **kwargs)
@@ -86,7 +87,7 @@ class InContextNetwork(nn.Module, ABC):
                     f"{cls.__name__} is given {', '.join(map(repr, unnamed))} as *{name}, but the arguments of a "
                     "network need names, by which it is made again."
                 )
-        object.__setattr__(network, "options", options)  # before nn.Module's own attributes are there
+        network.options = options
         return network
 
     @abstractmethod

@@ -44,7 +44,11 @@ def check_declared(network: object) -> None:
 
 @torch.no_grad()
 def check_network(
-    network: InContextNetwork, prompt: Prompt, n_points: Sequence[int] = (), shortest: int | None = None
+    network: InContextNetwork,
+    prompt: Prompt,
+    n_points: Sequence[int] = (),
+    shortest: int | None = None,
+    trains: bool = False,
 ) -> TransformerOutput:
     """What the network shows of the prompts; InputError for what an InContextNetwork must not do.
 
@@ -55,6 +59,7 @@ def check_network(
         prompt: at least 4 prompts of the largest size.
         n_points: other numbers of examples that it must take.
         shortest: the fewest examples of padded prompts, where there are such.
+        trains: whether its predictions must have a gradient.
     """
     check_declared(network)
     if network.n_dims != prompt.x.shape[-1]:
@@ -67,6 +72,13 @@ def check_network(
         tried = _copied(network).eval().to(prompt.x.device)
         output = _output(tried, prompt)
         _check_output(tried, prompt, output)
+        if trains:
+            with torch.inference_mode(False), torch.enable_grad():
+                if not _output(tried, prompt.copied()).prediction.requires_grad:
+                    raise InputError(
+                        f"{type(network).__name__}'s prediction has no gradient in its weights, so that they cannot be "
+                        "trained; a detach or no_grad in on_prompt takes it away."
+                    )
         for n in n_points:
             _check_output(tried, prompt.first(n), _output(tried, prompt.first(n)))
         noisy = _noisy(network).eval().to(prompt.x.device)
@@ -150,6 +162,12 @@ def _check_output(network: InContextNetwork, prompt: Prompt, output: Transformer
     check_tensor("prediction", output.prediction, n_prompts, n_queries)
     if output.prefix_prediction is not None:
         check_tensor("prefix_prediction", output.prefix_prediction, n_prompts, n_points)
+    for what in ("query_states", "context_states"):
+        if not isinstance(states := getattr(output, what), tuple | list):
+            raise InputError(
+                f"{name}'s {what} are a {type(states).__name__}, but must be a tuple of tensors, one after the read-in "
+                "and one after each layer."
+            )
     queries, contexts, n_layers = output.query_states, output.context_states, len(network.heads)
     if queries and len(queries) != (n_layers or max(1, len(queries) - 1)) + 1:
         layers = f"the {n_layers} layers that heads lists" if n_layers else "the layers"

@@ -81,6 +81,8 @@ class Attention(InContextNetwork):
                 return TransformerOutput(prediction[..., None])
             case "double":
                 return TransformerOutput(prediction.double())
+            case "one tensor of states":
+                return TransformerOutput(prediction, queries[0])
             case "nan":
                 return TransformerOutput(prediction - torch.inf * prediction.sign())
             case "raises":
@@ -102,6 +104,7 @@ class Attention(InContextNetwork):
 
 
 WRONG = {
+    "one tensor of states": "query_states are a Tensor, but must be a tuple of tensors, one after the read-in",
     "a tensor": "on_prompt returns a Tensor, but it must return a TransformerOutput",
     "shape": "prediction has shape (4, 3, 1), but must have (4, 3) for 4 prompts of 5 examples and 3 queries.",
     "double": "prediction is of torch.float64, but must be a tensor of torch.float32.",

@@ -75,6 +75,16 @@ class Unweighted(InContextNetwork):
         return TransformerOutput(prompt.x_query[..., 0])
 
 
+class Detached(InContextNetwork):
+    """Its constructor calls no other."""
+
+    def __init__(self, n_dims):
+        self.n_dims, self.heads, self.read_out = n_dims, [], nn.Linear(n_dims, 1)
+
+    def on_prompt(self, prompt, head_mask=None):
+        return TransformerOutput(self.read_out(prompt.x_query)[..., 0].detach())
+
+
 class Affine(InContextNetwork):
     """Of no use, but small."""
 
@@ -169,6 +179,9 @@ def test_a_network_without_weights_is_measured_but_not_trained(tmp_path):
     small_trainer(tmp_path).validate(module, data, verbose=False)
     with pytest.raises(InputError, match="Unweighted has no weights that can be trained; validate it instead"):
         small_trainer(tmp_path).fit(module, data)
+    detached = ICLModule(4, network=Detached(4))
+    with pytest.raises(InputError, match=r"Detached's prediction has no gradient in its weights, .* a detach"):
+        small_trainer(tmp_path).fit(detached, data)
     frozen = ICLModule(4, network=Affine(4).requires_grad_(False))
     with pytest.raises(InputError, match="Affine has no weights that can be trained"):
         small_trainer(tmp_path).fit(frozen, data)

@@ -46,8 +46,8 @@ def every_analysis():
 LACKING = {
     "HeadImportance": "this network has no heads",
     "HeadPruning": "this network has no heads",
-    "Circuits": "circuits are of a Transformer's own weights, and {} is none",
-    "ConstructionComparison": "constructions are compared with a Transformer, and {} is none",
+    "Circuits": "circuits are read from a Transformer's weights, and this network is a {}",
+    "ConstructionComparison": "constructions are compared with a Transformer, and this network is a {}",
 }
 
 
