@@ -20,14 +20,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_icl.functional.errors import InputError
-from lightning_icl.network import current_names, in_full, outline
+from lightning_icl.network import current_names, in_full, outline, path_of
 from lightning_icl.transformer import Transformer, head_sizes
 
 TRAINING_OPTIONS = {"optimizer", "learning_rate", "weight_decay", "warmup_steps", "schedule", "target", "init"}
 # What an option is where the checkpoint, which may be older than the option, does not say.
 DEFAULTS = {name: p.default for name, p in signature(Transformer).parameters.items() if p.default is not p.empty}
 OF_TRAINING = {"optimizer_states", "lr_schedulers", "loops"}  # which save_weights_only leaves out
-TRANSFORMER = {"class_path": f"{Transformer.__module__}.Transformer"}
 PREFIX = "network."  # of the weights
 PARTIAL = "{name}.{process}.partial"  # of the target and the process: runs may share a folder
 TRUST = "reading it runs what code the file brings, so do it where you trust its maker only"
@@ -177,11 +176,18 @@ def _held(file: str | bytes) -> Sequence[str]:
         return []
 
 
+def network_of(model: Mapping[str, Any]) -> Any:
+    """The network of a model's options as a description; its class alone where its arguments are not written down."""
+    if network := model.get("network"):
+        return network if isinstance(network, str) else {"init_args": {}} | dict(network)
+    options = {name: model[name] for name in signature(Transformer).parameters if name in model}
+    return {"class_path": path_of(Transformer), "init_args": options}
+
+
 def _wrong_weights(options: Mapping[str, Any], weights: Mapping[str, Any]) -> str | None:
     """What the weights have that the model of these options has not, or the other way round."""
-    known = {name: options[name] for name in signature(Transformer).parameters if name in options}
     try:
-        model = outline(options.get("network") or TRANSFORMER | {"init_args": known}).state_dict(prefix=PREFIX)
+        model = outline(network_of(options)).state_dict(prefix=PREFIX)
     except (TypeError, ValueError, RuntimeError) as error:
         return f"its hyper_parameters are of no model: {' '.join(str(error).split()).rstrip('.')}"
     for name in [*model, *weights]:

@@ -126,8 +126,8 @@ class GatedHeads(InContextNetwork):
                 return self._changed(prompt, self._gate(prompt, head_mask, replaced), blocks=blocks), blocks
         return self.on_prompt(prompt, head_mask, replaced), []
 
-    def for_training(self, prompt: Prompt) -> TransformerOutput:
-        return self.network.for_training(prompt)
+    def for_training(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
+        return self.network.for_training(prompt) if head_mask is None else self.on_prompt(prompt, head_mask)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return self.network.hidden_matrices()

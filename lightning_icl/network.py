@@ -15,9 +15,9 @@ class LSTM(InContextNetwork):
 
 import pydoc
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.prompts import Prompt
 from lightning_icl.functional.seeds import seeded
+
+Made = TypeVar("Made")
 
 
 class TransformerOutput(NamedTuple):
@@ -94,9 +96,9 @@ class InContextNetwork(nn.Module, ABC):
     def on_prompt(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
         """Predictions at the queries, and the states that they came from."""
 
-    def for_training(self, prompt: Prompt) -> TransformerOutput:
+    def for_training(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
         """``on_prompt`` where nothing but predictions is asked for."""
-        return self.on_prompt(prompt)
+        return self.on_prompt(prompt, head_mask)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices that Muon and SOAP train; AdamW trains the rest."""
@@ -215,12 +217,17 @@ def described(config: Mapping[str, Any] | str, n_dims: int | None = None) -> InC
 
 def outline(config: Mapping[str, Any] | str, n_dims: int | None = None) -> InContextNetwork:
     """The network of a description with the names and shapes of its weights; no random number is drawn."""
+    return shapes_alone(lambda: described(config, n_dims))
+
+
+def shapes_alone(make: Callable[[], Made]) -> Made:
+    """What ``make`` makes, at no cost however large where its constructor allows; no random number is drawn."""
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):  # at no cost
-                return described(config, n_dims)
-        except (RuntimeError, NotImplementedError):  # it computes with its weights
-            return described(config, n_dims)
+            with torch.device("meta"):
+                return make()
+        except (RuntimeError, NotImplementedError):  # a network that computes with its weights
+            return make()
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -195,7 +195,8 @@ def _same(one: Tensor, other: Tensor, within: float) -> bool:
 def _check_independence(network: InContextNetwork, prompt: Prompt, shortest: int | None) -> None:
     """Predictions must be the same whatever it is that must not count."""
     name, n_points = type(network).__name__, prompt.x.shape[1]
-    prediction = _output(network, prompt).prediction
+    output = _output(network, prompt)
+    prediction = output.prediction
 
     def check(changed: Prompt, rows: slice, queries: slice, said: str) -> None:
         if not _same(_output(network, changed).prediction[rows, queries], prediction[rows, queries], SAME):
@@ -223,7 +224,6 @@ def _check_independence(network: InContextNetwork, prompt: Prompt, shortest: int
                 prompt._replace(x_query=x_query), every, kept_queries,
                 "sees other queries: its prediction at one changes with another; each must see the examples alone.",
             )  # fmt: skip
-    output = _output(network, prompt)
     if output.prefix_prediction is not None:
         y = prompt.y.clone()
         y[:, -1] += 1

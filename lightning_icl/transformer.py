@@ -363,9 +363,9 @@ class Transformer(InContextNetwork):
         """``forward`` of a prompt in this model's layout."""
         return self(self.laid_out(prompt), head_mask, prompt.x_query.shape[1], prompt.point_mask, last_context)
 
-    def for_training(self, prompt: Prompt) -> TransformerOutput:
+    def for_training(self, prompt: Prompt, head_mask: Tensor | None = None) -> TransformerOutput:
         """``on_prompt`` with the last layer at the tokens that predict alone."""
-        return self.on_prompt(prompt, last_context=False)
+        return self.on_prompt(prompt, head_mask, last_context=False)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Those of the layers."""

@@ -5,12 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_icl.checkpoint import PREFIX
 from lightning_icl.functional.heads import HeadMask
 from lightning_icl.instruments.removal import OF_WHOLE, Part, kept_parts, remove_heads, smaller_options
 from lightning_icl.module import ICLModule
 from lightning_icl.transformer import Transformer, as_transformer
-
-PREFIX = "network."  # of the transformer's parameters in the module
 
 
 def pruned_checkpoint(checkpoint: Mapping[str, Any], module: ICLModule, keep: HeadMask) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_icl.checkpoint import check_checkpoint
@@ -12,6 +11,7 @@ from lightning_icl.command_line import ICLCommandLine, Parser, set_constructed_s
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
+from lightning_icl.network import shapes_alone
 from lightning_icl.record.loading import loaded_module
 
 
@@ -118,9 +118,4 @@ class _FitReader(_Reader):
 
     def make_classes(self) -> None:
         super().make_classes()
-        with torch.random.fork_rng(devices=[]):
-            try:
-                with torch.device("meta"):  # shapes alone, however large
-                    self.built(ICLModule, "model")
-            except (RuntimeError, NotImplementedError):  # a network that computes with its weights
-                self.built(ICLModule, "model")
+        shapes_alone(lambda: self.built(ICLModule, "model"))

@@ -227,13 +227,12 @@ def fine_tuned(
         else:  # a copy under the mask, as no Transformer is without any head and no other network's can be removed
             model = copy.deepcopy(network)
         on_device = mask.to(next(model.parameters()))
-        fewer = {"last_context": False} if isinstance(model, Transformer) else {}
         optimizer = AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
         for step in range(n_steps):
             optimizer.param_groups[0]["lr"] = learning_rate * (1 - step / n_steps)
             prompt = batch(step)
             optimizer.zero_grad()
-            prediction = model.on_prompt(prompt, on_device, **fewer).prediction
+            prediction = model.for_training(prompt, on_device).prediction
             (prediction - prompt.f_query).square().mean().backward()
             optimizer.step()
     return PrunedModel(model.requires_grad_(False), mask)

@@ -3,12 +3,11 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from inspect import signature
 from typing import Any
 
+from lightning_icl.checkpoint import network_of
 from lightning_icl.functional.errors import InputError
 from lightning_icl.network import outline
-from lightning_icl.transformer import Transformer
 
 # Of the trainer what its weights and measurements depend on, and not where it runs (devices, strategy), what it writes
 # (loggers, checkpoints, default_root_dir) or what it shows. Callbacks are its analyses, long lists of options.
@@ -29,18 +28,10 @@ def config_values(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {f"trainer.{key}": trainer[key] for key in TRAINER_KEYS if key in trainer}
     kept |= {f"{part}.{key}": value for part in ("model", "data") for key, value in config[part].items()}
     flat = {key: value for prefix, nested in kept.items() for key, value in _flat(prefix, nested)}
-    heads = _network(config["model"])["init_args"].get("heads")
+    heads = network_of(config["model"])["init_args"].get("heads")
     heads = heads if isinstance(heads, list) else []
     flat.pop("model.network.heads", None)
     return flat | {"model.heads": json.dumps(heads), "depth": len(heads)}
-
-
-def _network(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's network as its class and arguments."""
-    if network := model.get("network"):
-        return {"init_args": {}} | dict(network)
-    options = {name: model[name] for name in signature(Transformer).parameters if name in model}
-    return {"class_path": f"{Transformer.__module__}.Transformer", "init_args": options}
 
 
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -62,7 +53,7 @@ def n_parameters(config: Mapping[str, Any]) -> int | None:
     if n_dims is None:
         return None
     try:
-        made = outline(_network(config["model"]), int(n_dims[1]))
+        made = outline(network_of(config["model"]), int(n_dims[1]))
     except InputError:  # its class is not here
         return None
     return sum(parameter.numel() for parameter in made.parameters())
