@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart study calibration test test-slow test-oldest lint tensorboard .venv
+.PHONY: help quickstart study calibration test test-slow test-oldest lint docs tensorboard .venv
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,11 @@ lint: .venv/installed ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# A warning is an error: a link that leads nowhere, a docstring that cannot be read, a cell that fails.
+docs: .venv/installed-docs ## the documentation, as a site that begins at docs/_build/index.html
+	$(BIN)/sphinx-build -q -E -W --keep-going -j auto -b html docs docs/_build
+	@echo "Open docs/_build/index.html in a browser."
+
 .venv: .venv/installed ## the environment alone
 
 .venv/installed: pyproject.toml constraints.txt
@@ -47,6 +52,10 @@ lint: .venv/installed ## ruff and mypy
 		&& $(PYTHON) -m venv .venv; }
 	@echo "Installing what is missing in .venv; the first time that takes minutes, most of them for torch."
 	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,study]'
+	@touch $@
+
+.venv/installed-docs: .venv/installed
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt

@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and gone on with are, at their end, the run that nothing disturbed.
 
-The figure in docs/reliability.md: pytest -m slow -s tests/test_killed_runs.py
+The figure in docs/explanation/reliability.md: pytest -m slow -s tests/test_killed_runs.py
 """
 
 import os
