@@ -56,6 +56,13 @@ class AlgorithmMatch(Analysis):
         alpha: ridge strength of the probes.
         chunk_size: prompts in one forward and backward pass.
         every_n_validations: run at every n-th validation.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - {class_path: AlgorithmMatch, init_args: {n_points: [4, 8], every_n_validations: 5}}
     """
 
     shown = ("algorithm/",)  # until it is known which

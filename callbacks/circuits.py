@@ -30,6 +30,13 @@ class Circuits(Analysis):
 
     Args:
         every_n_validations: run at every n-th validation.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - {class_path: Circuits, init_args: {every_n_validations: 10}}
     """
 
     shown = ()

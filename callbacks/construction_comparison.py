@@ -41,6 +41,15 @@ class ConstructionComparison(Analysis):
         n_prompts: number of held-out prompts to fit changes of basis on, and again as many to score on.
         chunk_size: prompts times head masks in one pass through a layer.
         every_n_validations: run at every n-th validation.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: ConstructionComparison
+                  init_args:
+                    construction: {class_path: ConstructedGD, init_args: {steps: 3, step_size: 0.2}}
     """
 
     shown = (r"construction/(risk/difference$|(weights|beyond_input|heads/overlap)/layer\d+$)",)

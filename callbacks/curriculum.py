@@ -28,6 +28,13 @@ class Curriculum(Callback):
         points_start: examples in use at the start; none means all of them, always.
         points_step: how many are added at a time.
         every: optimizer steps between one addition and the next.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - {class_path: Curriculum, init_args: {dims_start: 5, points_start: 10, points_step: 2}}
     """
 
     def __init__(

@@ -15,6 +15,13 @@ class FigureWriter(Callback):
 
     Args:
         when: at every analysis, at the last one of a ``fit`` (and each standalone one), or never.
+
+    Example:
+        It is there without being named; its options are
+
+        .. code-block:: yaml
+
+            figures: {when: last}
     """
 
     def __init__(self, when: Literal["every", "last", "never"] = "every") -> None:

@@ -43,6 +43,13 @@ class HeadImportance(Analysis):
         ablations: of "zero", "mean" (over prompts) and "resample" (another prompt's output), for the first two scores;
             "zero" is always among them.
         n_points: numbers of examples to score at besides the largest, on the first examples of the same prompts.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - {class_path: HeadImportance, init_args: {ablations: [zero, mean, resample], n_points: [2, 4]}}
     """
 
     shown = (r"heads/leave_one_out/effective/layer\d+$",)

@@ -73,6 +73,16 @@ class HeadPruning(Analysis):
         finetune_learning_rate: its learning rate at the start.
         checkpoints: models to show beside, by name, such as {single_head: runs/h1/last.ckpt}; they are scored on the
             same prompts.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: HeadPruning
+                  init_args:
+                    strategies: [PaperPruning, {class_path: TopHeads, init_args: {n_heads: 12}}]
+                    finetune_steps: 200
     """
 
     shown = (r"prune/as_is/(full|paper|random_head)/excess_risk$",)

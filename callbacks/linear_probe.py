@@ -46,6 +46,13 @@ class LinearProbe(Analysis):
         context_points: examples of a prompt, spread evenly, whose tokens are probed.
         chunk_size: prompts in one forward pass.
         every_n_validations: run at every n-th validation.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - {class_path: LinearProbe, init_args: {n_prompts: 1024, every_n_validations: 2}}
     """
 
     shown = (r"probe/query/f/trained/risk/layer\d+$",)

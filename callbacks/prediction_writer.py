@@ -25,6 +25,13 @@ class PredictionWriter(Callback):
 
     Args:
         filename: name of the file in the run's folder.
+
+    Example:
+        It is there without being named; its options are
+
+        .. code-block:: yaml
+
+            predictions: {filename: of_the_model.npz}
     """
 
     def __init__(self, filename: str = "predictions.npz") -> None:

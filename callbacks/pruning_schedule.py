@@ -31,6 +31,18 @@ class PruningSchedule(Callback):
         steps: after which optimizer steps.
         n_prompts: number of held-out prompts the heads are chosen on.
         chunk_size: prompts in one forward pass.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: PruningSchedule
+                  init_args:
+                    validations: [2, 3]
+                    strategies:
+                      - {class_path: GreedyRemoval, init_args: {n_heads: 16}}
+                      - {class_path: TopHeads, init_args: {n_heads: 10}}
     """
 
     def __init__(

@@ -46,6 +46,13 @@ class Recorder(Callback):
 
     Args:
         scalars: "main" logs what each analysis names in ``shown``, "all" every row of every analysis.
+
+    Example:
+        It is there without being named; its options are
+
+        .. code-block:: yaml
+
+            record: {scalars: all}
     """
 
     def __init__(self, scalars: Literal["main", "all"] = "main") -> None:

@@ -55,6 +55,15 @@ class ReferenceRisk(Analysis):
         curve_prompts: prompts of each stream on which every prefix is predicted, in the layouts that do so: the last
             ones, which are the longest.
         every_n_validations: run at every n-th validation.
+
+    Example:
+        .. code-block:: yaml
+
+            trainer:
+              callbacks:
+                - class_path: ReferenceRisk
+                  init_args:
+                    references: [ZeroPredictor, Ridge, {class_path: Lasso, init_args: {alpha: 0.1}}, Bayes]
     """
 
     shown = (

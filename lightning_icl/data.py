@@ -72,6 +72,15 @@ class PromptDataModule(LightningDataModule):
         seed: seed of every stream, 0 to 2^32 - 1. The command line sets it to seed_everything.
         validation: validation streams by name, such as {in_distribution: {}, noisier: {shift: {noise_std: 1.0}},
             longer: {n_points: 40}, other: {task: {class_path: ...}}}.
+
+    Example:
+        >>> from lightning_icl import PromptDataModule, SparseLinearRegression
+        >>> task = SparseLinearRegression(n_dims=8, sparsity=2, noise_std=0.4)
+        >>> data = PromptDataModule(task, n_points=8, validation={"noisier": {"shift": {"noise_std": 1.0}}})
+        >>> data.held_out("a name", 256).x.shape  # the same prompts for the same name
+        torch.Size([256, 8, 8])
+        >>> [(stream.name, stream.task.noise_std) for stream in data.streams]
+        [('noisier', 1.0)]
     """
 
     def __init__(

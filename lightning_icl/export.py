@@ -24,14 +24,22 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class Predictor(nn.Module):
     """A network as a function of tensors, from the examples to predictions at the queries.
 
-    For a caller without prompts, and for torch.export:
+    For a caller without prompts, and for torch.export::
 
-    points, sizes = Dim("points", max=40), {0: Dim("batch")}
-    shapes = {"x": sizes | {1: points}, "y": sizes | {1: points}, "x_query": sizes | {1: Dim("queries")}}
-    torch.export.export(Predictor(network), (x, y, x_query), dynamic_shapes=shapes)
+        points, sizes = Dim("points", max=40), {0: Dim("batch")}
+        shapes = {"x": sizes | {1: points}, "y": sizes | {1: points}, "x_query": sizes | {1: Dim("queries")}}
+        torch.export.export(Predictor(network), (x, y, x_query), dynamic_shapes=shapes)
 
     What stops it is the network's own: an nn.LSTM is exported for one number of points, to which torch unrolls it, and
     learned positions allow no more than max_points.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Predictor, Transformer
+        >>> predictor = Predictor(Transformer(n_dims=3, d_model=16, heads=[4]))
+        >>> x, y, x_query = torch.ones(2, 8, 3), torch.ones(2, 8), torch.ones(2, 5, 3)
+        >>> predictor(x, y, x_query).shape
+        torch.Size([2, 5])
     """
 
     def __init__(self, network: InContextNetwork) -> None:
@@ -55,6 +63,13 @@ def save_network(network: InContextNetwork, folder: str | Path) -> None:
 
     Raises:
         InputError: where ``load_network`` could not make the network again, and for a folder that exists.
+
+    Example:
+        >>> import os
+        >>> from lightning_icl import Transformer, save_network
+        >>> save_network(Transformer(n_dims=3, d_model=16, heads=[4]), "exported")
+        >>> sorted(os.listdir("exported"))
+        ['config.json', 'model.safetensors']
     """
     folder = Path(folder)
     if folder.exists():
@@ -76,6 +91,12 @@ def load_network(folder: str | Path) -> InContextNetwork:
 
     Raises:
         InputError: for what is no such folder, or of a class that is not here.
+
+    Example:
+        >>> from lightning_icl import Transformer, load_network, save_network
+        >>> save_network(Transformer(n_dims=3, d_model=16, heads=[4]), "one_layer")
+        >>> load_network("one_layer").heads
+        [4]
     """
     config, weights = Path(folder, CONFIG), Path(folder, WEIGHTS)
     for path in (config, weights):

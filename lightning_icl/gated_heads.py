@@ -47,6 +47,15 @@ class GatedHeads(InContextNetwork):
         projections: the names of its output projections, as ``named_modules`` has them, with * for what differs, such
             as "blocks.*.attention.output".
         heads: number of heads of every projection, or one number for each layer, 0 for a layer without a projection.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import GatedHeads, LinearRegression, Transformer
+        >>> network = Transformer(n_dims=3, d_model=16, heads=[4, 4])  # taken for one that knows no masks
+        >>> gated = GatedHeads(network, projections="layers.*.attention.output", heads=4)
+        >>> prompt = LinearRegression(n_dims=3).sample(2, 8, 5, torch.Generator().manual_seed(0))
+        >>> gated.heads, gated.on_prompt(prompt, head_mask=torch.zeros(2, 4)).prediction.shape
+        ([4, 4], torch.Size([2, 5]))
     """
 
     def __init__(self, network: InContextNetwork, projections: str, heads: int | list[int]) -> None:

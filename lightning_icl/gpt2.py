@@ -23,6 +23,14 @@ class GPT2(Transformer):
         max_points: largest number of examples. Theirs counts the query too: n_positions - 1.
         head_dim: size of every head, or one for each layer; None for d_model / heads of its layer.
         layout: "alternating" is theirs; see Transformer for the others.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import GPT2, LinearRegression
+        >>> model = GPT2(n_dims=3, d_model=16, heads=[4, 4], max_points=8)
+        >>> prompt = LinearRegression(n_dims=3).sample(2, 8, 5, torch.Generator().manual_seed(0))
+        >>> model.on_prompt(prompt).prefix_prediction.shape  # it predicts every example too
+        torch.Size([2, 8])
     """
 
     def __init__(

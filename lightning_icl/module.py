@@ -72,6 +72,12 @@ class ICLModule(LightningModule):
             init_args: {steps: 3, step_size: 0.2}}, instead of random ones. The shape follows from it; on the command
             line a shape option at its default is taken as not given.
         **transformer: the options of the Transformer: d_model, heads, attention, mask, mlp, norm, layout, ...
+
+    Example:
+        >>> from lightning_icl import ICLModule
+        >>> module = ICLModule(n_dims=3, d_model=16, heads=[4, 4], learning_rate=2e-3)
+        >>> type(module.network).__name__, module.network.heads
+        ('Transformer', [4, 4])
     """
 
     def __init__(

@@ -37,6 +37,13 @@ class TransformerOutput(NamedTuple):
     none at all (the context's not after the last layer where a Transformer was told to leave that out). The context
     tokens are the examples, or the 2 points x and y tokens of the alternating layout. ``prefix_prediction`` holds
     the prediction of each example's target from the examples before it, of a network that predicts those.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import TransformerOutput
+        >>> output = TransformerOutput(prediction=torch.zeros(2, 5))
+        >>> output.query_states, output.prefix_prediction  # of a network that shows none
+        ((), None)
     """
 
     prediction: Float[Tensor, "batch queries"]
@@ -60,6 +67,19 @@ class InContextNetwork(nn.Module, ABC):
         n_dims: length of x. A constructor with an argument of this name is given the task's by the command line.
         heads: number of heads of each layer, first layer first, 0 for a layer without; [] for a network without heads.
         options: the constructor's arguments, so that ``type(network)(**network.options)`` is an untrained one.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import InContextNetwork, LinearRegression, TransformerOutput
+        >>> class Mean(InContextNetwork):
+        ...     def __init__(self, n_dims):
+        ...         super().__init__()
+        ...         self.n_dims, self.heads = n_dims, []
+        ...     def on_prompt(self, prompt, head_mask=None):
+        ...         return TransformerOutput(prompt.y.mean(dim=1, keepdim=True).expand_as(prompt.f_query))
+        >>> prompt = LinearRegression(n_dims=3).sample(2, 8, 5, torch.Generator().manual_seed(0))
+        >>> Mean(n_dims=3).on_prompt(prompt).prediction.shape
+        torch.Size([2, 5])
     """
 
     n_dims: int

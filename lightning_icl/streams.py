@@ -78,6 +78,13 @@ class ValidationStream(TypedDict, total=False):
 
     ``shift`` changes options of the training task, or ``task`` replaces it; ``n_points`` replaces the number of
     examples. A TypedDict, because the command line would pass over a misspelt key of a dataclass in silence.
+
+    Example:
+        >>> from lightning_icl import PromptDataModule, SparseLinearRegression, ValidationStream
+        >>> longer = ValidationStream(n_points=40)
+        >>> data = PromptDataModule(SparseLinearRegression(n_dims=8, sparsity=2), validation={"longer": longer})
+        >>> data.streams[0].largest_n
+        40
     """
 
     shift: dict[str, Spectrum | Any]  # Any alone would not find a spectrum by its short name

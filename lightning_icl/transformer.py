@@ -248,6 +248,15 @@ class Transformer(InContextNetwork):
         activation: of the MLP, "gelu", or "gelu_tanh" for its approximation by tanh, which GPT-2 has.
 
     ``head_dims`` holds the size of the heads of each layer.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> model = Transformer(n_dims=3, d_model=16, heads=[4, 2])  # 4 heads in layer 1, 2 in layer 2
+        >>> prompt = LinearRegression(n_dims=3).sample(2, 8, 5, torch.Generator().manual_seed(0))
+        >>> output = model.on_prompt(prompt)
+        >>> output.prediction.shape, len(output.query_states)  # states after the read-in and each layer
+        (torch.Size([2, 5]), 3)
     """
 
     def __init__(

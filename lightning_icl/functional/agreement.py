@@ -31,7 +31,14 @@ class Agreement(NamedTuple):
 
 
 def average_ranks(values: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batch heads"]:
-    """Rank of each value among the last axis, from 1 for the smallest; tied values share the mean of their ranks."""
+    """Rank of each value among the last axis, from 1 for the smallest; tied values share the mean of their ranks.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.agreement import average_ranks
+        >>> average_ranks(torch.tensor([0.1, 0.5, 0.5, 0.9]))
+        tensor([1.0000, 2.5000, 2.5000, 4.0000])
+    """
     below = (values[..., None] > values[..., None, :]).sum(dim=-1)
     tied = (values[..., None] == values[..., None, :]).sum(dim=-1)
     return below + 0.5 * (tied + 1.0).to(values)
@@ -40,7 +47,14 @@ def average_ranks(values: Float[Tensor, "*batch heads"]) -> Float[Tensor, "*batc
 def rank_correlation(
     first: Float[Tensor, "*batch heads"], second: Float[Tensor, "*batch heads"]
 ) -> Float[Tensor, "*batch"]:
-    """Spearman's rho: the correlation of the average ranks; NaN where all values of one are tied."""
+    """Spearman's rho: the correlation of the average ranks; NaN where all values of one are tied.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.agreement import rank_correlation
+        >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 30.0, 20.0]))
+        tensor(0.5000)
+    """
     ranks = [average_ranks(values) - (values.shape[-1] + 1) / 2 for values in (first, second)]
     products = [(a * b).sum(dim=-1) for a, b in ((ranks[0], ranks[1]), (ranks[0], ranks[0]), (ranks[1], ranks[1]))]
     return products[0] / (products[1] * products[2]).sqrt()
@@ -55,6 +69,14 @@ def rank_agreement(
     """Agreement of two scores from each one's value per head (in layer order) and prompt, the same prompts in both.
 
     ``weights`` are those of a paired bootstrap: both scores are resampled over the same prompts.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.agreement import rank_agreement
+        >>> from lightning_icl.functional.heads import prompt_weights
+        >>> cost = torch.tensor([[2.0], [1.0], [3.0]]).expand(3, 100)
+        >>> rank_agreement(cost, -cost, heads=[3], weights=prompt_weights(cost)).overall
+        tensor(-1.)
     """
     means = [values.mean(dim=1) for values in (first, second)]
     resampled = [weights @ values.T for values in (first, second)]

@@ -194,6 +194,16 @@ class ConstructedGD(Construction):
     Args:
         steps: number of steps, and of layers.
         matrix: A, (dims, dims), row by row; the identity if left out.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Transformer
+        >>> from lightning_icl.functional.constructions import ConstructedGD
+        >>> c = ConstructedGD(steps=2, step_size=0.5)
+        >>> model = Transformer(2, **c.options(2)).double()
+        >>> _ = model.load_state_dict(c.state(2))
+        >>> str(c), model.heads
+        ('GD, 2 steps of 0.5', [1, 1])
     """
 
     matrix: Sequence[Sequence[float]] | None = None
@@ -246,6 +256,12 @@ class ConstructedPreprocessThenGD(Construction):
         step_size: eta, one for all prompts. On n = 40 examples with two weights of +-1, .2 is stable; at n = 16 and .3
             the iteration diverges on rare prompts.
         coordinates: which coordinates layer 1 has a head for, counted from 1; all if left out.
+
+    Example:
+        >>> from lightning_icl.functional.constructions import ConstructedPreprocessThenGD
+        >>> c = ConstructedPreprocessThenGD(steps=2, step_size=0.2)
+        >>> c.options(5)["heads"]  # a head for each coordinate, then one a step
+        [5, 1, 1]
     """
 
     coordinates: Sequence[int] | None = None
@@ -286,6 +302,12 @@ class ConstructedGDPlusPlus(Construction):
     Args:
         steps: number of steps, and of layers.
         gamma: one for all prompts, below 1 / lambda_max(C) to keep every direction; 0 is gradient descent.
+
+    Example:
+        >>> from lightning_icl.functional.constructions import ConstructedGDPlusPlus
+        >>> c = ConstructedGDPlusPlus(steps=2, step_size=0.2, gamma=0.1)
+        >>> c.options(5)["heads"], c.options(5)["d_model"]
+        ([1, 1], 6)
     """
 
     gamma: float
@@ -308,27 +330,57 @@ class ConstructedGDPlusPlus(Construction):
 
 
 def with_idle_head(network: WrittenNetwork, layer: int, generator: Generator, size: float = 0.0) -> WrittenNetwork:
-    """One head more in a layer, counted from 1, that attends at random and adds next to nothing: ``size`` times it."""
+    """One head more in a layer, counted from 1, that attends at random and adds next to nothing: ``size`` times it.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.constructions import ConstructedGD, with_idle_head
+        >>> network = ConstructedGD(steps=2, step_size=0.2).network(n_dims=3)
+        >>> with_idle_head(network, 1, torch.Generator().manual_seed(0)).options()["heads"]
+        [2, 1]
+    """
     heads = network.layers[layer - 1]
     drawn = Head(*(torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in heads[0]))
     return network.changed(layer, [*heads, drawn.times(size)])
 
 
 def with_duplicate(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:
-    """The head (counted from 1) as two alike, each of which adds half: the function is the same."""
+    """The head (counted from 1) as two alike, each of which adds half: the function is the same.
+
+    Example:
+        >>> from lightning_icl.functional.constructions import ConstructedGD, with_duplicate
+        >>> network = ConstructedGD(steps=2, step_size=0.2).network(n_dims=3)
+        >>> with_duplicate(network, layer=2, head=1).options()["heads"]
+        [1, 2]
+    """
     heads = list(network.layers[layer - 1])
     heads[head - 1 : head] = 2 * [heads[head - 1].times(0.5)]
     return network.changed(layer, heads)
 
 
 def with_cancelling_pair(network: WrittenNetwork, layer: int, head: int, size: float = 1.0) -> WrittenNetwork:
-    """Two heads more: one adds ``size`` times what a head adds, the other subtracts it. The function is the same."""
+    """Two heads more: one adds ``size`` times what a head adds, the other subtracts it. The function is the same.
+
+    Example:
+        >>> from lightning_icl.functional.constructions import ConstructedGD, with_cancelling_pair
+        >>> network = ConstructedGD(steps=2, step_size=0.2).network(n_dims=3)
+        >>> with_cancelling_pair(network, layer=1, head=1).options()["heads"]
+        [3, 1]
+    """
     heads = network.layers[layer - 1]
     return network.changed(layer, [*heads, heads[head - 1].times(size), heads[head - 1].times(-size)])
 
 
 def with_swapped_heads(network: WrittenNetwork, one: tuple[int, int], other: tuple[int, int]) -> WrittenNetwork:
-    """Two heads, each given as (layer, head) from 1, in each other's place."""
+    """Two heads, each given as (layer, head) from 1, in each other's place.
+
+    Example:
+        >>> from lightning_icl.functional.constructions import ConstructedPreprocessThenGD, with_swapped_heads
+        >>> network = ConstructedPreprocessThenGD(steps=1, step_size=0.2).network(n_dims=3)
+        >>> swapped = with_swapped_heads(network, (1, 1), (2, 1))
+        >>> swapped.layers[0][0] is network.layers[1][0], swapped.layers[1][0] is network.layers[0][0]
+        (True, True)
+    """
     layers = [list(heads) for heads in network.layers]
     (i, j), (k, m) = ((layer - 1, head - 1) for layer, head in (one, other))
     layers[i][j], layers[k][m] = layers[k][m], layers[i][j]
@@ -336,7 +388,16 @@ def with_swapped_heads(network: WrittenNetwork, one: tuple[int, int], other: tup
 
 
 def with_flipped_sign(network: WrittenNetwork, layer: int, head: int) -> WrittenNetwork:
-    """A head that subtracts what it added: a step of descent becomes one of ascent."""
+    """A head that subtracts what it added: a step of descent becomes one of ascent.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.constructions import ConstructedGD, with_flipped_sign
+        >>> network = ConstructedGD(steps=2, step_size=0.2).network(n_dims=3)
+        >>> flipped = with_flipped_sign(network, layer=1, head=1)
+        >>> torch.equal(flipped.layers[0][0].output, -network.layers[0][0].output)
+        True
+    """
     heads = list(network.layers[layer - 1])
     heads[head - 1] = heads[head - 1].times(-1.0)
     return network.changed(layer, heads)

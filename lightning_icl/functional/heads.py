@@ -21,12 +21,27 @@ HeadMasks = Float[Tensor, "masks layers heads"]
 
 
 def full_mask(heads: Sequence[int]) -> HeadMask:
-    """The mask that keeps every head of a model with ``heads[l]`` heads in layer l + 1."""
+    """The mask that keeps every head of a model with ``heads[l]`` heads in layer l + 1.
+
+    Example:
+        >>> from lightning_icl.functional.heads import full_mask
+        >>> full_mask([1, 2])  # layer 1 has one head, layer 2 has two
+        tensor([[1., 0.],
+                [1., 1.]])
+    """
     return (torch.arange(max(heads, default=0)) < torch.tensor(list(heads))[:, None]).float()
 
 
 def single_removals(mask: HeadMask) -> HeadMasks:
-    """The mask without one of its heads, for each in layer order."""
+    """The mask without one of its heads, for each in layer order.
+
+    Example:
+        >>> from lightning_icl.functional.heads import full_mask, single_removals
+        >>> single_removals(full_mask([1, 2])).flatten(1)
+        tensor([[0., 0., 1., 1.],
+                [1., 0., 0., 1.],
+                [1., 0., 1., 0.]])
+    """
     layer, head = mask.nonzero(as_tuple=True)
     masks = mask.expand(len(layer), -1, -1).clone()
     masks[torch.arange(len(layer)), layer, head] = 0
@@ -41,12 +56,27 @@ def check_mask_shape(said: str, shape: Sequence[int], heads: Sequence[int]) -> N
 
 
 def layer_ablation_masks(heads: Sequence[int]) -> Float[Tensor, "layers layers heads"]:
-    """One mask per layer that ablates all its heads."""
+    """One mask per layer that ablates all its heads.
+
+    Example:
+        >>> from lightning_icl.functional.heads import layer_ablation_masks
+        >>> layer_ablation_masks([1, 2]).flatten(1)
+        tensor([[0., 0., 1., 1.],
+                [1., 0., 0., 0.]])
+    """
     return full_mask(heads) * (1 - torch.eye(len(heads)))[..., None]
 
 
 def leave_one_in_masks(heads: Sequence[int]) -> HeadMasks:
-    """One mask per head, in layer order, that ablates all heads of its layer but this one."""
+    """One mask per head, in layer order, that ablates all heads of its layer but this one.
+
+    Example:
+        >>> from lightning_icl.functional.heads import leave_one_in_masks
+        >>> leave_one_in_masks([1, 2]).flatten(1)
+        tensor([[1., 0., 1., 1.],
+                [1., 0., 1., 0.],
+                [1., 0., 0., 1.]])
+    """
     full = full_mask(heads)
     return full - single_removals(full) + layer_ablation_masks(heads).repeat_interleave(torch.tensor(heads), 0)
 
@@ -99,6 +129,15 @@ def importance_scores(
 
     Leave-one-out importance is that of the errors with the head ablated - the errors of the full model.
     ``weights`` are the bootstrap's, ``prompt_weights``, for several scores on the same prompts to share.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.heads import importance_scores
+        >>> cost = torch.tensor([[2.0], [1.0], [1.0]]).expand(3, 100)  # of each head on each of 100 prompts
+        >>> scores = importance_scores(cost, heads=[1, 2])
+        >>> scores.share.value, scores.effective_heads.value
+        (tensor([[1.0000,    nan],
+                [0.5000, 0.5000]]), tensor([1., 2.]))
     """
     weights = prompt_weights(values) if weights is None else weights
     by_prompt = values.T
@@ -118,7 +157,14 @@ def importance_scores(
 
 
 def prompt_weights(values: Float[Tensor, "*rest batch"]) -> Float[Tensor, "draws batch"]:
-    """The weights of DRAWS resamples of the prompts, the same for any values of as many prompts."""
+    """The weights of DRAWS resamples of the prompts, the same for any values of as many prompts.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.heads import prompt_weights
+        >>> prompt_weights(torch.zeros(3, 100)).shape
+        torch.Size([1000, 100])
+    """
     return risk.bootstrap_weights(values.shape[-1], DRAWS, Generator().manual_seed(0)).to(values)
 
 

@@ -20,6 +20,16 @@ class Prompt(NamedTuple):
     ``f_query`` plus label noise. ``w`` holds the task weights where the task is linear. ``point_mask`` is
     False at padding (only where the number of examples varies); padded rows of x, y and f are zero. ``f`` is the
     noise-free target at the examples, for layouts that also predict each example from those before it.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> prompt = LinearRegression(n_dims=3).sample(2, n_points=5, n_queries=4, generator=generator)
+        >>> prompt.x.shape, prompt.y.shape, prompt.x_query.shape
+        (torch.Size([2, 5, 3]), torch.Size([2, 5]), torch.Size([2, 4, 3]))
+        >>> prompt.first(2).x.shape  # the same prompts with two examples
+        torch.Size([2, 2, 3])
     """
 
     x: Float[Tensor, "batch points dims"]
@@ -102,6 +112,15 @@ def tokens(prompt: Prompt, layout: Layout) -> Float[Tensor, "batch tokens width"
     - prefixes: the n pairs (x_i; y_i), then each example once more as a query, (x_i; 0).
     - alternating: x_1, y_1, ..., x_n, y_n, (x; 0) for an x and (0; y) for a y. Garg et al. (2022) write a y as
       (y, 0, ..., 0); with a coordinate of its own it is their input up to a linear map, which the read-in learns.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.prompts import tokens
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> prompt = LinearRegression(n_dims=3).sample(2, n_points=5, n_queries=4, generator=generator)
+        >>> [tuple(tokens(prompt, layout).shape) for layout in ("pairs", "prefixes", "alternating")]
+        [(2, 9, 4), (2, 14, 4), (2, 14, 4)]
     """
     match layout:
         case "pairs":

@@ -25,13 +25,28 @@ ENUMERATED = 128  # random choices of heads up to which all are scored: their ma
 
 
 def keep_top(raw: Float[Tensor, "layers heads"], n: int = 1) -> Bool[Tensor, "layers heads"]:
-    """The ``n`` most important heads of each layer (all of a layer that has fewer); of -raw, the least important."""
+    """The ``n`` most important heads of each layer (all of a layer that has fewer); of -raw, the least important.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import keep_top
+        >>> keep_top(torch.tensor([[0.2, 0.5], [0.9, 0.1]]), n=1)
+        tensor([[False,  True],
+                [ True, False]])
+    """
     best = raw.nan_to_num(nan=-torch.inf).topk(min(n, raw.shape[1]), dim=1).indices
     return torch.zeros_like(raw, dtype=torch.bool).scatter(1, best, True) & ~raw.isnan()
 
 
 def n_choices(living: Bool[Tensor, "layers heads"]) -> int:
-    """In how many ways one living head of each later layer can be chosen; layers without any do not count."""
+    """In how many ways one living head of each later layer can be chosen; layers without any do not count.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import n_choices
+        >>> n_choices(torch.ones(3, 4, dtype=torch.bool))  # one of 4 heads in each of 2 later layers
+        16
+    """
     return math.prod(max(1, n) for n in living[1:].sum(dim=1).tolist())
 
 
@@ -39,6 +54,13 @@ def random_choices(living: Bool[Tensor, "layers heads"], n: int, generator: Gene
     """``n`` different choices of one head in each later layer beside all of layer 1, drawn uniformly (CPU generator).
 
     In random order, so that the first few are a sample themselves; all choices where there are no more than ``n``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import random_choices
+        >>> living, generator = torch.ones(3, 4, dtype=torch.bool), torch.Generator().manual_seed(0)
+        >>> random_choices(living, 5, generator).sum(dim=(1, 2))  # 4 + 1 + 1 heads in each of five masks
+        tensor([6., 6., 6., 6., 6.])
     """
     heads = [alive.nonzero().flatten().tolist() or [None] for alive in living[1:]]
     if n_choices(living) <= n:
@@ -64,6 +86,17 @@ def pruning_controls(raw: Float[Tensor, "layers heads"], n_random: int, generato
     prune_layer1_instead: the top head of layer 1, all later heads. random_head: all of layer 1, a random head of each
     later layer: every choice where there are at most ENUMERATED, else ``n_random`` of them. least_important: all of
     layer 1, the least important head of each later layer.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import pruning_controls
+        >>> importance = torch.tensor([[0.2, 0.5], [0.9, 0.1]])
+        >>> controls = pruning_controls(importance, n_random=1, generator=torch.Generator().manual_seed(0))
+        >>> {name: masks.shape[0] for name, masks in controls.items()}
+        {'prune_layer1_instead': 1, 'random_head': 2, 'least_important': 1}
+        >>> controls["least_important"][0]
+        tensor([[1., 1.],
+                [0., 1.]])
     """
     if n_random < 1:
         raise InputError(f"n_random is {n_random}, but the random-head control needs at least 1 draw.")
@@ -82,6 +115,13 @@ def mean_half_width(values: Float[Tensor, "draws batch"], n_choices: int) -> flo
     sqrt((t_batch s_batch)^2 + (1 - draws / n_choices) (t_draws s_draws)^2), where s_batch is the standard error over
     prompts of the means over draws, s_draws that over draws of the means over prompts, and t_n Student's quantile. The
     second part is none where every choice was drawn, and has no bound (NaN) for one draw of several.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import mean_half_width
+        >>> errors = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        >>> round(mean_half_width(errors, n_choices=1), 3)  # 3.182 standard errors of 0.6455
+        2.054
     """
     draws, batch = values.shape
     _, over_prompts = mean_and_standard_error(values.mean(dim=0))
@@ -110,6 +150,13 @@ def beside_full(
     """The mean over draws, of ``n_choices`` in all, beside the full model on the same prompts.
 
     The ratio's interval is that of its logarithm, whose error is that of the mean of error / risk - full / full risk.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import beside_full
+        >>> full = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        >>> beside_full(2 * full, full).ratio  # on each prompt twice the full model's error
+        Interval(value=2.0, low=2.0, high=2.0)
     """
 
     def mean(values: Tensor) -> Interval:
@@ -129,6 +176,13 @@ def rank_among(errors: Float[Tensor, " batch"], others: Float[Tensor, "others ba
 
     Its interval leaves out the places of those that are better or worse beyond noise: by paired intervals that hold at
     once (Bonferroni), so that it covers the rank on all prompts with at least 95 %.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import rank_among
+        >>> errors = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> rank_among(errors, torch.stack([errors - 0.5, errors + 0.5]))  # one of two others is better
+        Interval(value=2, low=2, high=2)
     """
     difference, error = mean_and_standard_error((others - errors).T)
     margin, n = joint_quantile(len(others)) * error, len(others) + 1
@@ -229,7 +283,16 @@ class PruningStrategy(ABC):
 
 @dataclass(frozen=True)
 class PaperPruning(PruningStrategy):
-    """All heads of layer 1 and the most important head of each later layer [ours, after the paper's captions]."""
+    """All heads of layer 1 and the most important head of each later layer [ours, after the paper's captions].
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import PaperPruning, PruningCase
+        >>> importance = torch.tensor([[0.2, 0.5], [0.9, 0.1]])
+        >>> PaperPruning().keep(PruningCase(importance, errors=lambda masks: torch.ones(len(masks), 1)))
+        tensor([[1., 1.],
+                [1., 0.]])
+    """
 
     name = "paper"
     label = "paper: layer 1, top head of each later layer"
@@ -244,6 +307,14 @@ class TopHeads(PruningStrategy):
 
     Args:
         n_heads: how many; none means as many as the paper's strategy keeps.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import PruningCase, TopHeads
+        >>> importance = torch.tensor([[0.2, 0.5], [0.9, 0.1]])
+        >>> TopHeads(n_heads=2).keep(PruningCase(importance, errors=lambda masks: torch.ones(len(masks), 1)))
+        tensor([[0., 1.],
+                [1., 0.]])
     """
 
     name = "top"
@@ -262,6 +333,15 @@ class ImportanceThreshold(PruningStrategy):
 
     Args:
         threshold: the smallest relative rise of the risk that a head is worth keeping for.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import ImportanceThreshold, PruningCase
+        >>> importance = torch.tensor([[0.2, 0.5], [0.9, 0.1]])
+        >>> case = PruningCase(importance, errors=lambda masks: torch.ones(len(masks), 1))  # the full risk is 1
+        >>> ImportanceThreshold(threshold=0.2).keep(case)
+        tensor([[1., 1.],
+                [1., 0.]])
     """
 
     name = "threshold"
@@ -289,6 +369,16 @@ class GreedyRemoval(PruningStrategy):
 
     Args:
         n_heads: how many are left; none means as many as the paper's strategy keeps.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import GreedyRemoval, PruningCase
+        >>> importance = torch.tensor([[0.2, 0.5], [0.9, 0.1]])
+        >>> def errors(masks):  # of each mask: the importance of what is gone
+        ...     return (importance * (1 - masks)).sum(dim=(1, 2))[:, None]
+        >>> GreedyRemoval(n_heads=2).keep(PruningCase(importance, errors))
+        tensor([[0., 1.],
+                [1., 0.]])
     """
 
     name = "greedy"
@@ -301,5 +391,12 @@ class GreedyRemoval(PruningStrategy):
 
 
 def keep_lists(mask: HeadMask) -> list[list[int]]:
-    """The heads that are kept of each layer, counted from 1: what ``lightning-icl prune --keep`` takes."""
+    """The heads that are kept of each layer, counted from 1: what ``lightning-icl prune --keep`` takes.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.pruning import keep_lists
+        >>> keep_lists(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+        [[1, 2], [2]]
+    """
     return [(row.nonzero().flatten() + 1).tolist() for row in mask]

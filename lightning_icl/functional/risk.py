@@ -18,6 +18,12 @@ def squared_errors(
 
     The prompt is the unit of every standard error here: queries of one prompt share its examples, so they
     are not independent.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import squared_errors
+        >>> squared_errors(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(2, 2))  # one number a prompt
+        tensor([5., 0.], dtype=torch.float64)
     """
     return (prediction.double() - f_query.double()).square().mean(dim=-1)
 
@@ -29,6 +35,12 @@ def excess_risk(
 
     Against the noise-free target this has the same expectation as risk - sigma^2 and a lower variance.
     Units: squared label units.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import excess_risk
+        >>> excess_risk(torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.zeros(2, 2))
+        tensor(2.5000, dtype=torch.float64)
     """
     return squared_errors(prediction, f_query).mean()
 
@@ -36,7 +48,14 @@ def excess_risk(
 def mean_and_standard_error(
     values: Float[Tensor, "batch *rest"],
 ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"]]:
-    """Mean over the first axis and its standard error, std / sqrt(batch), which is NaN for a batch of one."""
+    """Mean over the first axis and its standard error, std / sqrt(batch), which is NaN for a batch of one.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import mean_and_standard_error
+        >>> mean_and_standard_error(torch.tensor([1.0, 2.0, 3.0, 4.0]))  # 1.291 / sqrt(4)
+        (tensor(2.5000), tensor(0.6455))
+    """
     return values.mean(dim=0), values.std(dim=0, correction=1) / values.shape[0] ** 0.5
 
 
@@ -47,6 +66,12 @@ def jackknife_errors(
 
     ``statistic`` maps means (n, *rest), of which the i-th leaves entry i out, to any number of tensors (n, ...) theta;
     their errors are sqrt((n - 1)/n sum_i (theta_i - mean theta)^2) (Tukey 1958). NaN for n = 1.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import jackknife_errors
+        >>> jackknife_errors(torch.tensor([1.0, 2.0, 3.0, 4.0]), lambda means: (means,))  # of the mean itself
+        (tensor(0.6455),)
     """
     n = values.shape[0]
     left_out = (n * values.mean(dim=0) - values) / (n - 1)
@@ -58,6 +83,11 @@ def t_quantile(n: int, level: float = 0.95) -> float:
     """The quantile t of Student's law for a mean of n values by which mean +- t errors is an interval of that level.
 
     Bisection on its distribution; without end for n = 1.
+
+    Example:
+        >>> from lightning_icl.functional.risk import t_quantile
+        >>> round(t_quantile(3), 3), round(t_quantile(1000), 3)
+        (4.303, 1.962)
     """
     if n < 2:
         return math.inf
@@ -84,12 +114,25 @@ def _student_within(t: float, degrees: int) -> float:
 
 
 def joint_quantile(n_intervals: int) -> float:
-    """The z for ``n_intervals`` intervals, value +- z errors, that all hold at once with 95 % or more (Bonferroni)."""
+    """The z for ``n_intervals`` intervals, value +- z errors, that all hold at once with 95 % or more (Bonferroni).
+
+    Example:
+        >>> from lightning_icl.functional.risk import joint_quantile
+        >>> round(joint_quantile(1), 2), round(joint_quantile(8), 2)
+        (1.96, 2.73)
+    """
     return NormalDist().inv_cdf(1 - 0.025 / n_intervals)
 
 
 def mean_interval(mean: Float[Tensor, "*rest"], error: Float[Tensor, "*rest"], n: int) -> Float[Tensor, "bounds *rest"]:
-    """The 95 % interval of a mean of ``n`` values, lower bound first: mean +- t times its standard error."""
+    """The 95 % interval of a mean of ``n`` values, lower bound first: mean +- t times its standard error.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import mean_interval
+        >>> mean_interval(torch.tensor(2.5), torch.tensor(0.1), n=1000)
+        tensor([2.3038, 2.6962])
+    """
     return torch.stack([mean - t_quantile(n) * error, mean + t_quantile(n) * error])
 
 
@@ -102,7 +145,14 @@ class Measured(NamedTuple):
 
 
 def measured_mean(values: Float[Tensor, "batch *rest"]) -> Measured:
-    """The mean over prompts, the first axis, with the interval of Student's t."""
+    """The mean over prompts, the first axis, with the interval of Student's t.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import measured_mean
+        >>> measured_mean(torch.tensor([1.0, 2.0, 3.0, 4.0])).interval
+        tensor([0.4457, 4.5543])
+    """
     mean, error = mean_and_standard_error(values)
     return Measured(mean, error, mean_interval(mean, error, len(values)))
 
@@ -116,7 +166,14 @@ class Interval(NamedTuple):
 
 
 def mean_with_interval(values: Float[Tensor, " batch"]) -> Interval:
-    """The mean over prompts."""
+    """The mean over prompts.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import mean_with_interval
+        >>> mean_with_interval(torch.tensor([2.0, 2.0, 2.0]))
+        Interval(value=2.0, low=2.0, high=2.0)
+    """
     mean = measured_mean(values)
     return Interval(float(mean.value), *mean.interval.tolist())
 
@@ -125,6 +182,14 @@ def paired_ratio(values: Float[Tensor, " batch"], others: Float[Tensor, " batch"
     """mean(values) / mean(others) on the same prompts; its interval is that of its logarithm, by the jackknife.
 
     On the log scale because risks have long tails above.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import paired_ratio
+        >>> errors = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> ratio = paired_ratio(2 * errors, errors)  # always twice as large, so that the interval is a point
+        >>> round(ratio.value, 3), round(ratio.low, 3), round(ratio.high, 3)
+        (2.0, 2.0, 2.0)
     """
     both = torch.stack([values, others], dim=1)
     (log_error,) = jackknife_errors(both, lambda means: ((means[:, 0] / means[:, 1]).log(),))
@@ -133,7 +198,15 @@ def paired_ratio(values: Float[Tensor, " batch"], others: Float[Tensor, " batch"
 
 
 def bootstrap_weights(n: int, draws: int, generator: Generator) -> Float[Tensor, "draws n"]:
-    """How often each of n prompts is in each resample of n, over n: times values, the resampled means."""
+    """How often each of n prompts is in each resample of n, over n: times values, the resampled means.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import bootstrap_weights
+        >>> weights = bootstrap_weights(5, draws=3, generator=torch.Generator().manual_seed(0))
+        >>> weights.shape, weights.sum(dim=1)
+        (torch.Size([3, 5]), tensor([1., 1., 1.], dtype=torch.float64))
+    """
     drawn = torch.randint(n, (draws, n), generator=generator, device=generator.device)
     ones = torch.ones(draws, n, dtype=torch.float64, device=generator.device)
     return torch.zeros_like(ones).scatter_add_(1, drawn, ones) / n
@@ -143,6 +216,12 @@ def bootstrap_half_width(moved: Float[Tensor, "draws *rest"]) -> Float[Tensor, "
     """Half of the symmetric bootstrap's 95 % interval, from how far each resample moved the estimate.
 
     Resamples without a value are left out.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import bootstrap_half_width
+        >>> bootstrap_half_width(torch.linspace(-1, 1, 2001))
+        tensor(0.9500)
     """
     return moved.abs().nanquantile(0.95, dim=0)
 
@@ -154,6 +233,12 @@ def bootstrap_interval(
 
     (Hall 1988.) What resampling adds on one side, as it does to the largest of several shares, widens this interval on
     both, so it holds for a biased statistic where the percentile interval does not.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.risk import bootstrap_interval
+        >>> bootstrap_interval(torch.tensor(3.0), 3 + torch.linspace(-1, 1, 2001))
+        tensor([2.0500, 3.9500])
     """
     half = bootstrap_half_width(resampled - estimate)
     return torch.stack([estimate - half, estimate + half])

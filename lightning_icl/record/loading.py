@@ -1,9 +1,4 @@
-"""A run's folder, read again.
-
-run = load_run("lightning_logs/version_0")
-run.table[run.table.metric == "val/excess_risk/transformer"]  # one row a number, see lightning_icl.record.rows
-run.model.on_prompt(run.data.held_out("a name", 1024)).prediction
-"""
+"""A run's folder, read again."""
 
 import pydoc
 from collections.abc import Sequence
@@ -86,6 +81,16 @@ def load_run(folder: str | Path, weights_only: bool = True) -> LoadedRun:
     """A run's config, task, model and table, from its folder; raises InputError where that is none.
 
     ``weights_only=False`` takes the model from checkpoints that bring code, and runs it.
+
+    Example:
+        >>> from lightning_icl import load_run
+        >>> run = load_run("lightning_logs/quickstart")
+        >>> [*run.table.columns][:7]  # a row a number
+        ['analysis', 'command', 'step', 'seed', 'context', 'metric', 'value']
+        >>> len(run.table[run.table.metric == "val/excess_risk/transformer"]) > 0
+        True
+        >>> run.model.on_prompt(run.data.held_out("a name", 16)).prediction.shape[0]
+        16
     """
     return LoadedRun(folder, weights_only)
 

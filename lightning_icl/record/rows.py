@@ -57,6 +57,11 @@ class Row(NamedTuple):
         layer, head, n_points: counted from 1 (layer 0 is the read-in); None where it is not about one.
         stream: the validation stream, where it has a name.
         note: what the number is in words, such as "ridge, alpha 0.64 (from the law)".
+
+    Example:
+        >>> from lightning_icl import Row
+        >>> Row("heads/leave_one_out/share", 0.25, low=0.2, high=0.3, layer=1, head=2)._asdict()["layer"]
+        1
     """
 
     metric: str
@@ -98,6 +103,14 @@ def tag(row: Row) -> str:
     """The row's name in a logger, its metric and its place: heads/leave_one_out/share/layer1/head2.
 
     A stream comes after the first part of the metric: val/noisier/excess_risk/ridge.
+
+    Example:
+        >>> from lightning_icl import Row
+        >>> from lightning_icl.record.rows import tag
+        >>> tag(Row("heads/leave_one_out/share", 0.25, layer=1, head=2))
+        'heads/leave_one_out/share/layer1/head2'
+        >>> tag(Row("val/excess_risk/ridge", 0.5, stream="noisier"))
+        'val/noisier/excess_risk/ridge'
     """
     first, _, rest = row.metric.partition("/")
     places = {"n": row.n_points, "layer": row.layer, "head": row.head}

@@ -102,6 +102,14 @@ def _has(rows: pd.DataFrame, wanted: Mapping[str, Any]) -> bool:
 
 
 class RiskFallsWithHeads(Claim):
+    """The ratio of the risks of each number of heads to the next smaller one, of uniform models, is below 1.
+
+    Example:
+        >>> from lightning_icl.studies.claims import RiskFallsWithHeads
+        >>> RiskFallsWithHeads().statement
+        'The excess risk falls from each number of heads to the next larger one.'
+    """
+
     statement = "The excess risk falls from each number of heads to the next larger one."
     needs = "uniform models of at least two numbers of heads"
 
@@ -112,6 +120,14 @@ class RiskFallsWithHeads(Claim):
 
 
 class OneHeadWorst(Claim):
+    """At every number of examples, the risk of each uniform model over that with one head a layer is below 1.
+
+    Example:
+        >>> from lightning_icl.studies.claims import OneHeadWorst
+        >>> OneHeadWorst().statement
+        'One head a layer is worst at every number of examples.'
+    """
+
     statement = "One head a layer is worst at every number of examples."
     needs = "a model with one head in every layer, a uniform one with more, and risks by number of examples"
 
@@ -132,6 +148,11 @@ class FirstLayerUsesAllHeads(Claim):
 
     Args:
         fraction: of the heads of layer 1, above 0 and at most 1.
+
+    Example:
+        >>> from lightning_icl.studies.claims import FirstLayerUsesAllHeads
+        >>> FirstLayerUsesAllHeads(fraction=0.5).statement
+        'Layer 1 uses its heads: at least 0.5 of them in effect, by leave-one-out.'
     """
 
     needs = "the importance of heads in a uniform model with several"
@@ -156,6 +177,11 @@ class LaterLayersUseOneHead(Claim):
 
     Args:
         share: of the top head, above 0 and at most 1.
+
+    Example:
+        >>> from lightning_icl.studies.claims import LaterLayersUseOneHead
+        >>> LaterLayersUseOneHead(share=0.8).statement
+        "Later layers use one head: the top one's share is at least 0.8 (median over layers)."
     """
 
     needs = "the importance of heads in a uniform model with several heads and layers"
@@ -214,14 +240,26 @@ class OfPruning(Claim):
 
 
 class PrunedKeepsRisk(OfPruning):
-    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads."""
+    """All heads of layer 1 and the top head of each later layer do nearly as well as all heads.
+
+    Example:
+        >>> from lightning_icl.studies.claims import PrunedKeepsRisk
+        >>> PrunedKeepsRisk(ratio=1.2, treatment="read_out").statement
+        'Pruned to one head in each later layer, read-out refitted, the excess risk is at most 1.2 times the full.'
+    """
 
     says = "Pruned to one head in each later layer, {treated}, the excess risk is at most {ratio:g} times the full."
     label = "pruned over full"
 
 
 class FirstLayerCannotBePruned(OfPruning):
-    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads."""
+    """The control of PrunedKeepsRisk: the top head of layer 1 and all later heads do much worse than all heads.
+
+    Example:
+        >>> from lightning_icl.studies.claims import FirstLayerCannotBePruned
+        >>> FirstLayerCannotBePruned(ratio=1.5).statement
+        'With layer 1 pruned instead, masked as is, the excess risk is at least 1.5 times the full.'
+    """
 
     says = "With layer 1 pruned instead, {treated}, the excess risk is at least {ratio:g} times the full."
     label, model, wanted = "layer 1 pruned over full", "prune_layer1_instead", "above"
@@ -231,7 +269,13 @@ class FirstLayerCannotBePruned(OfPruning):
 
 
 class PaperHeadsBeatRandom(OfPruning):
-    """The control of which heads are kept: the top head of each later layer does better than a random one."""
+    """The control of which heads are kept: the top head of each later layer does better than a random one.
+
+    Example:
+        >>> from lightning_icl.studies.claims import PaperHeadsBeatRandom
+        >>> PaperHeadsBeatRandom().label
+        'top heads over random ones'
+    """
 
     says = (
         "Pruned to the top head of each later layer, {treated}, the excess risk is lower than with random heads "
@@ -251,6 +295,11 @@ class BeatsReference(Claim):
     Args:
         reference: its name in the table, such as ridge, lasso, gd_at_depth, gd_best or preprocess_then_gd_at_depth.
         ratio: of the model's excess risk to the reference's; above 1 for what is only said to be comparable.
+
+    Example:
+        >>> from lightning_icl.studies.claims import BeatsReference
+        >>> BeatsReference(reference="lasso").statement
+        "The model's excess risk is below that of lasso."
     """
 
     def __init__(self, reference: str = "ridge", ratio: float = 1.0) -> None:
@@ -268,6 +317,14 @@ class BeatsReference(Claim):
 
 
 class HeadsBelongInFirstLayer(Claim):
+    """The risk of [h, 1, .., 1] over that of [1, .., 1, h] is below 1.
+
+    Example:
+        >>> from lightning_icl.studies.claims import HeadsBelongInFirstLayer
+        >>> HeadsBelongInFirstLayer().statement
+        'Heads belong in layer 1: [h, 1, .., 1] has a lower excess risk than [1, .., 1, h].'
+    """
+
     statement = "Heads belong in layer 1: [h, 1, .., 1] has a lower excess risk than [1, .., 1, h]."
     needs = "models [h, 1, .., 1] and [1, .., 1, h] with the same h"
 
@@ -279,7 +336,13 @@ class HeadsBelongInFirstLayer(Claim):
 
 
 class FirstLayerPreprocesses(Claim):
-    """P-probing, at every depth of each optimiser; against the read-in alone where all have as many heads."""
+    """P-probing, at every depth of each optimiser; against the read-in alone where all have as many heads.
+
+    Example:
+        >>> from lightning_icl.studies.claims import FirstLayerPreprocesses
+        >>> FirstLayerPreprocesses().statement
+        'Small optimisers do better on layer 1 with most heads than with fewest, and than on its read-in.'
+    """
 
     statement = "Small optimisers do better on layer 1 with most heads than with fewest, and than on its read-in."
     needs = "P-probing of a first layer with several heads"

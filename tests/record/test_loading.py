@@ -1,11 +1,13 @@
 """A run's folder, read again by load_run."""
 
+import inspect
 import shutil
 
 import pytest
 import torch
 import yaml
 from conftest import small_data, small_module, small_trainer
+from docstrings import run_examples
 
 from lightning_icl import SparseLinearRegression, load_run
 from lightning_icl.callbacks import FigureWriter, HeadImportance, Recorder, ReferenceRisk
@@ -53,6 +55,13 @@ def fitted(tmp_path_factory):
 def folder(fitted, tmp_path):
     """A copy of its own for each test, which may damage it."""
     return shutil.copytree(fitted, tmp_path / "run")
+
+
+def test_the_example_of_load_run(fitted, tmp_path, monkeypatch):
+    (tmp_path / "lightning_logs").mkdir()
+    (tmp_path / "lightning_logs" / "quickstart").symlink_to(fitted)
+    monkeypatch.chdir(tmp_path)
+    run_examples("load_run", inspect.getdoc(load_run))
 
 
 def test_a_run_gives_config_task_data_model_and_table(folder):

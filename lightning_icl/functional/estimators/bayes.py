@@ -27,7 +27,16 @@ ROUNDING_OF_X = 128 * torch.finfo(torch.float64).eps  # of ||x_j||^2: pivots are
 
 
 class Posterior(NamedTuple):
-    """The posterior mean of w, and log p(y | X) (in float64: differences of large numbers decide)."""
+    """The posterior mean of w, and log p(y | X) (in float64: differences of large numbers decide).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.estimators import moments
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> LinearRegression(n_dims=2, noise_std=1.0).posterior(moments(x, y)).mean  # ridge at alpha = 1
+        tensor([[2.0000, 0.5000]], dtype=torch.float64)
+    """
 
     mean: Weights
     log_evidence: Float[Tensor, " rows"]
@@ -57,6 +66,15 @@ def gaussian_posterior(
     differences between the supports drown in the rounding of y; below the second, X_S^T X_S + alpha I has pivots that
     are rounding wherever a support has more features than there are points, or features alike. At the second the mean
     is right to about 1e-3 of its largest weight. With labels as large as the law expects, the first is the larger.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import all_supports, gaussian_posterior
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 0.0]])
+        >>> gaussian_posterior(x, y, all_supports(2, 2), noise_std=1.0).mean  # one support: ridge at alpha = 1
+        tensor([[2., 0.]])
+        >>> gaussian_posterior(x, y, all_supports(2, 1), noise_std=1.0).mean  # the first of two, nearly surely
+        tensor([[1.9640, 0.0000]])
     """
     if not 0 < slab_std < math.inf:
         raise InputError(f"slab_std is {slab_std}, but the spread of the weights must be a finite number above 0.")
@@ -88,6 +106,13 @@ def sign_posterior(
 
     The average over all supports and sign patterns. ``noise_std`` as in ``gaussian_posterior``; more than 2^20
     supports x sign patterns are refused. At most ``block`` triples of support, pattern and row are in memory at once.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import all_supports, sign_posterior
+        >>> x, y = torch.ones(1, 1, 1), torch.tensor([[0.5]])
+        >>> sign_posterior(x, y, all_supports(1, 1), noise_std=1.0).mean, torch.tensor(0.5).tanh()
+        (tensor([[0.4621]]), tensor(0.4621))
     """
     if not 0 < magnitude < math.inf:
         raise InputError(f"magnitude is {magnitude}, but the size of the weights must be a finite number above 0.")
@@ -128,6 +153,14 @@ def pool_posterior(
 
     ``prior`` holds the weights of the tasks (they need not sum to 1), all equal if left out. ``noise_std`` as in
     ``gaussian_posterior``. At most ``block`` pairs of a task and a row are in memory at once.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import pool_posterior
+        >>> x, y = torch.ones(1, 1, 1), torch.tensor([[0.5]])
+        >>> pool = torch.tensor([[1.0], [-1.0]])
+        >>> pool_posterior(x, y, pool, noise_std=1.0).mean, torch.tensor(0.5).tanh()
+        (tensor([[0.4621]]), tensor(0.4621))
     """
     log_prior = _log_prior((torch.ones_like(pool[:, 0]) if prior is None else prior).to(m.gram))
     possible = log_prior > -math.inf
@@ -148,6 +181,14 @@ def mixed(posteriors: Sequence[Posterior], prior: Sequence[float]) -> Posterior:
     """The posterior under a mixture of laws with ``prior`` weights: the evidence-weighted average of theirs.
 
     Such as a noise level drawn from a list: one posterior for each level, and how likely each level is.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import Posterior, mixed
+        >>> one = Posterior(mean=torch.tensor([[1.0]]), log_evidence=torch.tensor([0.0]))
+        >>> other = Posterior(mean=torch.tensor([[0.0]]), log_evidence=torch.tensor([0.0]))
+        >>> mixed([one, other], prior=[3.0, 1.0]).mean
+        tensor([[0.7500]])
     """
     if len(prior) != len(posteriors):
         raise InputError(f"prior has {len(prior)} weights, but there are {len(posteriors)} posteriors to mix.")

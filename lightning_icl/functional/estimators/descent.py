@@ -32,6 +32,14 @@ def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: OneOrEach, powe
     weights in the original coordinates: (n_steps + 1, batch, dims). With power = 1 the sign of r_hat, which the
     paper's R_hat keeps, cancels in w_t. ``step_size`` is one number for all prompts or one per prompt, such as
     ``inverse_curvature(preprocessed(x, x, y, power))``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import preprocess_then_gd_path
+        >>> x, y = 2**0.5 * torch.eye(2)[None], 2**0.5 * torch.tensor([[4.0, 1.0]])
+        >>> preprocess_then_gd_path(x, y, n_steps=1, step_size=0.05)[:, 0]  # the first step is step_size r_hat^3
+        tensor([[0.0000, 0.0000],
+                [3.2000, 0.0500]])
     """
     scale = feature_scale(m, power)
     return gradient_descent_path(m.rescaled(scale), n_steps, step_size).mul_(scale)
@@ -39,7 +47,17 @@ def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: OneOrEach, powe
 
 @of_examples
 def gradient_descent_path(m: Moments, n_steps: int, step_size: OneOrEach) -> Path:
-    """Gradient descent on (1/2n) ||y - X w||^2 from 0: preprocess-then-GD with unit feature weights."""
+    """Gradient descent on (1/2n) ||y - X w||^2 from 0: preprocess-then-GD with unit feature weights.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import gradient_descent_path
+        >>> x, y = 2**0.5 * torch.eye(2)[None], 2**0.5 * torch.tensor([[4.0, 1.0]])
+        >>> gradient_descent_path(x, y, n_steps=2, step_size=0.5)[:, 0]  # half of what is left with each step
+        tensor([[0.0000, 0.0000],
+                [2.0000, 0.5000],
+                [3.0000, 0.7500]])
+    """
     return _proximal_path(m, n_steps, step_size, lambda w: w)
 
 
@@ -50,6 +68,13 @@ def ista_path(m: Moments, alpha: OneOrEach, n_steps: int, step_size: OneOrEach) 
     w_{t+1} = S(w_t - step_size (1/n) X^T (X w_t - y), step_size alpha) with S soft thresholding (Beck & Teboulle
     2009). The objective never grows with a step size of at most ``inverse_curvature(x)``. alpha = 0 is gradient
     descent. A K-layer network unrolled from it is the (untrained) LISTA of Gregor & LeCun 2010.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import ista_path
+        >>> x, y = 2**0.5 * torch.eye(2)[None], 2**0.5 * torch.tensor([[4.0, 1.0]])
+        >>> ista_path(x, y, alpha=1.5, n_steps=1, step_size=1.0)[-1]  # the lasso, in one step of an identity
+        tensor([[2.5000, 0.0000]])
     """
     return _proximal_path(m, n_steps, step_size, _soft_thresholding(m, alpha, step_size))
 
@@ -60,6 +85,13 @@ def fista_path(m: Moments, alpha: OneOrEach, n_steps: int, step_size: OneOrEach)
 
     Steps from v_t = w_t + (tau_t - 1) / tau_{t+1} (w_t - w_{t-1}) instead of w_t, tau_1 = 1,
     tau_{t+1} = (1 + sqrt(1 + 4 tau_t^2)) / 2.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import fista_path
+        >>> x, y = 2**0.5 * torch.eye(2)[None], 2**0.5 * torch.tensor([[4.0, 1.0]])
+        >>> fista_path(x, y, alpha=1.5, n_steps=1, step_size=1.0)[-1]  # the first step is ISTA's
+        tensor([[2.5000, 0.0000]])
     """
     momenta, tau = [], 1.0
     for _ in range(n_steps):
@@ -75,6 +107,13 @@ def iterative_hard_thresholding_path(m: Moments, sparsity: int, n_steps: int, st
 
     w_{t+1} = H_s(w_t - step_size (1/n) X^T (X w_t - y)) for t = 0 .. n_steps (Blumensath & Davies 2009, in whose
     scaling step_size / n = 1). The loss never grows with a step size of at most ``inverse_curvature(x)``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import iterative_hard_thresholding_path
+        >>> x, y = 2**0.5 * torch.eye(2)[None], 2**0.5 * torch.tensor([[4.0, 1.0]])
+        >>> iterative_hard_thresholding_path(x, y, sparsity=1, n_steps=1, step_size=1.0)[-1]
+        tensor([[4.0000, 0.0000]])
     """
     n_dims = m.moment.shape[1]
     if not 1 <= sparsity <= n_dims:
@@ -117,14 +156,30 @@ def _proximal_path(
 
 @of_examples
 def feature_scale(m: Moments, power: float = 1.0) -> Weights:
-    """|r_hat|^power with r_hat = X^T y / n, the feature weights of preprocess-then-GD."""
+    """|r_hat|^power with r_hat = X^T y / n, the feature weights of preprocess-then-GD.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import feature_scale
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, -1.0]])
+        >>> feature_scale(x, y), feature_scale(x, y, power=0.0)
+        (tensor([[2.0000, 0.5000]]), tensor([[1., 1.]]))
+    """
     return m.moment.abs() ** power
 
 
 def preprocessed(
     features: Float[Tensor, "batch rows dims"], x: X, y: Y, power: float = 1.0
 ) -> Float[Tensor, "batch rows dims"]:
-    """|R_hat|^power applied to ``features`` (the examples or the queries), R_hat estimated from (x, y)."""
+    """|R_hat|^power applied to ``features`` (the examples or the queries), R_hat estimated from (x, y).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import preprocessed
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, -1.0]])
+        >>> preprocessed(torch.ones(1, 1, 2), x, y)
+        tensor([[[2.0000, 0.5000]]])
+    """
     return features * feature_scale(x, y, power)[:, None]
 
 
@@ -133,6 +188,12 @@ def inverse_curvature(x: X | Moments) -> PerRow:
 
     Gradient descent converges below twice that. 0 where x is 0 (then the gradient is 0 too). Of preprocessed features:
     ``inverse_curvature(m.rescaled(feature_scale(m, power)))``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import inverse_curvature
+        >>> inverse_curvature(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]))  # X^T X / n = diag(2, 1/2)
+        tensor([0.5000])
     """
     m = x if isinstance(x, Moments) else moments(x, x[..., 0])  # the labels do not matter
     largest = torch.linalg.eigvalsh(m.gram)[:, -1]
@@ -159,6 +220,14 @@ def gd_plus_plus_path(m: Moments | Eigenbasis, n_steps: int, step_size: OneOrEac
     preconditioner that flattens the spectrum. gamma = 0 is gradient descent.
 
     Needs gamma below 1 / lambda_max(C) to keep every direction; see ``inverse_curvature``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import gd_plus_plus_path, gradient_descent_path
+        >>> x, y = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[4.0, 1.0]])
+        >>> path = gd_plus_plus_path(x, y, n_steps=2, step_size=0.25, gamma=0.0)
+        >>> torch.allclose(path, gradient_descent_path(x, y, n_steps=2, step_size=0.25))
+        True
     """
     check_steps(n_steps)
     curvature, moment, vectors, _ = eigenbasis(m)
@@ -174,6 +243,13 @@ def gd_plus_plus_factors(
     """c_0, c_1, ... without end: along an eigenvector with this curvature, w_t is c_t times X^T y / n.
 
     ``step`` and ``gamma`` may hold several settings, in axes before the rows; no gamma is gradient descent.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import gd_plus_plus_factors
+        >>> factors = gd_plus_plus_factors(torch.tensor([[1.0]]), torch.tensor([[0.5]]))
+        >>> [round(next(factors).item(), 3) for _ in range(4)]  # towards 1 / curvature
+        [0.0, 0.5, 0.75, 0.875]
     """
     factor = curvature.new_zeros(torch.broadcast_shapes(curvature.shape, step.shape))
     kept, transform = 1 - step * curvature, torch.ones_like(factor)
@@ -195,6 +271,13 @@ def newton_path(m: Moments | Eigenbasis, n_steps: int) -> Path:
     error is |1 - lambda mu_t| = (1 - (lambda / lambda_max)^2)^(2^t): it squares with each step, and after about
     2 log2(lambda_max / lambda) steps it vanishes. The limit is least squares (of smallest norm where n < d). Unlike
     the other paths this one does not start from 0: w_0 = M_0 X^T y.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import least_squares, newton_path
+        >>> x, y = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[4.0, 1.0]])
+        >>> torch.allclose(newton_path(x, y, n_steps=10)[-1], least_squares(x, y))
+        True
     """
     check_steps(n_steps)
     curvature, moment, vectors, _ = eigenbasis(m)

@@ -27,7 +27,15 @@ PIVOTS_PER_DIM = 50  # a path has one to three events per dimension; far more ar
 
 
 class CertifiedFit(NamedTuple):
-    """Weights, and the duality gap of each problem: how far its objective can at most be above the minimum."""
+    """Weights, and the duality gap of each problem: how far its objective can at most be above the minimum.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso_fit, moments
+        >>> fit = lasso_fit(moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]])), alpha=0.75)
+        >>> fit.w.shape, fit.gap.shape
+        (torch.Size([1, 2]), torch.Size([1]))
+    """
 
     w: Float[Tensor, "*path rows dims"]
     gap: Float[Tensor, "*path rows"]
@@ -43,6 +51,13 @@ def lasso(
     of how many it is not; see ``lasso_path_fit`` for how. ``start`` is an answer to try first, such as that of nearly
     the same problem: where it already has such a gap, it stands. Computed in float64, whose rounding lies below such
     gaps; in y's dtype if that is float32, the rounding of the weights alone leaves a gap of some 1e-7.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> lasso(x, y, alpha=0.75)  # |y| less n alpha = 1.5, or 0, as X is the identity
+        tensor([[2.5000, 0.0000]])
     """
     return lasso_fit(m, alpha, relative_gap, max_iterations, start).w
 
@@ -51,14 +66,32 @@ def lasso(
 def lasso_path(
     m: Moments, alphas: Sequence[float] | Tensor, relative_gap: float = 1e-8, max_iterations: int = 20_000
 ) -> Path:
-    """The lasso at each of ``alphas``, in the order given, for little more than the price of the smallest alone."""
+    """The lasso at each of ``alphas``, in the order given, for little more than the price of the smallest alone.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso_path
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> lasso_path(x, y, alphas=[0.25, 0.75])[:, 0]
+        tensor([[3.5000, 0.5000],
+                [2.5000, 0.0000]])
+    """
     return lasso_path_fit(m, alphas, relative_gap, max_iterations).w
 
 
 def lasso_fit(
     m: Moments, alpha: OneOrEach, relative_gap: float = 1e-8, max_iterations: int = 20_000, start: Weights | None = None
 ) -> CertifiedFit:
-    """``lasso`` with its certificate."""
+    """``lasso`` with its certificate.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso_fit, moments
+        >>> m = moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]]))
+        >>> fit = lasso_fit(m, alpha=0.75)
+        >>> fit.w, fit.gap < 1e-8
+        (tensor([[2.5000, 0.0000]], dtype=torch.float64), tensor([True]))
+    """
     fit = lasso_path_fit(m, per_row(alpha, m.moment)[None], relative_gap, max_iterations, start)
     return CertifiedFit(fit.w[0], fit.gap[0])
 
@@ -75,6 +108,13 @@ def lasso_path_fit(
     ``lasso_homotopy`` answers all strengths in one pass, exactly but for rounding. What is then above the gap is
     solved once more on the support and signs found, and if that does not do, by FISTA from there. ``max_iterations``
     bounds the pivots of the first and the iterations of the last.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso_path_fit, moments
+        >>> m = moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]]))
+        >>> lasso_path_fit(m, alphas=[0.25, 0.75]).w.shape  # (strengths, problems, features)
+        torch.Size([2, 1, 2])
     """
     alphas = positive(torch.as_tensor(alphas, dtype=m.power.dtype, device=m.power.device))
     alphas = (alphas if alphas.ndim == 2 else alphas[:, None]).expand(-1, len(m.power))
@@ -162,6 +202,14 @@ def lasso_duality_gap(
     Computed in float64 whatever the input. With k <= 1 scaling the residual r = y - X w into the feasible set
     ||k X^T r / n||_inf <= alpha of the dual, it is (1 - k)^2 r^T r / 2n + alpha ||w||_1 - k <X^T r / n, w>. Every term
     of that is 0 or larger, so that none cancels another.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso_duality_gap, moments
+        >>> m = moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]]))
+        >>> best, zero = torch.tensor([[2.5, 0.0]]), torch.zeros(1, 2)
+        >>> lasso_duality_gap(m, best, alpha=0.75), lasso_duality_gap(m, zero, alpha=0.75)
+        (tensor([0.], dtype=torch.float64), tensor([1.6602], dtype=torch.float64))
     """
     w, alpha = w.to(m.moment), torch.as_tensor(alpha, dtype=m.power.dtype, device=m.power.device)
     correlation = m.moment - torch.einsum("rij,...rj->...ri", m.gram, w)
@@ -176,6 +224,13 @@ def elastic_net(m: Moments, alpha: OneOrEach, l1_ratio: float, relative_gap: flo
     """Minimises (1/2n) ||y - X w||^2 + alpha l1_ratio ||w||_1 + alpha (1 - l1_ratio)/2 ||w||^2 (scikit-learn's).
 
     Zou & Hastie 2005, without their final rescaling. Certified as the lasso is: see ``elastic_net_fit``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import elastic_net
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> elastic_net(x, y, alpha=0.5, l1_ratio=0.5)  # (|y| - n alpha/2) / (1 + n alpha/2)
+        tensor([[2.3333, 0.3333]])
     """
     return elastic_net_fit(m, alpha, l1_ratio, relative_gap).w
 
@@ -185,6 +240,13 @@ def elastic_net_fit(m: Moments, alpha: OneOrEach, l1_ratio: float, relative_gap:
 
     These add alpha (1 - l1_ratio) I to the Gram matrix and nothing else (Zou & Hastie 2005, Lemma 1). Primal and dual
     objective are the same as before, so the lasso's duality gap is the elastic net's.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import elastic_net_fit, moments
+        >>> m = moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]]))
+        >>> elastic_net_fit(m, alpha=0.5, l1_ratio=0.5).gap < 1e-8
+        tensor([True])
     """
     if not 0 < l1_ratio <= 1:
         raise InputError(f"l1_ratio is {l1_ratio}, but it must lie above 0 and be at most 1; 0 is ridge at n * alpha.")
@@ -201,6 +263,13 @@ def adaptive_lasso(
 
     Zou 2006, with alpha = lambda_n / 2n of its objective. ``pilot_alpha`` is on ridge's scale; 0 makes the pilot
     least squares, as Zou's is, which needs more points than dims to be of use. w_j = 0 where p_j = 0.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import adaptive_lasso
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> adaptive_lasso(x, y, alpha=0.75)  # y_1 less 1.5 / 2, the pilot being y / 2; y_2 less 1.5 / 0.5, so 0
+        tensor([[3.2500, 0.0000]])
     """
     return adaptive_lasso_fit(m, alpha, gamma, pilot_alpha, relative_gap).w
 
@@ -208,7 +277,15 @@ def adaptive_lasso(
 def adaptive_lasso_fit(
     m: Moments, alpha: OneOrEach, gamma: float = 1.0, pilot_alpha: OneOrEach = 1.0, relative_gap: float = 1e-8
 ) -> CertifiedFit:
-    """The lasso for v_j = w_j / |p_j|^gamma on the features x_j |p_j|^gamma (Zou 2006, section 3.5), and its gap."""
+    """The lasso for v_j = w_j / |p_j|^gamma on the features x_j |p_j|^gamma (Zou 2006, section 3.5), and its gap.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import adaptive_lasso_fit, moments
+        >>> m = moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]]))
+        >>> adaptive_lasso_fit(m, alpha=0.75).gap < 1e-8
+        tensor([True])
+    """
     if not gamma > 0:
         raise InputError(f"gamma is {gamma}, but the adaptive lasso needs a power above 0; 0 is the lasso.")
     scale = ridge(m, pilot_alpha).abs() ** gamma

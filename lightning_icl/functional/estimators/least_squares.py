@@ -33,13 +33,28 @@ PrefixWeights = Float[Tensor, "batch points dims"]
 def predictions(
     w_hat: Float[Tensor, "*path batch dims"], x_query: Float[Tensor, "batch queries dims"]
 ) -> Float[Tensor, "*path batch queries"]:
-    """<w_hat, x_q> for every query (and every iterate, where w_hat is a path)."""
+    """<w_hat, x_q> for every query (and every iterate, where w_hat is a path).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import predictions
+        >>> predictions(torch.tensor([[1.0, 2.0]]), torch.tensor([[[3.0, 0.0], [1.0, 1.0]]]))
+        tensor([[3., 3.]])
+    """
     return torch.einsum("...bd,bqd->...bq", w_hat, x_query)
 
 
 @of_examples
 def averaging(m: Moments) -> Weights:
-    """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022)."""
+    """X^T y / n: least squares for those who take X^T X / n for the identity (Garg et al. 2022).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import averaging
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> averaging(x, y)
+        tensor([[2.0000, 0.5000]])
+    """
     return m.moment
 
 
@@ -63,6 +78,13 @@ def ridge(m: Moments | Eigenbasis, alpha: OneOrEach) -> Weights:
     minimum-norm least-squares solution also where X is rank-deficient. From moments, by
     (X^T X / n + alpha / n) w = X^T y / n; where alpha is tiny or 0, eigenvalues of X^T X that are rounding count as 0.
     X^T X has the square of X's condition number: start from examples where that matters.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import ridge
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> ridge(x, y, alpha=1.0)  # y / (1 + alpha), as X is the identity
+        tensor([[2.0000, 0.5000]])
     """
     alpha = _strength(alpha, m.moment) / m.n_points
     if isinstance(m, Moments) and (alpha > STRONG_RIDGE * m.gram.diagonal(dim1=-2, dim2=-1).sum(-1)).all():
@@ -79,6 +101,14 @@ def ridge_prefixes(x: X, y: Y, alpha: OneOrEach) -> PrefixWeights:
     The leading k x k block of the Cholesky factor L of X X^T + alpha I is the factor of the first k examples. So with
     U = L^-1 X and z = L^-1 y, the weights X_k^T (X_k X_k^T + alpha I)^-1 y_k are sum_{i <= k} z_i U_i: a running sum.
     Where alpha is so small that this would lose digits, each prefix is solved by its singular values.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import ridge_prefixes
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> ridge_prefixes(x, y, alpha=1.0)  # from the first example, and from both
+        tensor([[[2.0000, 0.0000],
+                 [2.0000, 0.5000]]])
     """
     dtype, (x, y), alpha = y.dtype, in_float64(x, y), _strength(alpha, x)
     gram = x @ x.mT
@@ -104,7 +134,17 @@ def _ridge_prefixes_by_svd(x: X, y: Y, alpha: PerRow) -> PrefixWeights:
 
 @partial(of_examples, statistics=singular_basis)
 def least_squares(m: Moments | Eigenbasis) -> Weights:
-    """Minimises ||y - X w||^2; among several minimisers, the one of smallest norm. As ``ridge`` at alpha = 0."""
+    """Minimises ||y - X w||^2; among several minimisers, the one of smallest norm. As ``ridge`` at alpha = 0.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import least_squares
+        >>> x, y = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), torch.tensor([[4.0, 1.0]])
+        >>> least_squares(x, y)
+        tensor([[4.0000, 0.5000]])
+        >>> least_squares(x[:, :1], y[:, :1])  # of one example: the smallest norm
+        tensor([[4., 0.]])
+    """
     return ridge(m, 0.0)
 
 
@@ -114,6 +154,14 @@ def least_squares_prefixes(x: X, y: Y) -> PrefixWeights:
     Up to k = d from one factorisation X_d^T = Q R, as sum_{i <= k} z_i Q_i with z = R^-T y; beyond, from the normal
     equations with one step of correction (Bjorck 1987, corrected seminormal equations). A prompt too ill-conditioned
     for that is solved prefix by prefix from the singular values.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import least_squares_prefixes
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> least_squares_prefixes(x, y)  # from the first example, and from both
+        tensor([[[4., 0.],
+                 [4., 1.]]])
     """
     dtype, (x, y) = y.dtype, in_float64(x, y)
     n_wide = min(x.shape[1:])
@@ -141,12 +189,29 @@ def _tall_least_squares_prefixes(x: X, y: Y) -> Float[Tensor, "batch tall_prefix
 
 
 def oracle_least_squares(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> Weights:
-    """Least squares restricted to the true support. An oracle: it sees what the other estimators must infer."""
+    """Least squares restricted to the true support. An oracle: it sees what the other estimators must infer.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import oracle_least_squares
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> oracle_least_squares(x, y, support=torch.tensor([[True, False]]))
+        tensor([[4., 0.]])
+    """
     return _on_support(least_squares, x, y, support)
 
 
 def oracle_least_squares_prefixes(x: X, y: Y, support: Bool[Tensor, "batch dims"]) -> PrefixWeights:
-    """``oracle_least_squares`` of the first k examples for k = 1 .. n."""
+    """``oracle_least_squares`` of the first k examples for k = 1 .. n.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import oracle_least_squares_prefixes
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> oracle_least_squares_prefixes(x, y, support=torch.tensor([[False, True]]))
+        tensor([[[0., 0.],
+                 [0., 1.]]])
+    """
     return _on_support(least_squares_prefixes, x, y, support)
 
 

@@ -23,6 +23,13 @@ class Moments(NamedTuple):
     """Sufficient statistics of n examples for every estimator that sees them through inner products; float64.
 
     ``gram`` is X^T X / n, ``moment`` X^T y / n, ``power`` y^T y / n. Every row is a problem of its own, with its own n.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import moments
+        >>> m = moments(x=torch.eye(2)[None], y=torch.tensor([[4.0, 1.0]]))
+        >>> m.moment, m.power.item(), m.n_points.item()
+        (tensor([[2.0000, 0.5000]], dtype=torch.float64), 8.5, 2.0)
     """
 
     gram: Float[Tensor, "rows dims dims"]
@@ -59,6 +66,16 @@ def moments(x: X, y: Y, point_mask: Bool[Tensor, "batch points"] | None = None) 
     """The statistics of all examples of each prompt: rows = batch.
 
     Where ``point_mask`` (a prompt's) is False is padding: it counts for nothing, whatever it holds.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import moments
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> moments(x, y).gram
+        tensor([[[0.5000, 0.0000],
+                 [0.0000, 0.5000]]], dtype=torch.float64)
+        >>> moments(x, y, point_mask=torch.tensor([[True, False]])).moment  # of the first example alone
+        tensor([[4., 0.]], dtype=torch.float64)
     """
     n = x.new_full(x.shape[:1], x.shape[1], dtype=torch.float64)
     if point_mask is not None:
@@ -76,7 +93,15 @@ def moments(x: X, y: Y, point_mask: Bool[Tensor, "batch points"] | None = None) 
 
 
 def prefix_moments(x: X, y: Y) -> Moments:
-    """The statistics of the first k examples for k = 1 .. n, by cumulative sums: rows = batch * points, k fastest."""
+    """The statistics of the first k examples for k = 1 .. n, by cumulative sums: rows = batch * points, k fastest.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import prefix_moments
+        >>> prefix_moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]])).moment  # of one example, and of two
+        tensor([[4.0000, 0.0000],
+                [2.0000, 0.5000]], dtype=torch.float64)
+    """
     x, y = in_float64(x, y)
     k = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
     products = x[..., :, None] * x[..., None, :]  # summed in place: much the largest thing here
@@ -91,7 +116,16 @@ def prefix_moments(x: X, y: Y) -> Moments:
 def over_prefixes(
     estimate: Callable[[Moments], Float[Tensor, "*path rows dims"]], x: X, y: Y
 ) -> Float[Tensor, "*path batch points dims"]:
-    """w_hat (or a path of iterates) fitted on the first k examples of each prompt, for k = 1 .. n."""
+    """w_hat (or a path of iterates) fitted on the first k examples of each prompt, for k = 1 .. n.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import lasso, over_prefixes
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> over_prefixes(lambda m: lasso(m, alpha=0.25), x, y)  # (prompts, points, features)
+        tensor([[[3.7500, 0.0000],
+                 [3.5000, 0.5000]]], dtype=torch.float64)
+    """
     return estimate(prefix_moments(x, y)).unflatten(-2, x.shape[:2])
 
 
@@ -99,6 +133,12 @@ class Eigenbasis(NamedTuple):
     """Eigenvalues of X^T X / n, rounding set to 0; X^T y / n in the eigenbasis; the eigenvectors as columns; n.
 
     There ridge, GD++ and Newton's iteration act on each direction alone.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import eigenbasis, moments
+        >>> eigenbasis(moments(2 * torch.eye(2)[None], torch.ones(1, 2))).curvature
+        tensor([[2., 2.]], dtype=torch.float64)
     """
 
     curvature: Float[Tensor, "rows directions"]
@@ -108,7 +148,15 @@ class Eigenbasis(NamedTuple):
 
 
 def eigenbasis(m: Moments | Eigenbasis) -> Eigenbasis:
-    """Each problem in its eigenbasis: to be found once where several paths or fits of the same problems are wanted."""
+    """Each problem in its eigenbasis: to be found once where several paths or fits of the same problems are wanted.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import eigenbasis, moments, newton_path, ridge
+        >>> basis = eigenbasis(moments(torch.eye(2)[None], torch.tensor([[4.0, 1.0]])))
+        >>> ridge(basis, alpha=1.0), newton_path(basis, n_steps=3).shape
+        (tensor([[2.0000, 0.5000]], dtype=torch.float64), torch.Size([4, 1, 2]))
+    """
     if isinstance(m, Eigenbasis):
         return m
     eigenvalues, vectors = torch.linalg.eigh(m.gram)
@@ -160,5 +208,6 @@ def of_examples(
         return estimate(statistics(features, labels, mask), **settings).to(labels.dtype)  # type: ignore[call-arg, attr-defined]
 
     either.__signature__ = signature  # type: ignore[attr-defined]
-    either.__doc__ = f"{inspect.getdoc(estimate)}\n\nIn place of x and y it takes a Prompt, or ``Moments``."
+    said, *example = (inspect.getdoc(estimate) or "").partition("\n\nExample:")
+    either.__doc__ = "".join([said, "\n\nIn place of x and y it takes a Prompt, or ``Moments``.", *example])
     return either

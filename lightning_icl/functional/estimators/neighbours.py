@@ -24,6 +24,13 @@ def nearest_neighbours(
 
     Of examples equally far the earlier is nearer. Where ``point_mask`` is False is padding. Garg et al. 2022 compare
     with k = 3.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import nearest_neighbours
+        >>> x, y = torch.tensor([[[0.0], [1.0], [10.0]]]), torch.tensor([[1.0, 2.0, 30.0]])
+        >>> nearest_neighbours(x, y, x_query=torch.tensor([[[0.4]]]), k=2)
+        tensor([[1.5000]])
     """
     if point_mask is None:
         point_mask = torch.ones_like(y, dtype=torch.bool)
@@ -37,6 +44,13 @@ def nearest_neighbours_prefixes(
     """``nearest_neighbours`` at every prefix: entry i is predicted from the first i examples, entry 0 without any is 0.
 
     ``targets`` holds the inputs to predict at, such as the examples followed by a query.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import nearest_neighbours_prefixes
+        >>> x, y = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[1.0, 2.0]])
+        >>> nearest_neighbours_prefixes(x, y, targets=torch.zeros(1, 3, 1), k=2)  # from 0, 1 and 2 examples
+        tensor([[0.0000, 1.0000, 1.5000]])
     """
     earlier = torch.ones(targets.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)
     return _mean_labels(x, y, targets, earlier.expand(len(x), -1, -1), k)

@@ -23,7 +23,15 @@ RANK_TOLERANCE = 1e-12  # eigenvalues of X^T X below this share of the largest c
 
 
 def all_supports(n_dims: int, sparsity: int, device: torch.device | str | None = None) -> Supports:
-    """Every set of ``sparsity`` of the ``n_dims`` features, as increasing indices, in lexicographic order."""
+    """Every set of ``sparsity`` of the ``n_dims`` features, as increasing indices, in lexicographic order.
+
+    Example:
+        >>> from lightning_icl.functional.estimators import all_supports
+        >>> all_supports(n_dims=3, sparsity=2)
+        tensor([[0, 1],
+                [0, 2],
+                [1, 2]])
+    """
     if not 1 <= sparsity <= n_dims:
         raise InputError(f"sparsity is {sparsity}, but it must lie between 1 and n_dims, which is {n_dims}.")
     refuse_above_limit(math.comb(n_dims, sparsity), f"supports of {sparsity} among {n_dims} features")
@@ -37,7 +45,14 @@ def all_supports(n_dims: int, sparsity: int, device: torch.device | str | None =
 
 
 def group_supports(n_dims: int, group_size: int, n_groups: int, device: torch.device | str | None = None) -> Supports:
-    """Every union of ``n_groups`` of the n_dims / group_size groups of consecutive features."""
+    """Every union of ``n_groups`` of the n_dims / group_size groups of consecutive features.
+
+    Example:
+        >>> from lightning_icl.functional.estimators import group_supports
+        >>> group_supports(n_dims=4, group_size=2, n_groups=1)
+        tensor([[0, 1],
+                [2, 3]])
+    """
     if not (group_size >= 1 and n_dims % group_size == 0):
         raise InputError(f"group_size is {group_size}, but it must divide n_dims, which is {n_dims}.")
     if not 1 <= n_groups <= n_dims // group_size:
@@ -126,6 +141,13 @@ def best_subset(m: Moments, sparsity: int, block: int = BLOCK) -> Weights:
 
     Residuals that agree to about 1e-10 of ||y||^2, as where a few points fit exactly, are told apart by the smaller
     norm of the weights. At most ``block`` pairs of a support and a row are in memory at once.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import best_subset
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> best_subset(x, y, sparsity=1)
+        tensor([[4., 0.]])
     """
     supports = all_supports(m.moment.shape[1], sparsity, m.gram.device)
     n_supports, n_rows = block_shape(len(supports), pairs_at_once(block, sparsity))
@@ -160,6 +182,15 @@ def orthogonal_matching_pursuit(m: Moments, n_nonzero: int) -> Path:
     Features are compared as they are, not scaled to unit norm, and without intercept, as scikit-learn does; of equal
     ones the first is taken. Once no feature correlates with the residual (the labels are explained, or the features
     left depend on those chosen), the remaining iterates repeat the last.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.estimators import orthogonal_matching_pursuit
+        >>> x, y = torch.eye(2)[None], torch.tensor([[4.0, 1.0]])
+        >>> orthogonal_matching_pursuit(x, y, n_nonzero=2)[:, 0]  # with 0, 1 and 2 features
+        tensor([[0., 0.],
+                [4., 0.],
+                [4., 1.]])
     """
     n_dims = m.moment.shape[1]
     if not 0 <= n_nonzero <= n_dims:

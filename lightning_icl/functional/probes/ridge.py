@@ -54,7 +54,14 @@ class StateSpectrum(NamedTuple):
 
 
 def state_spectrum(states: Float[Tensor, "samples features"]) -> StateSpectrum:
-    """The eigendecomposition of the centred states' Gram matrix."""
+    """The eigendecomposition of the centred states' Gram matrix.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import state_spectrum
+        >>> state_spectrum(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).eigenvalues
+        tensor([0., 2.], dtype=torch.float64)
+    """
     mean = states.double().mean(dim=0)
     centred = states.double() - mean
     eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred)
@@ -68,6 +75,14 @@ def ridge_probe(
 
     Both norms are sums, over samples and over weights (scikit-learn's Ridge), and the intercept is not penalised: with
     S the centred states, W = V (diag(eigenvalues) + alpha)^-1 V^T S^T targets, and c makes the residuals' mean zero.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import ridge_probe
+        >>> states, targets = torch.tensor([[1.0], [-1.0]]), torch.tensor([[3.0], [1.0]])
+        >>> probe = ridge_probe(states, targets, alpha=2.0)  # S^T S = 2, S^T targets = 2
+        >>> probe.weight.item(), probe.intercept.item()
+        (0.5, 2.0)
     """
     check_strength(alpha)
     spectrum, targets = state_spectrum(states), targets.double()
@@ -96,6 +111,15 @@ def best_probe(
     ``true`` of the ``others``. Strengths are of ``alphas``, STRENGTHS x ``spectrum.unit`` if left out. The error under
     W = V B is read off second moments, ||T||^2 - 2 <B, Z^T T> + <B, Z^T Z B> with Z = others V and both sides centred
     at the fitted means, so that a strength costs no pass over the samples.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import best_probe, state_spectrum
+        >>> states = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> targets = states[:, :1]  # known exactly, so that the weakest penalty is best
+        >>> probe, alpha = best_probe(state_spectrum(states), targets, [1], states, targets, [0.01, 1.0])
+        >>> alpha
+        tensor([0.0100], dtype=torch.float64)
     """
     mean = targets.double().mean(dim=0)
     moment = spectrum.vectors.T @ (spectrum.centred.T @ (targets.double() - mean))
@@ -113,5 +137,12 @@ def best_probe(
 
 
 def by_target(values: Float[Tensor, "*rest outputs"], sizes: Sequence[int]) -> Float[Tensor, "*rest targets"]:
-    """The sum over each target's outputs."""
+    """The sum over each target's outputs.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import by_target
+        >>> by_target(torch.tensor([1.0, 2.0, 3.0]), sizes=[1, 2])
+        tensor([1., 5.])
+    """
     return torch.stack([part.sum(dim=-1) for part in values.split(list(sizes), dim=-1)], dim=-1)

@@ -28,6 +28,12 @@ def deviations(targets: Float[Tensor, "batch tokens outputs"]) -> Float[Tensor, 
     """Squared distance (summed over outputs, averaged over tokens) of each prompt's targets from the overall mean.
 
     Their mean is the variance that R^2 divides by. Exactly 0 where the targets are constant up to rounding.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import deviations
+        >>> deviations(torch.tensor([[[1.0]], [[3.0]]]))  # two prompts of one token; the mean is 2
+        tensor([1., 1.], dtype=torch.float64)
     """
     targets = targets.double()
     size = targets.square().sum(dim=-1).mean()
@@ -36,7 +42,14 @@ def deviations(targets: Float[Tensor, "batch tokens outputs"]) -> Float[Tensor, 
 
 
 def mean_estimate(values: Float[Tensor, " batch"]) -> Estimate:
-    """The mean over prompts; for squared errors of f, the excess risk."""
+    """The mean over prompts; for squared errors of f, the excess risk.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import mean_estimate
+        >>> mean_estimate(torch.tensor([1.0, 3.0]))
+        Estimate(value=2.0, standard_error=1.0)
+    """
     return Estimate(float(values.mean()), _standard_error(values - values.mean()))
 
 
@@ -45,6 +58,12 @@ def explained_share(errors: Float[Tensor, " batch"], deviation: Float[Tensor, " 
 
     ``errors`` are each prompt's squared errors, ``deviation`` its ``deviations``: those of the mean, over which R^2 is
     the selectivity. Undefined where the targets do not vary.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import explained_share
+        >>> explained_share(errors=torch.tensor([0.5, 0.5]), deviation=torch.tensor([2.0, 2.0])).value
+        0.75
     """
     return selectivity(errors, deviation, deviation)
 
@@ -55,6 +74,13 @@ def selectivity(
     """R^2 of a probe minus that of its control, paired: both are scored on the same prompts.
 
     The standard error is that of a ratio of two means over the same prompts, by linearisation.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import selectivity
+        >>> errors, deviation = torch.tensor([0.5, 0.5]), torch.tensor([2.0, 2.0])
+        >>> selectivity(errors, control_errors=3 * errors, deviation=deviation).value  # (1.5 - 0.5) / 2
+        0.5
     """
     gain, scale = control_errors - errors, deviation.mean()
     if scale == 0:
@@ -70,6 +96,14 @@ def area_under_roc(
 
     Each score's part is the share of the other class on its right side (DeLong et al. 1988); the standard error is of
     their sums over each prompt (Obuchowski 1997). Undefined where one class is empty.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import area_under_roc
+        >>> scores = torch.tensor([[[0.9, 0.8, 0.3]], [[0.7, 0.2, 0.1]]])
+        >>> positive = torch.tensor([[[True, False, False]], [[True, False, False]]])
+        >>> area_under_roc(scores, positive).value  # 7 of 8 pairs are in order
+        0.875
     """
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:

@@ -16,6 +16,14 @@ def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iter
     """w_hat of GD ("gd") and P-GD ("preprocess_then_gd") after 0 .. n_steps steps from all examples of each prompt.
 
     Steps are 1/lambda_max of the examples of that prompt, for P-GD of its preprocessed examples; PAPER.md section 7.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.probes import descent_paths
+        >>> prompt = LinearRegression(n_dims=3).sample(4, 8, 1, torch.Generator().manual_seed(0))
+        >>> {name: tuple(path.shape) for name, path in descent_paths(prompt, n_steps=2).items()}
+        {'gd': (3, 4, 3), 'preprocess_then_gd': (3, 4, 3)}
     """
     m = estimators.moments(prompt.x, prompt.y, prompt.point_mask)
     paths = {}
@@ -26,7 +34,16 @@ def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iter
 
 
 def algorithm_weights(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "batch dims"]]:
-    """w_hat of least squares and of GD_t and P-GD_t, t = 1 .. n_steps, as in ``descent_paths``."""
+    """w_hat of least squares and of GD_t and P-GD_t, t = 1 .. n_steps, as in ``descent_paths``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.probes import algorithm_weights
+        >>> prompt = LinearRegression(n_dims=3).sample(4, 8, 1, torch.Generator().manual_seed(0))
+        >>> [*algorithm_weights(prompt, n_steps=1)]
+        ['least_squares', 'gd_1', 'preprocess_then_gd_1']
+    """
     weights = {"least_squares": estimators.least_squares(prompt.x.double(), prompt.y.double())}
     for name, path in descent_paths(prompt, n_steps).items():
         weights |= {f"{name}_{t}": w_hat for t, w_hat in enumerate(path) if t}
@@ -44,6 +61,15 @@ def probe_targets(
     "f" is the noise-free target there, if it is told; "preprocessed" R_hat x and "r_hat" X^T y / n, R_hat = diag(r_hat)
     (PAPER.md section 7, here with its sign); where the task has weights, "w" and "support", 1 where w is not 0; then
     <w_hat, x> for each of ``algorithms``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.probes import probe_targets
+        >>> prompt = LinearRegression(n_dims=3).sample(4, 8, 1, torch.Generator().manual_seed(0))
+        >>> targets = probe_targets(prompt, prompt.x_query, prompt.f_query, algorithms={})
+        >>> {name: tuple(target.shape) for name, target in targets.items()}
+        {'f': (4, 1, 1), 'w': (4, 1, 3), 'support': (4, 1, 3), 'r_hat': (4, 1, 3), 'preprocessed': (4, 1, 3)}
     """
     x = x.double()
     r_hat = estimators.moments(prompt.x, prompt.y, prompt.point_mask).moment
@@ -59,7 +85,15 @@ def probe_targets(
 def shuffled_prompts(
     targets: Float[Tensor, "batch tokens outputs"], generator: Generator
 ) -> Float[Tensor, "batch tokens outputs"]:
-    """The shuffled-label control: each prompt's targets given to another, along a random cycle (CPU generator)."""
+    """The shuffled-label control: each prompt's targets given to another, along a random cycle (CPU generator).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.probes import shuffled_prompts
+        >>> targets = torch.arange(4.0).view(4, 1, 1)
+        >>> (shuffled_prompts(targets, torch.Generator().manual_seed(0)) == targets).any()  # none keeps its own
+        tensor(False)
+    """
     cycle = torch.randperm(targets.shape[0], generator=generator)
     order = torch.empty_like(cycle)
     order[cycle] = cycle.roll(1)

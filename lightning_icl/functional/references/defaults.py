@@ -14,6 +14,12 @@ def default_references(task: Law, depth: int = 1) -> list[Reference]:
     """What a model of that many layers is compared with unless told otherwise.
 
     A step a layer where it shows layers; Bayes and the oracle where the task has what they need.
+
+    Example:
+        >>> from lightning_icl import SparseLinearRegression
+        >>> from lightning_icl.functional.references import default_references
+        >>> [r.key for r in default_references(SparseLinearRegression(n_dims=8, sparsity=2))][:4]
+        ['zero', 'least_squares', 'ridge', 'lasso']
     """
     found: list[Reference] = [
         linear.ZeroPredictor(),
@@ -31,5 +37,12 @@ def default_references(task: Law, depth: int = 1) -> list[Reference]:
 
 
 def default_bayes(task: Law) -> list[linear.Bayes]:
-    """Bayes where the task's posterior is known and quick to compute, else nothing."""
+    """Bayes where the task's posterior is known and quick to compute, else nothing.
+
+    Example:
+        >>> from lightning_icl import DecisionTree
+        >>> from lightning_icl.functional.references import default_bayes
+        >>> default_bayes(DecisionTree(n_dims=8))  # none: its posterior has no closed form
+        []
+    """
     return [linear.Bayes()] if (task.posterior_terms or MAX_DEFAULT_TERMS + 1) <= MAX_DEFAULT_TERMS else []

@@ -103,6 +103,11 @@ class GD(Iterative):
         step_size: the rule: "per_prompt" (c / lambda_max of each prompt's own examples) or "shared" (one number for
             all prompts). The comparison hangs on it, so the label names it.
         scale: c, or the shared step size; tuned if left out.
+
+    Example:
+        >>> from lightning_icl.functional.references import GD
+        >>> GD(steps="depth", step_size="shared").key, GD(steps=3, scale=1.0).key
+        ('gd_at_depth_shared_step', 'gd_3')
     """
 
     step_size: StepSizeRule = "per_prompt"
@@ -171,10 +176,17 @@ def unit_steps(basis: Eigenbasis) -> Float[Tensor, " rows"]:
 
 @dataclass(frozen=True)
 class PreprocessThenGD(GD):
-    """Gradient descent on features rescaled by |r_hat|^power, whose lambda_max it is; PAPER.md section 7.
+    """Gradient descent on features rescaled by |r_hat|^power, r_hat = X^T y / n; PAPER.md section 7.
+
+    w <- w - step D D X^T (X w - y) / n with D = diag(|r_hat|^power); lambda_max is that of the rescaled features.
 
     Args:
         power: of |r_hat|; 0 is plain gradient descent.
+
+    Example:
+        >>> from lightning_icl.functional.references import PreprocessThenGD
+        >>> PreprocessThenGD(steps="best", scale=1.0).key, PreprocessThenGD(steps=2, power=0.5).key
+        ('preprocess_then_gd_best', 'preprocess_then_gd_2_power_0.5_tuned_step')
     """
 
     power: float = 1.0
@@ -198,6 +210,11 @@ class PreconditionedGD(GD):
     Args:
         matrix: A, symmetric and positive definite, as a list of its rows; left out, the inverse covariance of x that
             the task's law implies.
+
+    Example:
+        >>> from lightning_icl.functional.references import PreconditionedGD
+        >>> PreconditionedGD(steps="depth").key
+        'preconditioned_gd_at_depth_shared_step'
     """
 
     step_size: StepSizeRule = "shared"
@@ -251,6 +268,11 @@ class GDPlusPlus(GD):
     Args:
         step_size: the rule for both: "per_prompt" (times 1 / lambda_max of each prompt's own examples) or "shared" (one
             number each for all prompts).
+
+    Example:
+        >>> from lightning_icl.functional.references import GDPlusPlus
+        >>> GDPlusPlus(steps="depth", step_size="shared").key
+        'gd_plus_plus_at_depth_shared_step'
     """
 
     scale: float | None = field(default=None, init=False, repr=False)
@@ -279,7 +301,15 @@ class GDPlusPlus(GD):
 
 @dataclass(frozen=True)
 class Newton(Iterative):
-    """Newton's iteration for the inverse of X^T X (Fu et al. 2023); each step doubles the digits."""
+    """Newton's iteration for the inverse of S = X^T X (Fu et al. 2023); each step doubles the digits.
+
+    w_t = M_t X^T y with M_{t+1} = 2 M_t - M_t S M_t and M_0 = S / lambda_max(S)^2.
+
+    Example:
+        >>> from lightning_icl.functional.references import Newton
+        >>> Newton(steps=5).key
+        'newton_5'
+    """
 
     _: KW_ONLY
     max_steps: int = 30
@@ -292,10 +322,15 @@ class Newton(Iterative):
 
 @dataclass(frozen=True)
 class ISTA(Iterative):
-    """Proximal gradient descent on the lasso's objective, with steps 1 / lambda_max of each prompt.
+    """Proximal gradient descent on (1/2n) ||y - X w||^2 + alpha ||w||_1, with steps 1 / lambda_max of each prompt.
 
     Args:
         alpha: the lasso's strength; tuned, together with the number of steps, if left out.
+
+    Example:
+        >>> from lightning_icl.functional.references import ISTA
+        >>> ISTA(steps=10, alpha=0.1).key
+        'ista_10_alpha_0.1'
     """
 
     alpha: float | None = None
@@ -321,7 +356,13 @@ class ISTA(Iterative):
 
 
 class FISTA(ISTA):
-    """ISTA with Nesterov's momentum (Beck & Teboulle 2009)."""
+    """ISTA with Nesterov's momentum, on (1/2n) ||y - X w||^2 + alpha ||w||_1 (Beck & Teboulle 2009).
+
+    Example:
+        >>> from lightning_icl.functional.references import FISTA
+        >>> FISTA(steps="depth").key
+        'fista_at_depth'
+    """
 
     name, in_words = "fista", "FISTA"
     path = staticmethod(estimators.fista_path)
@@ -329,10 +370,17 @@ class FISTA(ISTA):
 
 @dataclass(frozen=True)
 class IterativeHardThresholding(Iterative):
-    """Gradient descent that keeps the s largest weights after each step (Blumensath & Davies 2009), steps 1/lambda_max.
+    """w <- H_s(w - step X^T (X w - y) / n), where H_s keeps the s largest weights; steps 1 / lambda_max.
+
+    Blumensath & Davies 2009.
 
     Args:
         sparsity: how many weights are kept; left out, the law's.
+
+    Example:
+        >>> from lightning_icl.functional.references import IterativeHardThresholding
+        >>> IterativeHardThresholding(steps=10, sparsity=2).key
+        'iterative_hard_thresholding_10_sparsity_2'
     """
 
     sparsity: int | None = None

@@ -36,7 +36,13 @@ __all__ = [
 
 
 class ZeroPredictor(LinearReference):
-    """Predicts 0: its excess risk is the variance of the target."""
+    """Predicts 0: its excess risk is the variance of the target.
+
+    Example:
+        >>> from lightning_icl.functional.references import ZeroPredictor
+        >>> ZeroPredictor().key
+        'zero'
+    """
 
     name, in_words = "zero", "zero predictor"
 
@@ -45,7 +51,13 @@ class ZeroPredictor(LinearReference):
 
 
 class Averaging(LinearReference):
-    """w_hat = X^T y / n (Garg et al. 2022)."""
+    """w_hat = X^T y / n: least squares if X^T X / n were the identity (Garg et al. 2022).
+
+    Example:
+        >>> from lightning_icl.functional.references import Averaging
+        >>> Averaging().key
+        'averaging'
+    """
 
     name, in_words = "averaging", "averaging, X'y/n"
 
@@ -54,7 +66,13 @@ class Averaging(LinearReference):
 
 
 class LeastSquares(LinearReference):
-    """Least squares of minimum norm."""
+    """Minimises ||y - X w||^2; of several minimisers the one of smallest norm.
+
+    Example:
+        >>> from lightning_icl.functional.references import LeastSquares
+        >>> LeastSquares().key
+        'least_squares'
+    """
 
     name, in_words = "least_squares", "least squares"
 
@@ -63,7 +81,13 @@ class LeastSquares(LinearReference):
 
 
 class OracleLeastSquares(LinearReference):
-    """Least squares on the true support of w, which it is told."""
+    """Minimises ||y - X w||^2 over w on the true support, which it is told: an oracle.
+
+    Example:
+        >>> from lightning_icl.functional.references import OracleLeastSquares
+        >>> OracleLeastSquares().key
+        'oracle_support'
+    """
 
     name, in_words = "oracle_support", "least squares on the true support (oracle)"
 
@@ -128,6 +152,11 @@ class Ridge(Penalised):
 
     Args:
         alpha: its strength; left out, sigma^2 / Var(w_j) where the task's law implies it, else tuned.
+
+    Example:
+        >>> from lightning_icl.functional.references import Ridge
+        >>> Ridge().key, Ridge(alpha=0.5).key
+        ('ridge', 'ridge_0.5')
     """
 
     name, in_words = "ridge", "ridge"
@@ -152,7 +181,13 @@ class Ridge(Penalised):
 
 
 class Lasso(Penalised):
-    """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1."""
+    """Minimises (1/2n) ||y - X w||^2 + alpha ||w||_1.
+
+    Example:
+        >>> from lightning_icl.functional.references import Lasso
+        >>> Lasso(alpha=0.1).key, Lasso().key
+        ('lasso_0.1', 'lasso')
+    """
 
     name, in_words = "lasso", "lasso"
 
@@ -171,6 +206,11 @@ class ElasticNet(Penalised):
 
     Args:
         l1_ratio: the lasso's part of the penalty.
+
+    Example:
+        >>> from lightning_icl.functional.references import ElasticNet
+        >>> ElasticNet(l1_ratio=0.8).key
+        'elastic_net_l1_ratio_0.8'
     """
 
     l1_ratio: float = 0.5
@@ -189,12 +229,17 @@ class ElasticNet(Penalised):
 
 @dataclass(frozen=True)
 class AdaptiveLasso(Penalised):
-    """The lasso with penalty weights 1 / |w_pilot|^gamma, the pilot being ridge (Zou 2006).
+    """Minimises (1/2n) ||y - X w||^2 + alpha sum_j |w_j| / |p_j|^gamma, the pilot p being ridge (Zou 2006).
 
     Args:
         gamma: the power of the pilot's weights.
         pilot_alpha: the pilot's strength, in ridge's units; above 0, as prompts may have fewer examples than
             dimensions.
+
+    Example:
+        >>> from lightning_icl.functional.references import AdaptiveLasso
+        >>> AdaptiveLasso(gamma=2.0).key
+        'adaptive_lasso_gamma_2'
     """
 
     gamma: float = 1.0
@@ -250,7 +295,13 @@ class Subset(LinearReference):
 
 
 class BestSubset(Subset):
-    """Least squares on the support of the given size that fits best, of all there are."""
+    """Minimises ||y - X w||^2 over all w with ``sparsity`` non-zeros, by trying every support.
+
+    Example:
+        >>> from lightning_icl.functional.references import BestSubset
+        >>> BestSubset(sparsity=3).key, BestSubset().key
+        ('best_subset_3', 'best_subset')
+    """
 
     name, in_words = "best_subset", "best subset"
 
@@ -264,10 +315,15 @@ class BestSubset(Subset):
 
 
 class OrthogonalMatchingPursuit(Subset):
-    """Least squares on features added one at a time, each the most correlated with the residual.
+    """Least squares on features added one at a time, each that with the largest |<x_j, residual>|.
 
     Args:
         sparsity: how many features; left out, the law's, and tuned where the law has none.
+
+    Example:
+        >>> from lightning_icl.functional.references import OrthogonalMatchingPursuit
+        >>> OrthogonalMatchingPursuit(sparsity=3).key
+        'orthogonal_matching_pursuit_3'
     """
 
     name, in_words = "orthogonal_matching_pursuit", "orthogonal matching pursuit"
@@ -287,7 +343,16 @@ class OrthogonalMatchingPursuit(Subset):
 
 
 class Bayes(LinearReference):
-    """The exact posterior mean of w under the law of the evaluated prompts: no predictor has a lower expected risk."""
+    """E[w | X, y] under the law of the evaluated prompts, exactly: no predictor has a lower expected risk.
+
+    The average over the law's hypotheses (supports, signs, noise levels) of each one's posterior mean, weighted by its
+    evidence p(y | X).
+
+    Example:
+        >>> from lightning_icl.functional.references import Bayes
+        >>> Bayes().key
+        'bayes'
+    """
 
     name, in_words = "bayes", "Bayes (exact posterior mean)"
 
@@ -305,7 +370,15 @@ class Bayes(LinearReference):
 
 
 class PoolPosterior(LinearReference):
-    """The posterior mean under the finite pool of tasks that the model was trained on (dMMSE; Raventos et al. 2023)."""
+    """E[w | X, y] under the finite pool of tasks the model was trained on (dMMSE; Raventos et al. 2023).
+
+    sum_k w_k p(y | X, w_k) / sum_k p(y | X, w_k) over the tasks w_k of the pool.
+
+    Example:
+        >>> from lightning_icl.functional.references import PoolPosterior
+        >>> PoolPosterior().key
+        'pool_posterior'
+    """
 
     name, in_words = "pool_posterior", "posterior mean of the training pool (dMMSE)"
 
@@ -324,6 +397,11 @@ class NearestNeighbours(Reference):
 
     Args:
         k: how many; all of them where there are fewer.
+
+    Example:
+        >>> from lightning_icl.functional.references import NearestNeighbours
+        >>> NearestNeighbours(k=5).key
+        'nearest_neighbours_5'
     """
 
     k: int = 3

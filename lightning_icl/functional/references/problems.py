@@ -81,7 +81,16 @@ class Problems:
 
 
 def whole_prompts(prompt: Prompt) -> Problems:
-    """Predict the queries from all examples, which may be fewer in some prompts: padding does not count."""
+    """Predict the queries from all examples, which may be fewer in some prompts: padding does not count.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.references import whole_prompts
+        >>> prompt = LinearRegression(n_dims=4).sample(64, 8, 3, torch.Generator().manual_seed(0))
+        >>> whole_prompts(prompt).targets.shape  # (prompts, sizes, queries, features)
+        torch.Size([64, 1, 3, 4])
+    """
     prompt, largest = prompt.double(), prompt.x.shape[1]
     if prompt.point_mask is not None:
         prompt, largest = prompt.padded_after(largest), int(prompt.n_points().max())  # zero, whatever padding held
@@ -95,6 +104,14 @@ def every_prefix(prompt: Prompt, at_queries: bool = False) -> Problems:
     The target is the example that follows, as in a causal layout, and after the last one the first query; or
     ``at_queries`` all queries of the prompt for every k, which says the same of the law with less variance (but for
     SparseRecovery's fixed design, where examples and queries are of different laws).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.references import every_prefix
+        >>> prompt = LinearRegression(n_dims=4).sample(64, 8, 3, torch.Generator().manual_seed(0))
+        >>> every_prefix(prompt).sizes
+        tensor([1, 2, 3, 4, 5, 6, 7, 8])
     """
     prompt = prompt.unpadded().double()
     n_points = prompt.x.shape[1]

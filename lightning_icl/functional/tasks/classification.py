@@ -23,6 +23,14 @@ class LinearClassification(Task):
     Args:
         sparsity: number of non-zero weights, 1 to n_dims; none means all.
         flip_probability: of each label, 0 to 0.5.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearClassification
+        >>> task = LinearClassification(n_dims=4, flip_probability=0.1)
+        >>> prompt = task.sample(3, n_points=50, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> prompt.y.unique(), prompt.f.unique()  # labels, and their means
+        (tensor([-1.,  1.]), tensor([-0.8000,  0.8000]))
     """
 
     sparsity: int | None = None

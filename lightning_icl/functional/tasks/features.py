@@ -21,6 +21,13 @@ def unit_variance(law: FeatureLaw | NoiseLaw, shape: Sequence[int], generator: G
 
     Excess kurtosis: gaussian 0, uniform (on +-sqrt 3) -6/5, rademacher (+-1) -2, laplace 3, student_t 6 / (df - 4)
     where df > 4, else infinite.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.tasks.features import unit_variance
+        >>> draws = unit_variance("rademacher", (1000,), torch.Generator().manual_seed(0), df=5.0)
+        >>> draws.unique()
+        tensor([-1.,  1.])
     """
     size, device = tuple(shape), generator.device
     match law:
@@ -56,6 +63,13 @@ def mixing_matrix(
     L is the AR(1) factor, so that before the rotation R the variances are the spectrum's and the correlations
     correlation^|i - j|. R is one Haar rotation if ``rotation`` is "fixed", else left out. In float64 on the CPU, where
     a seed means the same for every device that computes later.
+
+    Example:
+        >>> from lightning_icl.functional.tasks.features import mixing_matrix
+        >>> a = mixing_matrix(2, correlation=0.6, spectrum=None, rotation="none")
+        >>> a @ a.T  # the covariance of x = A z
+        tensor([[1.0000, 0.6000],
+                [0.6000, 1.0000]], dtype=torch.float64)
     """
     if correlation == 0 and spectrum is None and rotation != "fixed":
         return None
@@ -68,7 +82,14 @@ def mixing_matrix(
 
 
 def ar1_factor(n_dims: int, correlation: float) -> Float[Tensor, "dims dims"]:
-    """Cholesky factor L of Sigma_ij = rho^|i - j|: L_i0 = rho^i, L_ij = rho^(i - j) sqrt(1 - rho^2) for 0 < j <= i."""
+    """Cholesky factor L of Sigma_ij = rho^|i - j|: L_i0 = rho^i, L_ij = rho^(i - j) sqrt(1 - rho^2) for 0 < j <= i.
+
+    Example:
+        >>> from lightning_icl.functional.tasks.features import ar1_factor
+        >>> ar1_factor(2, 0.6)
+        tensor([[1.0000, 0.0000],
+                [0.6000, 0.8000]], dtype=torch.float64)
+    """
     index = torch.arange(n_dims)
     factor = (torch.tensor(correlation, dtype=torch.float64) ** (index[:, None] - index).clamp(min=0)).tril()
     factor[:, 1:] *= (1 - correlation**2) ** 0.5
@@ -81,6 +102,13 @@ def haar_rotations(
     """Orthogonal matrices uniform in Haar's sense: Q of a gaussian matrix, signed so that R's diagonal is positive.
 
     Without the signs the law depends on the QR routine (Mezzadri 2007).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl.functional.tasks.features import haar_rotations
+        >>> (q,) = haar_rotations(1, 3, torch.Generator().manual_seed(0))
+        >>> torch.allclose(q @ q.T, torch.eye(3), atol=1e-6)
+        True
     """
     gaussian = torch.randn(n, n_dims, n_dims, generator=generator, device=generator.device, dtype=dtype)
     q, r = torch.linalg.qr(gaussian)

@@ -154,6 +154,16 @@ class SparseLinearRegression(LinearTask):
 
     Args:
         sparsity: number of non-zero weights, 1 to n_dims.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import SparseLinearRegression
+        >>> task = SparseLinearRegression(n_dims=8, sparsity=2, noise_std=0.4)
+        >>> prompt = task.sample(3, n_points=5, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> prompt.x.shape, (prompt.w != 0).sum(dim=1)
+        (torch.Size([3, 5, 8]), tensor([2, 2, 2]))
+        >>> round(task.ridge_alpha, 4)  # noise_std^2 / Var(w_j) = 0.16 / (2/8)
+        0.64
     """
 
     sparsity: int
@@ -178,6 +188,16 @@ class LinearRegression(SparseLinearRegression):
     Args:
         whitened: draw the weights of the uncorrelated, unit-variance coordinates z behind x = A z instead: w = A^-T v
             with v of the weight law, so that w ~ N(0, Sigma^-1) where v ~ N(0, I) (Ahn et al. 2023).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> task = LinearRegression(n_dims=4, noise_std=0.5)
+        >>> prompt = task.sample(3, n_points=5, n_queries=2, generator=torch.Generator().manual_seed(0))
+        >>> torch.allclose(prompt.f_query, torch.einsum("bqd,bd->bq", prompt.x_query, prompt.w))
+        True
+        >>> task.ridge_alpha  # noise_std^2 / Var(w_j), with Var(w_j) = 1
+        0.25
     """
 
     sparsity: int = field(init=False)
@@ -222,6 +242,15 @@ class GroupSparseLinearRegression(LinearTask):
     Args:
         group_size: number of weights in a group; divides n_dims.
         n_groups: number of groups that are not zero, 1 to n_dims / group_size.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import GroupSparseLinearRegression
+        >>> task = GroupSparseLinearRegression(n_dims=6, group_size=2, n_groups=1)
+        >>> task.supports()  # of the non-zero weights, equally likely
+        tensor([[0, 1],
+                [2, 3],
+                [4, 5]])
     """
 
     group_size: int

@@ -30,6 +30,14 @@ class Mixture(Law):
     Args:
         tasks: the tasks, of equal n_dims.
         weights: how likely each is, up to a common factor; none means equally.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Mixture, SparseLinearRegression
+        >>> task = Mixture(tasks=[SparseLinearRegression(n_dims=8, sparsity=1), LinearRegression(n_dims=8)])
+        >>> prompt = task.sample(100, n_points=5, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> (prompt.w != 0).sum(dim=1).unique()  # numbers of non-zero weights
+        tensor([1, 8])
     """
 
     n_dims: int = field(init=False)

@@ -22,6 +22,14 @@ class QuadraticRegression(Task):
     """f(x) = sum_j w_j x_j^2 / sqrt 3 with w ~ N(0, I), as in the code of Garg et al. 2022.
 
     Since E x^4 = 3, the scaling gives E f^2 = n_dims for x ~ N(0, I), as in linear regression.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import QuadraticRegression
+        >>> task = QuadraticRegression(n_dims=4)
+        >>> prompt = task.sample(3, n_points=5, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> prompt.y.shape, prompt.w  # no weights: f is not linear in x
+        (torch.Size([3, 5]), None)
     """
 
     def sample_targets(self, x: Inputs, generator: Generator) -> Targets:
@@ -39,6 +47,14 @@ class PolynomialRegression(Task):
 
     Args:
         degree: highest power of a feature, at least 1. There are no products of two features.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import PolynomialRegression
+        >>> task = PolynomialRegression(n_dims=4, degree=3)
+        >>> prompt = task.sample(20000, n_points=1, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> round(prompt.f.var().item())  # Var f = n_dims
+        4
     """
 
     degree: int = 2
@@ -71,6 +87,14 @@ class ReLUNetwork(Task):
 
     Args:
         width: number of hidden units.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import ReLUNetwork
+        >>> task = ReLUNetwork(n_dims=4, width=20)
+        >>> prompt = task.sample(20000, n_points=1, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> round(prompt.f.square().mean().item())  # E f^2 = n_dims
+        4
     """
 
     width: int = 100
@@ -100,6 +124,14 @@ class DecisionTree(Task):
 
     Args:
         depth: number of tests from the root to a leaf, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import DecisionTree
+        >>> task = DecisionTree(n_dims=4, depth=2)
+        >>> prompt = task.sample(1, n_points=500, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> len(prompt.f.unique())  # leaves that some point falls into
+        4
     """
 
     depth: int = 4
@@ -140,6 +172,13 @@ class HiddenRepresentation(Task):
         width: length of Phi(x) and of each hidden layer.
         n_layers: number of layers L.
         representation_seed: which Phi.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import HiddenRepresentation
+        >>> task = HiddenRepresentation(n_dims=4, width=10, n_layers=2)
+        >>> task.representation(torch.ones(3, 4)).shape
+        torch.Size([3, 10])
     """
 
     width: int = 20

@@ -29,6 +29,14 @@ class TaskPool(Law):
         task: the linear task whose law the pool's weights are drawn from.
         n_tasks: size of the pool.
         pool_seed: which pool.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, TaskPool
+        >>> task = TaskPool(task=LinearRegression(n_dims=4, noise_std=0.5), n_tasks=2)
+        >>> prompt = task.sample(100, n_points=5, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> len(prompt.w.unique(dim=0)), type(task.fresh()).__name__
+        (2, 'LinearRegression')
     """
 
     n_dims: int = field(init=False)

@@ -27,6 +27,14 @@ class SparseRecovery(SparseLinearRegression):
     Args:
         design: one design for all prompts, or a fresh one for each.
         design_seed: which fixed design.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import SparseRecovery
+        >>> task = SparseRecovery(n_dims=8, sparsity=2, noise_std=0.1)
+        >>> prompt = task.sample(2, n_points=5, n_queries=1, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(prompt.x[0], prompt.x[1]), torch.equal(prompt.w[0], prompt.w[1])
+        (True, False)
     """
 
     design: Design = "fixed"

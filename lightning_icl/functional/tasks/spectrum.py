@@ -25,6 +25,11 @@ class Flat(Spectrum):
 
     Args:
         variance: of each feature, above 0.
+
+    Example:
+        >>> from lightning_icl import Flat
+        >>> Flat(variance=0.5).variances(3)
+        tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
 
     variance: float = 1.0
@@ -43,6 +48,11 @@ class Spiked(Spectrum):
     Args:
         n_spikes: number of large variances, 1 to n_dims; they come first.
         spike: the large variance, above 0.
+
+    Example:
+        >>> from lightning_icl import Spiked
+        >>> Spiked(n_spikes=1, spike=10.0).variances(3)
+        tensor([10.,  1.,  1.], dtype=torch.float64)
     """
 
     n_spikes: int = 1
@@ -66,6 +76,11 @@ class PowerLaw(Spectrum):
 
     Args:
         exponent: 0 is flat; the larger, the faster the decay.
+
+    Example:
+        >>> from lightning_icl import PowerLaw
+        >>> PowerLaw(exponent=1.0).variances(3)
+        tensor([1.0000, 0.5000, 0.3333], dtype=torch.float64)
     """
 
     exponent: float = 1.0
@@ -83,6 +98,11 @@ class Eigenvalues(Spectrum):
 
     Args:
         values: one variance for each dimension, above 0.
+
+    Example:
+        >>> from lightning_icl import Eigenvalues
+        >>> Eigenvalues(values=[1.0, 0.5, 0.25]).variances(3)
+        tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
     """
 
     values: Sequence[float]

@@ -52,6 +52,11 @@ class ImportanceMaps(_Heads):
 
     Args:
         score: which of HeadImportance's scores, such as leave_one_out, leave_one_in, gradient, leave_one_out_mean.
+
+    Example:
+        >>> from lightning_icl.studies.figures import ImportanceMaps
+        >>> ImportanceMaps(score="gradient").title
+        'What each head is worth (gradient)'
     """
 
     def __init__(self, score: str = "leave_one_out") -> None:
@@ -140,6 +145,11 @@ class HeadsByLayer(_InUse):
 
     Args:
         score: which of HeadImportance's scores.
+
+    Example:
+        >>> from lightning_icl.studies.figures import HeadsByLayer
+        >>> HeadsByLayer().title
+        'Heads in use by layer'
     """
 
     name = "heads_by_layer"
@@ -206,6 +216,11 @@ class EffectiveHeads(_InUse):
         against: what the axis has: a config key such as data.task.noise_std, "depth" for the number of layers, or
             "step" for the course of training.
         score: which of HeadImportance's scores.
+
+    Example:
+        >>> from lightning_icl.studies.figures import EffectiveHeads
+        >>> EffectiveHeads(against="data.task.noise_std").title
+        'Heads in use against noise sd'
     """
 
     drawn = "places > 1"

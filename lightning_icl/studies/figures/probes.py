@@ -19,6 +19,11 @@ class Probes(OverSeeds):
 
     Beside it GD and preprocess-then-GD after layer - 1 steps; of the model with most heads the controls and the levels.
     One panel a setting.
+
+    Example:
+        >>> from lightning_icl.studies.figures import Probes
+        >>> Probes().title
+        "Linear probe of the query's state for f(x_q), layer by layer"
     """
 
     name = "probes"
@@ -63,6 +68,11 @@ class PProbing(OverSeeds):
     """Excess risk that a simple optimiser reaches on each representation, by its depth; a line for each arm.
 
     A row of panels for each setting, a column for each optimiser.
+
+    Example:
+        >>> from lightning_icl.studies.figures import PProbing
+        >>> PProbing().title
+        "P-probing: what can be optimised on the first layer's output"
     """
 
     name = "p_probing"

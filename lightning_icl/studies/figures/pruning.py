@@ -32,6 +32,11 @@ class Pruning(OverSeeds):
 
     Args:
         heads: which model is pruned: the one with so many heads in every layer, unless told the one with most.
+
+    Example:
+        >>> from lightning_icl.studies.figures import Pruning
+        >>> Pruning(heads=8).title
+        'Pruned models, their controls, and fewer heads from the start'
     """
 
     name = "pruning"

@@ -60,6 +60,11 @@ class RiskByPoints(_Risks):
     Args:
         references: the estimators beside the model, by their keys in ReferenceRisk; those that a study lacks are not
             drawn.
+
+    Example:
+        >>> from lightning_icl.studies.figures import RiskByPoints
+        >>> RiskByPoints(references=["ridge", "lasso"]).title
+        'Excess risk by heads and number of examples'
     """
 
     name = "excess_risk_by_examples"
@@ -95,7 +100,13 @@ class RiskByPoints(_Risks):
 
 
 class RiskByHeads(_Risks):
-    """Excess risk of every head configuration, a row each, on all validation prompts; one panel a setting."""
+    """Excess risk of every head configuration, a row each, on all validation prompts; one panel a setting.
+
+    Example:
+        >>> from lightning_icl.studies.figures import RiskByHeads
+        >>> RiskByHeads().title
+        'Excess risk by head configuration'
+    """
 
     name = "excess_risk_by_heads"
     title = "Excess risk by head configuration"
