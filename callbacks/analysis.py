@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from lightning_icl import terminal
 from lightning_icl.callbacks.figure_writer import figures_due
 from lightning_icl.callbacks.moments import no_training_follows, validate_within_fit, validation_was_missed
 from lightning_icl.data import PromptDataModule
@@ -263,4 +263,4 @@ def all_ranks(module: LightningModule, values: Tensor) -> Tensor:
 def progress(trainer: Trainer, items: Sequence[Any], description: str) -> Iterable[Any]:
     """The items behind a progress bar, where the trainer shows one."""
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-    return tqdm(items, desc=description, leave=False, disable=not shown, delay=1)
+    return terminal.progress(items, description) if shown else items

@@ -23,6 +23,7 @@ from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import is_first, one_launcher
 from lightning_icl.shell import bash_completion, with_environment
 from lightning_icl.shipped_configs import config_file
+from lightning_icl.terminal import quiet
 
 # Our subcommands besides Lightning's, and what they do. Each is the function of its name in the module of its name in
 # lightning_icl.commands, which is imported when it is asked for: a study needs packages that nothing else does.
@@ -130,6 +131,7 @@ def main(args: list[str] | None = None) -> None:
     """The lightning-icl command."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # so that class_path: my_task.MyTask finds my_task.py in this folder
+    quiet()
     # Lightning 2.6.6 meets a deprecation of torch 2.13 at every start; nobody reading it here can act on it.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     # CSVLogger of any folder with a file in it; a run's has its config, and no logs but its own.
@@ -137,6 +139,8 @@ def main(args: list[str] | None = None) -> None:
     # Which launcher.py says where it matters, and Lightning also where srun is used.
     warnings.filterwarnings("ignore", message="The `srun` command is available on your system but is not used")
     given = with_shipped_configs(with_environment(sys.argv[1:] if args is None else args, os.environ))
+    if given[:1] != ["fit"]:  # it saves no best ones, of which this tells
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     if args is None:
         sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
     try:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -16,7 +17,7 @@ import torch
 from jsonargparse import Namespace, _common, _typehints
 from jsonargparse.typing import NotEmptyStr, PositiveInt
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -39,6 +40,7 @@ from lightning_icl.record.folder import next_version, run_folder, set_run_folder
 from lightning_icl.record.loading import read_config
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
 from lightning_icl.record.writing import ended_by
+from lightning_icl.terminal import NetworkSummary, progress_bar
 from lightning_icl.transformer import Transformer
 from lightning_icl.weights import load_weights
 
@@ -256,7 +258,10 @@ class ICLCommandLine(LightningCLI):
         callbacks = config["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(TQDMProgressBar(refresh_rate=20))  # each refresh waits for the device
+            callbacks.append(progress_bar())
+        if config["enable_model_summary"] is not False and not any(isinstance(c, ModelSummary) for c in callbacks):
+            callbacks.append(NetworkSummary())
+            kwargs["enable_model_summary"] = False  # Lightning's own, with rows of metrics and of 0 FLOPs
         kwargs["callbacks"] = callbacks
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -289,11 +294,14 @@ class ICLCommandLine(LightningCLI):
             raise refused
         if config.dry_run:
             if self.trainer.is_global_zero:
-                print(self._in_words(subcommand, runs))
+                where = "nowhere" if self.trainer.fast_dev_run else self.named or f"a new folder of {runs}"  # type: ignore[attr-defined]
+                print(f"All checks passed. {subcommand} would run {self._in_words(subcommand)}, and write to {where}.")
             return
         try:
             if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._settle(config)
+            where = f"write to {self.folder}" if self.folder else "write nothing"
+            rank_zero_info(f"{subcommand} will run {self._in_words(subcommand)}, and {where}.")
             super()._run_subcommand(subcommand)
         except BaseException as error:
             self._end_early(error)
@@ -342,6 +350,8 @@ class ICLCommandLine(LightningCLI):
     def _settle(self, config: Namespace) -> None:
         """Give the run its folder, with the config in it, and have all that is written lie there."""
         configs = logger_configs(config.trainer)
+        if self.again:  # as was asked for
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         if self.trainer.is_global_zero:
             self.folder = self._make_folder(place(configs, config.trainer)[0])
             set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
@@ -375,17 +385,15 @@ class ICLCommandLine(LightningCLI):
             if (folder := getattr(callback, "dirpath", None)) and "://" not in folder:
                 check_writable("checkpoint.dirpath", Path(folder))
 
-    def _in_words(self, subcommand: str, runs: Path) -> str:
-        """What a run would do."""
+    def _in_words(self, subcommand: str) -> str:
+        """What a run does."""
         trainer, data, config = self.trainer, self.datamodule, self.config[subcommand]
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         steps = f" for {trainer.max_steps:,} steps" if subcommand == "fit" and trainer.max_steps > 0 else ""
         start = f" from {config.ckpt_path}" if config.get("ckpt_path") else ""
-        where = "nowhere" if trainer.fast_dev_run else self.named or f"a new folder of {runs}"  # type: ignore[attr-defined]
         return (
-            f"All checks passed. {subcommand} would run a {type(self.model.network).__name__} of {weights:,} weights"
-            f"{start} on {type(data.task).__name__}{steps}, {trainer.world_size} x "
-            f"{trainer.strategy.root_device.type}, and write to {where}."
+            f"a {type(self.model.network).__name__} of {weights:,} weights{start} on {type(data.task).__name__}"
+            f"{steps}, {trainer.world_size} x {trainer.strategy.root_device.type}"
         )
 
     def _make_folder(self, runs: Path) -> Path:

@@ -1,13 +1,12 @@
 """lightning-icl p_probe: is the first layer's output easier to optimise on than the examples?"""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
 from lightning_icl.callbacks.analysis import check_at_least
 from lightning_icl.commands.output import new_folder, record_alone
@@ -33,6 +32,7 @@ from lightning_icl.instruments.p_probing import (
 from lightning_icl.record.configs import shared_values
 from lightning_icl.record.loading import read_config
 from lightning_icl.record.rows import Measurement, Row, frame
+from lightning_icl.terminal import progress
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 WIDTH = 80  # columns of the report
@@ -86,7 +86,7 @@ def p_probe(
     data = next(iter(runs.values())).datamodule
     models = {name: run.module.network.to(device) for name, run in runs.items()}
     training = Training(n_steps=steps, n_seeds=seeds, n_score=prompts, seed=seed)
-    found = p_probing(models, data.task.fresh(), data.largest_n, depths, power, training, _bar)
+    found = p_probing(models, data.task.fresh(), data.largest_n, depths, power, training, progress)
     labels = arm_labels(found)
     context = {
         "command": "p_probe",
@@ -216,10 +216,6 @@ def _check_alike(runs: Mapping[str, Run], ckpt_paths: Sequence[str]) -> None:
             raise InputError(
                 f"{path} was trained on {law}, but {ckpt_paths[0]} on {laws[0]}; compare models of one law."
             )
-
-
-def _bar(items: Sequence[Any], description: str) -> Iterable[Any]:
-    return tqdm(items, desc=description, leave=False)
 
 
 def _write(folder: Path, found: PProbing, labels: Mapping[str, str], context: Mapping[str, Any]) -> None:

@@ -13,7 +13,6 @@ from jsonargparse import lazy_instance
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm.auto import tqdm
 
 from lightning_icl.commands.output import new_folder, record_alone
 from lightning_icl.figures import style, theory_risks, write_figure
@@ -38,6 +37,7 @@ from lightning_icl.functional.risk import Interval, mean_with_interval
 from lightning_icl.functional.tasks import Law, LinearTask, SparseLinearRegression
 from lightning_icl.record.lines import wrapped
 from lightning_icl.record.rows import Measurement, Row, frame
+from lightning_icl.terminal import progress
 
 N_QUERIES = 16  # of a prompt
 CAP = 10.0  # times the zero predictor's risk: an error above it is of a prompt on which an algorithm diverged
@@ -124,7 +124,7 @@ def theory(
     points = [(axis, value, setting) for axis, at in places.items() for value, setting in at.items()]
     rows = [
         row
-        for axis, value, setting in tqdm(points, desc="settings", leave=False)
+        for axis, value, setting in progress(points, "settings")
         for row in theory_rows(axis, value, setting, scores)
     ]
     context = {
