@@ -28,7 +28,8 @@ class Size(NamedTuple):
     seeds: int
 
 
-# P-probing wants few examples, where preprocess-then-GD is better than GD at every number of steps (docs/explanation/theory.md).
+# P-probing wants few examples, where preprocess-then-GD is better than GD at every number of steps
+# (docs/explanation/theory.md).
 SIZES = {
     "small": Size(
         4, 40, 128, SparseLinearRegression(4, 1, noise_std=0.2), 8, 1, Training(60, n_queries=4, n_score=512), 1
@@ -40,8 +41,9 @@ SIZES = {
 def calibrate(scale: Literal["small", "full"] = "full", skip_p_probing: bool = False, cpu_threads: int = 1) -> None:
     """Run every instrument on networks whose algorithm is known, and say of each whether it found it: PASS or FAIL.
 
-    The networks are written down, not trained (docs/explanation/constructions.md). Then heads are planted whose part is known, and
-    networks are taken for what they are not, which the instruments must notice. Exit status 1 where a line fails.
+    The networks are written down, not trained (docs/explanation/constructions.md). Then heads are planted whose part is
+    known, and networks are taken for what they are not, which the instruments must notice. Exit status 1 where a line
+    fails.
 
     Args:
         scale: "small", d = 4, in a minute, or "full", d = 8, in six minutes of a CPU core.
