@@ -1,11 +1,11 @@
-"""Which step-size rule makes preprocess-then-GD win? The two tables of PAPER.md section 7, computed anew.
+"""Which step-size rule makes preprocess-then-GD win? The tables of docs/explanation/science.md, The step size decides.
 
     python benchmarks/preprocess_then_gd.py
 
-Those tables came from a few hundred prompts a row, their free numbers (best stopping time, best step size) chosen on
-the same prompts. So every cell here is that procedure repeated: 300 prompts, choose, average. Shown is the mean over
-the repeats, +- the standard deviation of ONE repeat, then the figure of the table in brackets, marked * where it is
-more than two standard deviations and more than 10 % away, its rounding allowed for. Excess risks are exact in the
+Each cell is a procedure repeated: 300 prompts, the free numbers (best stopping time, best step size) chosen on them,
+and the risk on the same. Shown is the mean over the repeats, +- the standard deviation of ONE repeat, then in brackets
+what other code, of which nothing is left, found on a few hundred prompts; marked * where that is more than two standard
+deviations and more than 10 % away, its rounding allowed for. Excess risks are exact in the
 query: ||w_hat - w||^2, as x_q ~ N(0, I).
 """
 

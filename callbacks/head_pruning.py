@@ -43,7 +43,7 @@ LABEL, COLUMN = 26, 13  # columns of the closing table
 
 
 class HeadPruning(Analysis):
-    """Excess risk of pruned models under several treatments, beside their controls (PAPER.md section 5).
+    """Excess risk of pruned models under several treatments, beside their controls, as Chen et al. 2024 prune.
 
     Each strategy says which heads to keep, from HeadImportance (on its prompts) and prompts of its own; risks are
     measured on others, so that no choice is rewarded for noise. The controls of the paper's strategy are those of

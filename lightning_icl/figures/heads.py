@@ -14,7 +14,7 @@ from lightning_icl.figures import style
 
 SCORES = {"leave_one_out": "leave-one-out", "leave_one_in": "leave-one-in", "gradient": "gradient"}
 NUMBERS = {"effective": "effective number of heads", "top_share": "share of the top head"}
-BOUNDS = {"effective": 0.75, "top_share": 0.6}  # PAPER.md section 8: 0.75 h in layer 1, 0.6 in later layers
+BOUNDS = {"effective": 0.75, "top_share": 0.6}  # our bounds of a reproduction: 0.75 h in layer 1, 0.6 later
 CELL = (0.62, 0.46)  # inches of a head with its number and interval
 
 Shape = tuple[int, int]  # layers and heads

@@ -1,4 +1,4 @@
-"""Transformers whose weights are written down, not trained, so that their algorithm is known. PAPER.md section 7.
+"""Transformers whose weights are written down, not trained, so that their algorithm is known.
 
 The residual stream holds copies of x, x as a first layer rescaled it, and a label slot that starts as y at the examples
 and 0 at a query. One head of linear attention (scores divided by the number n of keys, no softmax) adds to every token

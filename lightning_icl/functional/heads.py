@@ -1,7 +1,8 @@
 """Which attention heads matter: ablation and importance.
 
 Everything here is "run with this mask". A head mask is (layers, heads of the widest layer): 1 keeps a head, 0 ablates
-it; where a layer has fewer heads, the rest of its row is 0 and ignored. Definitions: PAPER.md section 4.
+it; where a layer has fewer heads, the rest of its row is 0 and ignored. Definitions: docs/explanation/science.md, Head
+importance.
 """
 
 from collections.abc import Sequence

@@ -106,9 +106,9 @@ def concatenated(prompts: Sequence[Prompt]) -> Prompt:
 def tokens(prompt: Prompt, layout: Layout) -> Float[Tensor, "batch tokens width"]:
     """The prompt for a Transformer of that ``layout``: the context, then one token per query, (x_q; 0).
 
-    width = dims + 1 in each (PAPER.md section 2):
+    width = dims + 1 in each:
 
-    - pairs: one token per example, (x_i; y_i).
+    - pairs: one token per example, (x_i; y_i), as Chen et al. (2024) have.
     - prefixes: the n pairs (x_i; y_i), then each example once more as a query, (x_i; 0).
     - alternating: x_1, y_1, ..., x_n, y_n, (x; 0) for an x and (0; y) for a y. Garg et al. (2022) write a y as
       (y, 0, ..., 0); with a coordinate of its own it is their input up to a linear map, which the read-in learns.

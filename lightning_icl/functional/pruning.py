@@ -1,7 +1,7 @@
 """Which heads to keep: pruning strategies, the paper's among them, and their controls.
 
-Definitions: PAPER.md section 5. A table of importance holds NaN where a layer has no such head, or none that is alive;
-no strategy keeps a head there or counts it.
+Definitions: docs/explanation/science.md, Pruning. A table of importance holds NaN where a layer has no such head, or
+none that is alive; no strategy keeps a head there or counts it.
 """
 
 import itertools
@@ -81,7 +81,7 @@ def random_choices(living: Bool[Tensor, "layers heads"], n: int, generator: Gene
 
 
 def pruning_controls(raw: Float[Tensor, "layers heads"], n_random: int, generator: Generator) -> dict[str, HeadMasks]:
-    """The masks that must stand beside the paper's pruned model (PAPER.md section 5).
+    """The masks that must stand beside the paper's pruned model.
 
     prune_layer1_instead: the top head of layer 1, all later heads. random_head: all of layer 1, a random head of each
     later layer: every choice where there are at most ENUMERATED, else ``n_random`` of them. least_important: all of

@@ -1,7 +1,7 @@
 """What a first layer may have made of the examples: maps from prompts to prompts, the arms of P-probing.
 
 A representation replaces x and x_query by features of each point and keeps the labels, so that whatever learns from a
-prompt can learn from its representation; n is each prompt's own, and padding stays zero. PAPER.md section 6.
+prompt can learn from its representation; n is each prompt's own, and padding stays zero.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def raw(prompt: Prompt) -> Prompt:
 
 
 def correlation_features(prompt: Prompt) -> Prompt:
-    """R_hat x with R_hat = diag(r_hat), r_hat = X^T y / n: the paper's preprocessing (PAPER.md section 7)."""
+    """R_hat x with R_hat = diag(r_hat), r_hat = X^T y / n: the preprocessing of Chen et al. 2024."""
     return _rescaled(prompt, _moments(prompt).moment)
 
 
@@ -123,7 +123,7 @@ def scaled(prompt: Prompt) -> Prompt:
     """Each prompt's features divided by the root mean square of those of its examples; zero stays zero.
 
     So no representation wins by its scale, nor by its scale's variation over prompts, which for R_hat x is large and
-    would make one step size wrong for most (PAPER.md section 7).
+    would make one step size wrong for most (docs/explanation/science.md, The step size decides).
     """
     size = (prompt.x.square().sum(dim=(1, 2)) / (prompt.n_points() * prompt.x.shape[2])).sqrt()
     return _rescaled(prompt, torch.where(size > 0, 1 / size, 0.0)[:, None])

@@ -1,8 +1,8 @@
-"""P-probing: is what layer 1 makes of the examples easier to optimise on than the examples? PAPER.md section 6.
+"""P-probing: is what layer 1 makes of the examples easier to optimise on than the examples?
 
 Layer 1 is frozen, and on its output small optimisers are trained: (A) k single-head linear-attention layers, (B) a
 linear map and then k tuned steps of gradient descent. The same is done on other representations of the same prompts,
-first of all on what layer 1 was given.
+first of all on what layer 1 was given. Formulas, and what of it is ours: docs/explanation/science.md, P-probing.
 """
 
 from collections.abc import Callable, Mapping, Sequence

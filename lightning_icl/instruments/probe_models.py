@@ -1,4 +1,4 @@
-"""The two optimisers that P-probing trains on a representation. PAPER.md section 6."""
+"""The two optimisers that P-probing trains on a representation."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,8 @@ from lightning_icl.transformer import Transformer
 class LinearAttention(nn.Module):
     """(A): k layers of single-head linear attention without MLP or norm, of width 2 (n_dims + 1).
 
-    That holds x_tilde and the label slot of PAPER.md section 7, whose later layers are one head each, twice over. The
+    That holds x_tilde and the label slot of preprocess-then-GD (functional/constructions.py), whose later layers are
+    one head each, twice over. The
     read-in starts as a copy of the first features and of the label (see ``leading_first``). The other weights start
     orthogonal but for two: each layer's key starts as its query, so that attention starts as a similarity (from two
     independent ones, some seeds stay for long at the saddle where nothing is predicted); and its output at 0, as

@@ -103,7 +103,7 @@ def probe_layers(
     chunk_size: int = 512,
     progress: Progress = silent,
 ) -> ProbeTable:
-    """Ridge probes of the query's and the context tokens' states in every layer, for all targets of PAPER.md section 6.
+    """Ridge probes of the query's and the context tokens' states in every layer, for all targets.
 
     The network is any that shows states; where it shows none of the context, the query's are probed alone.
 

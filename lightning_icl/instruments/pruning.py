@@ -1,6 +1,6 @@
 """Pruned models: their read-out refitted, their heads rescaled, trained a little further, or cut for good.
 
-A pruned model is a network and the mask it runs under (PAPER.md section 5); its errors are
+A pruned model is a network and the mask it runs under; its errors are
 ``errors_under_masks(model.network, prompt, model.mask[None])[0]``.
 """
 

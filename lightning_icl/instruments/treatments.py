@@ -1,4 +1,4 @@
-"""Pruned models treated in several ways: from head masks to each prompt's squared error (PAPER.md section 5)."""
+"""Pruned models treated in several ways: from head masks to each prompt's squared error."""
 
 from collections.abc import Callable, Mapping
 

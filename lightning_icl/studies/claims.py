@@ -1,4 +1,6 @@
-"""What a reproduction of the paper must show, as functions of a study's table (PAPER.md sections 1, 5, 6 and 8).
+"""What a reproduction of the paper must show, as functions of a study's table.
+
+The bounds are ours: docs/explanation/science.md, What a reproduction must show.
 
 Every claim is one or more comparisons; each has one number for every seed, for seeds are the independent replications.
 Models are compared by the ratio of their risks on the prompts of one seed, so that what a seed's prompts add to both

@@ -1,4 +1,4 @@
-"""lightning-icl theory, against loops of numpy, PAPER.md section 7 and its own rows."""
+"""lightning-icl theory, against loops of numpy, an earlier computation and its own rows."""
 
 import itertools
 import re
@@ -35,7 +35,7 @@ POWER = {"gd": 0, "preprocess_then_gd": 1}
 
 
 def iterates(x, y, steps, c, power):
-    """w_0 .. w_T of one prompt by PAPER.md section 7, in the rescaled features, with steps of c / lambda_max."""
+    """w_0 .. w_T of one prompt as the formulas say, in the rescaled features, with steps of c / lambda_max."""
     r_hat = x.T @ y / len(y)
     scale = np.diag(r_hat) if power else np.eye(len(r_hat))
     x = x @ scale
@@ -81,8 +81,8 @@ def test_gd_and_preprocess_then_gd_are_a_plain_loop_tuned_on_other_prompts(n_poi
     assert (row.high - row.low) / 2 == pytest.approx(2.0452 * paired.std(ddof=1) / 30**0.5, rel=1e-4)
 
 
-# GD and P-GD after T = 1, 5, 20 (and 100), then ridge and the lasso: PAPER.md section 7's second table, d = 16, s = 4,
-# sigma = .4
+# GD and P-GD after T = 1, 5, 20 (and 100), then ridge and the lasso, of 300 prompts by other code (the brackets of
+# benchmarks/preprocess_then_gd.py): d = 16, s = 4, sigma = .4
 BY_RULE = {
     (32, "per_prompt"): ([1.46, 0.36, 0.167, 0.166], [1.00, 0.38, 0.173, 0.140], {"ridge": 0.159, "lasso": 0.063}),
     (64, "shared"): ([0.87, 0.09, 0.055], [2.08, 0.87, 0.31], {"ridge": 0.054, "lasso": 0.028}),
@@ -99,7 +99,7 @@ def assert_near(errors, table, digits):
 
 
 @pytest.mark.parametrize(("n_points", "rule"), BY_RULE)
-def test_the_papers_second_table(n_points, rule):
+def test_what_other_code_found_under_each_step_size_rule(n_points, rule):
     scores, (gd, p_gd, others) = Scores(prompts=1000, tuning_prompts=1000, seed=0), BY_RULE[n_points, rule]
     for steps, of_gd, of_p_gd in zip((1, 5, 20, 100), gd, p_gd, strict=False):
         setting = Setting(SparseLinearRegression(16, 4, noise_std=0.4), n_points, steps)
@@ -116,7 +116,7 @@ def test_the_papers_second_table(n_points, rule):
         (64, {"best/gd": 0.0751, "ridge": 0.0715, "best/preprocess_then_gd": 0.0084}),
     ],
 )
-def test_the_papers_first_table(n_dims, table):
+def test_what_other_code_found_at_best_stopping(n_dims, table):
     """Its weights are +-1/2 and its noise .5: half the sign law's with noise 1, so its risks are a quarter."""
     setting = Setting(SparseLinearRegression(n_dims, 4, noise_std=1.0, weight_law="sign"), 256, 1)
     found = Scores(prompts=500, tuning_prompts=500, seed=0)(setting, {arm: arms(setting)[arm] for arm in table})

@@ -1,4 +1,4 @@
-"""Predictions, and gradient descent against loops written from PAPER.md section 7."""
+"""Predictions, and gradient descent against loops over single examples."""
 
 import numpy as np
 import pytest

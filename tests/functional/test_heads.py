@@ -71,7 +71,7 @@ def test_leave_one_in_masks_by_hand():
 
 
 def importance_by_hand(full, ablated, heads):
-    """PAPER.md section 4 in plain loops; by layer: raw, standard errors, shares, effective heads, top share."""
+    """The formulas of importance in plain loops; by layer: raw, standard errors, shares, effective heads, top share."""
     n, costs, rows = len(full), iter(ablated.tolist()), []
     for n_heads in heads:
         cost = [[a - f for a, f in zip(next(costs), full.tolist(), strict=True)] for _ in range(n_heads)]

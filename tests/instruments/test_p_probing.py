@@ -44,7 +44,7 @@ def model(heads=(2, 1), **options):
 
 
 def preprocessing(n_dims, heads):
-    """PAPER.md section 7: layer 1 writes R_hat x beside x and y, as many coordinates of it as it has heads."""
+    """Layer 1 of preprocess-then-GD writes R_hat x beside x and y, as many coordinates of it as it has heads."""
     construction = ConstructedPreprocessThenGD(steps=1, step_size=0.2, coordinates=range(1, heads + 1))
     transformer = Transformer(n_dims, **construction.options(n_dims))
     transformer.load_state_dict(construction.state(n_dims))

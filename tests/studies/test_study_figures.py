@@ -239,7 +239,7 @@ def test_pruning_ratios_are_geometric_means_paired_by_seed(table):
     paired = numbers(table, full, heads="[8, 1]", noise=0.4) / numbers(table, full, heads="[8, 8]", noise=0.4)
     row = next(i for i, text in enumerate(rows) if "all heads in layer 1" in text)
     np.testing.assert_allclose(along_x(axes, "trained from scratch")[row], np.exp(interval(np.log(paired))))
-    assert dotted(axes, "x") == [1.1, 2.0]  # the bounds, PAPER.md section 8
+    assert dotted(axes, "x") == [1.1, 2.0]  # the bounds of a reproduction
 
 
 def test_paths_and_other_checkpoints_are_no_treatments(table):

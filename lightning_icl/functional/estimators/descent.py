@@ -25,7 +25,7 @@ __all__ = [
 
 @of_examples
 def preprocess_then_gd_path(m: Moments, n_steps: int, step_size: OneOrEach, power: float = 1.0) -> Path:
-    """Gradient descent on features rescaled by |r_hat|^power; PAPER.md section 7.
+    """Gradient descent on features rescaled by |r_hat|^power (Chen et al. 2024; any power but 1 is ours).
 
     With r_hat = X^T y / n, D = diag(|r_hat|^power) and x~ = D x, iterates from u_0 = 0
     u_{t+1} = u_t - step_size (1/n) X~^T (X~ u_t - y), and returns w_t = D u_t for t = 0 .. n_steps, the

@@ -15,7 +15,7 @@ __all__ = ["algorithm_weights", "descent_paths", "probe_targets", "shuffled_prom
 def descent_paths(prompt: Prompt, n_steps: int) -> dict[str, Float[Tensor, "iterates batch dims"]]:
     """w_hat of GD ("gd") and P-GD ("preprocess_then_gd") after 0 .. n_steps steps from all examples of each prompt.
 
-    Steps are 1/lambda_max of the examples of that prompt, for P-GD of its preprocessed examples; PAPER.md section 7.
+    Steps are 1/lambda_max of the examples of that prompt, for P-GD of its preprocessed examples.
 
     Example:
         >>> import torch
@@ -59,7 +59,7 @@ def probe_targets(
     """What the states of tokens at ``x`` may know, by name, in float64.
 
     "f" is the noise-free target there, if it is told; "preprocessed" R_hat x and "r_hat" X^T y / n, R_hat = diag(r_hat)
-    (PAPER.md section 7, here with its sign); where the task has weights, "w" and "support", 1 where w is not 0; then
+    (with the sign of r_hat); where the task has weights, "w" and "support", 1 where w is not 0; then
     <w_hat, x> for each of ``algorithms``.
 
     Example:

@@ -176,7 +176,7 @@ def unit_steps(basis: Eigenbasis) -> Float[Tensor, " rows"]:
 
 @dataclass(frozen=True)
 class PreprocessThenGD(GD):
-    """Gradient descent on features rescaled by |r_hat|^power, r_hat = X^T y / n; PAPER.md section 7.
+    """Gradient descent on features rescaled by |r_hat|^power, r_hat = X^T y / n (Chen et al. 2024).
 
     w <- w - step D D X^T (X w - y) / n with D = diag(|r_hat|^power); lambda_max is that of the rescaled features.
 

@@ -27,7 +27,7 @@ class LinearTask(Task):
     """Targets <w, x>; a subclass says which weights are non-zero.
 
     With s non-zero weights, these are N(0, 1) ("gaussian"), +-1 ("sign"), uniform on the unit sphere ("unit_norm") or
-    N(0, 1/s) ("scaled"). PAPER.md section 2. ``weight_mean`` is added to each of them (Zhang et al. 2024), which makes
+    N(0, 1/s) ("scaled"). ``weight_mean`` is added to each of them (Zhang et al. 2024), which makes
     them N(weight_mean, 1) or N(weight_mean, 1/s); the other two laws have no room for it.
 
     Args:

@@ -20,7 +20,7 @@ TRAINED = {
     "first": "trained: all heads in layer 1, one in each later layer",
     "later": "trained: one head in layer 1, all in later layers",
 }
-BOUNDS = (1.1, 2.0)  # PAPER.md section 8: of the pruned model's ratio and of the layer-1 control's
+BOUNDS = (1.1, 2.0)  # our bounds of a reproduction: of the pruned model's ratio and of the layer-1 control's
 METRIC = rf"prune/(?P<treatment>{'|'.join(TREATMENTS)})/(?P<model>[^/]+)/(?P<number>excess_risk|ratio)"
 
 
