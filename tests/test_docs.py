@@ -242,5 +242,44 @@ def test_the_figures_and_files_a_page_shows_are_there(page):
     assert all((ROOT / page).parent.joinpath(link).stat().st_size > 10_000 for link in links if link.endswith(".png"))
 
 
+CITED = re.compile(r"(?<![\w/])((?:[\w-]+/)*[A-Z]+\.md|(?:[\w-]+/)+[\w-]+\.md)(?:, ([A-Z][^)\"]*))?")
+
+
+def broken_citations(file, text):
+    """The documents, and the sections of them, that a file cites ("docs/page.md, A heading") and that are not there."""
+    text = re.sub(r"\n[ #]*", " ", text)  # a citation may stand on two lines
+    for cited, section in CITED.findall(text):
+        places = (ROOT / cited, (ROOT / file).parent / cited, ROOT / "docs" / cited)
+        page = next((place for place in places if place.exists()), None)
+        if page is None:
+            yield cited
+        elif section and cited.startswith("docs/"):
+            headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+            if not any(section.startswith(heading) for heading in headings):
+                yield f"{cited}, {section[:40]}"
+
+
+def test_every_document_and_section_that_is_cited_is_there():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    texts = {file: (ROOT / file).read_text() for file in files if file.endswith((".py", ".yaml", ".md", ".toml"))}
+    del texts["CHANGELOG.md"], texts["tests/test_docs.py"]  # of the past; of what is not there
+    assert sum("docs/explanation/science.md, " in text for text in texts.values()) >= 5
+    assert [(file, cited) for file, text in texts.items() for cited in broken_citations(file, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("PAPER.md section 7", ["PAPER.md"]),
+        ("docs/explanation/art.md", ["docs/explanation/art.md"]),
+        ("see docs/explanation/science.md,\n# Head importance.", []),
+        ("docs/explanation/science.md, Heads", ["docs/explanation/science.md, Heads"]),
+        ("a study's report.md", []),
+    ],
+)
+def test_a_broken_citation_is_found(text, broken):
+    assert list(broken_citations("configs/quickstart.yaml", text)) == broken
+
+
 def test_no_placeholder_is_left():
     assert not re.findall(r"\b(TABLE|TESTTIME|CALIBRATION|TODO|XXX)\b", "".join(PAGES.values()))
