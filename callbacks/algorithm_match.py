@@ -157,9 +157,10 @@ def _closest(rows: pd.DataFrame) -> str:
     excess, apart = rows.loc["excess_over_closest"], rows.loc["from_closest"]["value"]
     others = [other for other in ranks.sort_values().index if other != name and excess["low"][other] <= 0]
     same = [other for other in others if apart[other] <= SAME]
-    alike = [f"{other} {distances['value'][other]:.3g}" for other in others if other not in same]
+    notes = distances["note"]
+    alike = [f"{notes[other]} ({distances['value'][other]:.3g})" for other in others if other not in same]
     if ("setting/steps", name) in rows.index:
         fewest, most = rows.loc[("setting/steps", name), ["low", "high"]]
         said += f"; {fewest:g} to {most:g} steps are as good" * bool(fewest < most)
-    said += f"; with these settings the same, if less simple: {', '.join(same)}" * bool(same)
-    return said + f"; cannot be told from it: {', '.join(alike)}" * bool(alike)
+    said += f"; with these settings the same, if less simple: {', '.join(notes[other] for other in same)}" * bool(same)
+    return said + f"; cannot be told from it: {'; '.join(alike)}" * bool(alike)

@@ -278,8 +278,21 @@ def check_options(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str
         if _plain(key, saved) != _plain(key, asked) and (resuming or key not in TRAINING_OPTIONS):
             raise InputError(
                 f"the checkpoint {path} was trained with model.{key} = {saved[key]}, but the config asks for "
-                f"{asked[key]}; use the config it was trained with (config.yaml in its run's folder)."
+                f"{asked[key]}; use the config it was trained with, {_config_of(path)}."
             )
+
+
+def run_folder(ckpt_path: str | Path) -> Path:
+    """RUN of RUN/checkpoints/NAME.ckpt, or the checkpoint's own folder where it has been moved."""
+    folder = Path(ckpt_path).absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def _config_of(path: str | Path) -> str:
+    """Where the config of a checkpoint is, as far as that is known."""
+    if "://" not in str(path) and (found := run_folder(path) / "config.yaml").is_file():
+        return f"--config {found}"
+    return "config.yaml in its run's folder"
 
 
 def _plain(key: str, options: Mapping[str, Any]) -> Any:

@@ -50,6 +50,16 @@ CONFIG = "config.yaml"  # in a run's folder
 class Parser(LightningArgumentParser):
     """A parser whose errors are one sentence instead of a page of usage."""
 
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        try:
+            return super().parse_args(*args, **options)
+        except Exception as error:  # whatever a module raises that a class is to be imported from
+            if isinstance(error, InputError | OSError | UnicodeError) or not self.exit_on_error:
+                raise
+            if said := sentence("", self, error):
+                raise InputError(said) from error
+            raise
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser nested in another, which collects the messages
             super().error(message, ex)
@@ -392,7 +402,7 @@ class ICLCommandLine(LightningCLI):
         steps = f" for {trainer.max_steps:,} steps" if subcommand == "fit" and trainer.max_steps > 0 else ""
         start = f" from {config.ckpt_path}" if config.get("ckpt_path") else ""
         return (
-            f"a {type(self.model.network).__name__} of {weights:,} weights{start} on {type(data.task).__name__}"
+            f"{type(self.model.network).__name__} ({weights:,} weights{start}) on {type(data.task).__name__}"
             f"{steps}, {trainer.world_size} x {trainer.strategy.root_device.type}"
         )
 

@@ -34,7 +34,7 @@ def sentence(message: str, parser: ArgumentParser, error: BaseException | None =
     if found:
         return found[0].sentence
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    return " ".join(dict.fromkeys([*lines[:1], *lines[-1:]]))
 
 
 def check_overlooked(parser: ArgumentParser) -> None:

@@ -8,12 +8,16 @@ import copy
 import datetime
 import inspect
 import pydoc
+import re
 import sys
+import traceback
 from collections.abc import Iterator
-from types import NoneType, UnionType
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import NotEmptyStr, PositiveInt
 
 from lightning_icl.functional.errors import did_you_mean
@@ -115,7 +119,7 @@ def _fits(value: Any, member: Any) -> bool:
         return True
     try:
         parser.parse_object({"value": copy.deepcopy(value)})
-    except (ArgumentError, ValueError, TypeError):
+    except Exception:  # also what a module raises that a class is to be imported from
         return False
     return True
 
@@ -159,20 +163,65 @@ def _in_class(key: str, value: dict[str, Any], base: type) -> Iterator[Fault]:
     try:
         named: Any = known.get(str(name)) or ("." in str(name) and pydoc.locate(str(name))) or None
     except pydoc.ErrorDuringImport as error:
-        yield Fault("wrong", f"{key}: {name} cannot be imported: {error.value}.")
+        yield Fault("wrong", f"{key}: {name} cannot be imported: {_reason(error)}.")
         return
     if name is None:
         yield Fault("wrong", f"{key} has no class_path; {did_you_mean('', known)}")
     elif named is None:
-        yield Fault("wrong", f"{key}: there is no class {name!r}; {did_you_mean(str(name), known)}")
+        yield Fault("wrong", f"{key}: {_no_class(str(name), known, base)}")
     elif isinstance(named, type) and not issubclass(named, base):
         yield Fault("wrong", f"{key}: {name} is no {base.__name__}; {did_you_mean('', known)}")
+    elif isinstance(named, ModuleType):
+        yield Fault(
+            "wrong", f"{key}: {name} is a module; name a class in it too, as in {str(name).strip('.')}.MyClass."
+        )
+    elif isinstance(named, type) and (lacking := getattr(named, "__abstractmethods__", None)):
+        yield Fault("wrong", f"{key}: {named.__name__} must define {' and '.join(sorted(lacking))}.")
     elif misplaced := sorted(set(value) - OF_A_CLASS - {"kept"}):
         yield Fault("wrong", f"{key}: {misplaced[0]} must stand among the init_args of {named.__name__}.")
     elif not isinstance(given, dict):
         yield Fault("wrong", f"{key}: init_args is {shown(given)}, but it must be a mapping.")
     elif isinstance(named, type):  # and no function that makes one
         yield from _in_arguments(key, given, named, value.get("kept", []))
+
+
+def _no_class(name: str, known: dict[str, type], base: type) -> str:
+    """Why there is no class of this name: no such module, or none of it in there; and what is near."""
+    module, _, named = name.rpartition(".")
+    if not module:
+        if name and Path(f"{name}.py").is_file():
+            return f"{name} is a file; name a class in it too, as in {name}.MyClass."
+        written = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
+        files = [path for path in Path.cwd().glob("*.py") if name and written.search(_text(path))]
+        near = f"did you mean {f'{files[0].stem}.{name}'!r}?" if files else did_you_mean(name, known)
+        return f"there is no class {name!r}; {near}"
+    for whole in (module[: at.start()] for at in re.finditer(r"\.|$", module)):
+        if pydoc.locate(whole) is None:
+            inside, _, missing = whole.rpartition(".")
+            if inside:
+                return f"there is no module {missing!r} in {inside}."
+            alike = get_close_matches(whole, sorted(path.stem for path in Path.cwd().glob("*.py")), n=1, cutoff=0.75)
+            near = f"; did you mean {'.'.join([*alike, *name.split('.')[1:]])!r}?" if alike else "."
+            return f"there is no module {whole!r}, nor a file {whole}.py in this folder{near}"
+    held = vars(pydoc.locate(module))
+    usable = [each for each, of in held.items() if isinstance(of, type) and issubclass(of, base) and of is not base]
+    return f"{module} has no class {named!r}" + (
+        f"; {did_you_mean(named, usable)}" if usable else f", nor any {base.__name__}."
+    )
+
+
+def _reason(error: pydoc.ErrorDuringImport) -> str:
+    """What a module raises where it is imported, and in which of its lines."""
+    frames = [frame for frame in traceback.extract_tb(error.tb) if Path(frame.filename).parent == Path.cwd()]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error.value).__name__}: {error.value}".rstrip(".") + where
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _in_arguments(key: str, given: dict[str, Any], named: type, kept: list[str]) -> Iterator[Fault]:
@@ -192,7 +241,8 @@ def _in_arguments(key: str, given: dict[str, Any], named: type, kept: list[str])
             yield from faults(f"{key}: {option}", value, type_of(valid[option]))
         else:
             yield _no_option(key, named, option, valid)
-    if missing := sorted(needed - {*given, *kept}):
+    linked = {"n_dims"} if key.startswith("model.network") else set()  # the task's
+    if missing := sorted(needed - {*given, *kept, *linked}):
         yield Fault("missing", f"{key}: {named.__name__} needs {' and '.join(missing)} among its init_args.")
 
 

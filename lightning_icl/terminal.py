@@ -18,7 +18,14 @@ from tqdm.auto import tqdm
 FIRST_LINE = 10  # seconds that something takes before a line says how far it is; the next line is at twice that
 BETWEEN = 300  # seconds without a validation after which a line says how far training is
 # What Lightning says of its other products, of devices that are not used, and what the command line says in its words.
-NOISE = ("💡 Tip:", "GPU available:", "TPU available:", "`Trainer.fit` stopped:", "Restoring states from")
+NOISE = (
+    "💡 Tip:",
+    "GPU available:",
+    "TPU available:",
+    "`Trainer(val_check_interval=1.0)`",
+    "`Trainer.fit` stopped:",
+    "Restoring states from",
+)
 
 
 def quiet() -> None:

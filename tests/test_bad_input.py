@@ -22,6 +22,13 @@ trainer: {max_steps: 4, accelerator: cpu, logger: false, enable_checkpointing: f
 CALLBACK = '[{{"class_path": "{}", "init_args": {}}}]'
 
 
+OWN = {
+    "my_gru.py": "from lightning_icl import InContextNetwork\n\n\nclass GRU(InContextNetwork):\n    pass\n",
+    "my_typo.py": "x = pint(1)\n",
+    "my_syntax.py": "def sine(:\n",
+}
+
+
 def callbacks(class_path, init_args="{}"):
     return ["--trainer.callbacks", CALLBACK.format(class_path, init_args)]
 
@@ -67,6 +74,31 @@ TABLE = [
     (
         callbacks("PruningSchedule", '{"strategies": ["PaperPruning"], "steps": [4]}'),
         "steps has 4, but training goes on only after the first 3 of them",
+    ),
+    # a class of one's own that is not there (OWN is)
+    (["--model.network", "my_gur.GRU"], "nor a file my_gur.py in this folder; did you mean 'my_gru.GRU'?"),
+    (["--data.task", "my_tsk.Sine"], "data.task: there is no module 'my_tsk', nor a file my_tsk.py in this folder."),
+    (
+        callbacks("ReferenceRisk", '{"references": ["nowhere.Mine"]}'),
+        "trainer.callbacks: references: there is no module 'nowhere', nor a file nowhere.py in this folder.",
+    ),
+    (["--model.network", "my_gru.GUR"], "model.network: my_gru has no class 'GUR'; did you mean 'GRU'?"),
+    (["--model.network", "my_gru"], "model.network: my_gru is a file; name a class in it too, as in my_gru.MyClass."),
+    (["--model.network", "GRU"], "model.network: there is no class 'GRU'; did you mean 'my_gru.GRU'?"),
+    (["--model.network", "my_gru.GRU"], "model.network: GRU must define on_prompt."),
+    (
+        callbacks("lightning_icl.callbacks.HeadImprtance"),
+        "lightning_icl.callbacks has no class 'HeadImprtance'; did you",
+    ),
+    (["--data.task", "lightning_icl.taks.Sine"], "data.task: there is no module 'taks' in lightning_icl."),
+    (["--data.task", "my_gru.Sine"], "data.task: my_gru has no class 'Sine', nor any Law."),
+    (
+        ["--data.task", "my_typo.Sine"],
+        "data.task: my_typo.Sine cannot be imported: NameError: name 'pint' is not defined",
+    ),
+    (
+        ["--data.task", "my_syntax.Sine"],
+        "my_syntax.Sine cannot be imported: SyntaxError: invalid syntax (my_syntax.py,",
     ),
     # a value of the wrong kind
     (["--model.d_model", "wide"], "model.d_model is 'wide', but it must be a whole number."),
@@ -319,9 +351,14 @@ def test_a_wrong_config_gets_one_sentence(tmp_path, monkeypatch, capsys, wrong, 
         (tmp_path / "wrong.yaml").write_text(wrong + "\n")
         wrong = ["--config", "wrong.yaml"]
     (tmp_path / "binary.ckpt").write_bytes(b"PK\x80\x81")
+    for name, text in OWN.items():
+        (tmp_path / name).write_text(text)
     said = refused(["fit", "--config", "config.yaml", *wrong], capsys)
     assert words in said
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".yaml"] == ["binary.ckpt"]
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".yaml"} - {"__pycache__"} == {
+        "binary.ckpt",
+        *OWN,
+    }
 
 
 def test_a_config_that_cannot_be_read_is_said_to_be_one(tmp_path, monkeypatch, capsys):
@@ -402,7 +439,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, monkeypatch, capsys,
     trainer.strategy.connect(small_module(**options))
     trainer.save_checkpoint(tmp_path / "other.ckpt")
     command = ["--config", "config.yaml", "--ckpt_path", "other.ckpt"]
-    assert words in refused(["fit", *command], capsys)
+    said = refused(["fit", *command], capsys)
+    assert words in said
+    assert said.endswith(f"; use the config it was trained with, --config {tmp_path / 'config.yaml'}.")
     if "learning_rate" not in trained:
         assert words in refused(["validate", *command], capsys)
 

@@ -54,7 +54,7 @@ def test_the_script_fits_from_an_empty_folder(trained):
     assert "configs/debug.yaml is not in this folder; using the one shipped with lightning_icl." in done.stderr
     assert "<- the model" in done.stdout
     said = done.stdout + done.stderr
-    assert "fit will run a Transformer of 6,577 weights on SparseLinearRegression for 40 steps, 1 x cpu" in said
+    assert "fit will run Transformer (6,577 weights) on SparseLinearRegression for 40 steps, 1 x cpu" in said
     assert "step 40 of 40 after" in done.stdout
     assert not {"\r", "\x1b", "\U0001f4a1"} & set(said)
     assert not any(word in said for word in ("Tip", "FLOPs", "ModuleList", "TPU", "Warning"))

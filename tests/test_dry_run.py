@@ -27,7 +27,7 @@ def untouched(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "options", "words"),
     [
-        ("fit", (), ("fit would run a Transformer of 913 weights on SparseLinearRegression for 2 steps", "1 x cpu")),
+        ("fit", (), ("fit would run Transformer (913 weights) on SparseLinearRegression for 2 steps", "1 x cpu")),
         ("validate", ("--run_folder", "a/b"), ("validate would run", "write to a/b.")),
     ],
 )

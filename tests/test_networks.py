@@ -301,7 +301,7 @@ def test_a_network_of_a_file_here_is_trained_gone_on_with_validated_and_loaded(h
     for changed, words in (
         (["--model.network.width", "6"], "was trained with model.network = {'class_path': 'my_model.LSTM'"),
         (["--model.network", "null"], "was trained with model.network = {'class_path': 'my_model.LSTM'"),
-        (["--model.network", "my_model.GRU"], "model.network: there is no class 'my_model.GRU'; valid are: "),
+        (["--model.network", "my_model.GRU"], "model.network: my_model has no class 'GRU'; "),
         (["--model.network", "torch.nn.LSTM"], "torch.nn.LSTM is no InContextNetwork"),
         (["--model.network.widht", "6"], "LSTM has no option 'widht'; did you mean 'width'?"),
         (["--model.network", ""], "model.network: there is no class ''"),

@@ -9,9 +9,9 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lightning_icl.checkpoint import read, write
+from lightning_icl.checkpoint import read, run_folder, write
 from lightning_icl.commands.pruned_checkpoint import pruned_checkpoint, smaller_model
-from lightning_icl.commands.run import Run, open_run, run_folder
+from lightning_icl.commands.run import Run, open_run
 from lightning_icl.functional.errors import InputError
 from lightning_icl.functional.heads import HeadMask
 from lightning_icl.transformer import as_transformer

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.checkpoint import check_checkpoint, run_folder
 from lightning_icl.command_line import ICLCommandLine, Parser, set_constructed_shape, settle_network
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
@@ -60,12 +60,6 @@ def config_of(ckpt_path: str | Path, config: str | Path | None = None) -> Path:
             f"there is no config of {ckpt_path} at {found}; name the config it was trained with: --config."
         )
     return found
-
-
-def run_folder(ckpt_path: str | Path) -> Path:
-    """RUN of RUN/checkpoints/NAME.ckpt, or the checkpoint's own folder where it has been moved."""
-    folder = Path(ckpt_path).absolute().parent
-    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def check_fit(arguments: Sequence[str]) -> dict[str, Any]:

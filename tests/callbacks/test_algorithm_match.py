@@ -74,11 +74,11 @@ def distance(algorithm, value, rank, excess_low=0.5, apart=0.1, steps=(3, 3)):
                 ("newton", 0.23, 3, 0.0),
                 ("lasso", 0.21, 2, -0.1),
             ],
-            "GD; distance 0.2 ± 0.02; 2 to 5 steps are as good; cannot be told from it: lasso 0.21, newton 0.23",
+            "GD; distance 0.2 ± 0.02; 2 to 5 steps are as good; cannot be told from it: LASSO (0.21); NEWTON (0.23)",
         ),
         (
             [("gd_plus_plus", 0.2, 2, 0.0, 1e-9), ("gd", 0.2, 1, 0.0, 0.0), ("lasso", 0.21, 3)],
-            "GD; distance 0.2 ± 0.02; with these settings the same, if less simple: gd_plus_plus",
+            "GD; distance 0.2 ± 0.02; with these settings the same, if less simple: GD_PLUS_PLUS",
         ),
         ([("gd", 0.2, 1, 0.0), ("lasso", 0.21, 2)], "GD; distance 0.2 ± 0.02"),
         ([("lasso", 0.2, 1, 0.0, 0.0, ())], "LASSO; distance 0.2 ± 0.02"),
