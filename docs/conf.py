@@ -14,7 +14,7 @@ author = "The lightning_icl authors"
 version = release = metadata.version("lightning-icl")
 html_title = f"lightning_icl {release}"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "reference"]
 exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_static_path = ["_static"]

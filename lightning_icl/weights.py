@@ -48,6 +48,15 @@ def load_weights(network: InContextNetwork, path: str | Path) -> int | None:
 
     Raises InputError, one sentence, for a file that is none of these or whose weights are not the network's. No code
     that a file brings is run.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Transformer, load_weights
+        >>> trained, other = (Transformer(n_dims=3, d_model=16, heads=[4]) for _ in range(2))
+        >>> torch.save(trained.state_dict(), "weights.pt")
+        >>> load_weights(other, "weights.pt")
+        >>> torch.equal(trained.read_out.weight, other.read_out.weight)
+        True
     """
     said = f"weights is {path}"
     state, steps = _state(_contents(Path(path), said), said)

@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, run_command
 from PIL import Image, ImageChops
+from reference_pages import check_metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_icl import cli, load_run
 
@@ -61,6 +63,15 @@ def test_the_script_fits_from_an_empty_folder(trained):
     figures = [path.name for path in (folder / "lightning_logs" / "version_0").glob("figures/*")]
     assert {"excess_risk.png", "excess_risk.svg", "head_importance.svg", "head_scores.png"} <= set(figures)
     assert last_checkpoint(folder).exists()
+
+
+@pytest.mark.parametrize(
+    "analysis", ["ReferenceRisk", "HeadImportance", "HeadPruning", "LinearProbe", "AlgorithmMatch", "Circuits"]
+)
+def test_the_page_of_metrics_has_what_the_run_wrote(trained, analysis):
+    run = trained[0] / "lightning_logs" / "version_0"
+    table, events = load_run(run).table, EventAccumulator(str(run), {"scalars": 0}).Reload()
+    check_metrics(table[table["analysis"] == analysis], analysis, events.Tags()["scalars"])
 
 
 def test_validate_reproduces_the_last_numbers_and_figures_of_the_fit(trained, validated):

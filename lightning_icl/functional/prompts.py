@@ -97,7 +97,16 @@ class Prompt(NamedTuple):
 
 
 def concatenated(prompts: Sequence[Prompt]) -> Prompt:
-    """One batch from several with equal numbers of points and queries, padded or not."""
+    """One batch from several with equal numbers of points and queries, padded or not.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.functional.prompts import concatenated
+        >>> prompt = LinearRegression(n_dims=3).sample(2, 8, 5, torch.Generator().manual_seed(0))
+        >>> concatenated([prompt, prompt]).x.shape
+        torch.Size([4, 8, 3])
+    """
     if any(prompt.point_mask is not None for prompt in prompts):
         prompts = [prompt.padded_after(prompt.x.shape[1]) for prompt in prompts]
     return Prompt._make(None if fields[0] is None else torch.cat(fields) for fields in zip(*prompts, strict=True))

@@ -1,42 +1,6 @@
 """The one form of every number: a row, and what a set of rows was measured on.
 
-Metrics by analysis. "(layer)" and so on are the fields that say where; intervals are 95 %, over prompts unless said:
-
-- ReferenceRisk (streams but the first have a ``stream``): val/excess_risk/<estimator>, in ``test`` test/excess_risk/...
-  (n_points, or none for all prompts; the note has the estimator in words with its settings); against/<estimator>/ratio,
-  the model's risk over the estimator's, and against/<estimator>/difference, the estimator's minus the model's, both
-  paired over prompts.
-- HeadImportance, at all examples (no n_points) and at each of its ``n_points``: heads/risk;
-  heads/<score>/importance, share (layer, head); heads/<score>/effective, top_share, total (layer);
-  heads/agreement/<score>_and_<score> (none over all heads, or layer).
-- HeadPruning: prune/<treatment>/<model>/excess_risk, ratio, difference (to the full model, paired), the note of the
-  first the model in words; the treatment "checkpoint" is of models it was told to show beside; prune/<model>/n_heads
-  (none in all, with the heads kept as its note, or layer); prune/<treatment>/paper/rank, its place among the
-  random choices of heads, 1 the best (the note says of how many); of the greedy path
-  prune/greedy_path/heads_<n>/excess_risk, n_heads, and prune/greedy_path/removed (layer, head; 1 is the first to go).
-- PruningSchedule: prune/schedule/n_heads (none in all, or layer), left by each cut.
-- LinearProbe: probe/<token>/<target>/<arm>/risk, r2, auc and probe/<token>/<target>/selectivity/<control>, R^2 minus
-  the control's, paired (layer, 0 is the read-in); probe/curve/<algorithm> (layer); probe/level/<estimator>.
-- AlgorithmMatch (layer, n_points): algorithm/<reading>/<algorithm>/<distance>, rank and setting/<name>; the reading is
-  "read_out", the model's own applied to that layer, or "probe"; the note of relative_spd is the algorithm in words with
-  its settings. A distance excess_over_closest is SPD over that of the closest algorithm, less 1, paired; from_closest
-  is that of the two algorithms' predictions; the rank of the closest is 1; the interval of setting/steps is of those
-  that the prompts cannot tell from the chosen ones.
-- Circuits: circuits/<scalar> (layer, head).
-- ConstructionComparison: construction/risk/construction (its note is the algorithm in words), .../model and
-  .../difference, the model's minus the construction's, paired, .../better, the share of prompts where it is lower;
-  construction/states, R^2 of the construction's states
-  from the model's, and construction/beyond_input, the same of what they hold beyond the tokens (layer, 0 is the
-  read-in); construction/weights, the cosine of what the layers do, and construction/step, how many times the
-  construction's update the model's is (layer); construction/heads/overlap, the part of the work that the same heads
-  do, and construction/heads/effective/<network>, construction or model (layer).
-- p_probe: p_probing/<optimiser>/<depth>/<arm>, with the arm heads_<h> for the first layer of models with h heads there,
-  read_in for what that layer is given in those with most, and untrained, raw, r_hat, r_hat_power and gd_plus_plus.
-- theory: theory/<axis>/<value>/risk/<rule>/<estimator>, without the rule where it takes no steps (the note has the
-  estimator in words with its settings); .../difference/<rule>/<rival>, preprocess-then-GD's risk minus the rival's,
-  paired; .../unstable/shared/<estimator>, the share of prompts on which the one step size is above 2/lambda_max;
-  .../leading_order/<s or d>, s or d times sigma^2/n; all with n_points.
-- any other analysis: what its rows say.
+docs/reference/metrics.md has the name of every metric, what it means and its fields.
 """
 
 import math
@@ -53,8 +17,11 @@ class Row(NamedTuple):
     Attributes:
         metric: its name, grouped by slashes.
         value: the number, None where it has no value (a share of a layer whose total is within noise).
-        low, high: the ends of its 95 % interval.
-        layer, head, n_points: counted from 1 (layer 0 is the read-in); None where it is not about one.
+        low: the lower end of its 95 % interval.
+        high: the upper end.
+        layer: counted from 1, 0 is the read-in; None where it is not about one.
+        head: counted from 1 within its layer; None where it is not about one.
+        n_points: the number of examples; None where it is about all.
         stream: the validation stream, where it has a name.
         note: what the number is in words, such as "ridge, alpha 0.64 (from the law)".
 

@@ -373,6 +373,13 @@ def comparison(
     """A comparison by one number a seed, of which those that are missing (NaN) are counted.
 
     ``errors``: the standard errors of the numbers over prompts, with ``log`` those of their logarithms, where known.
+
+    Example:
+        >>> import pandas as pd
+        >>> from lightning_icl.studies.claims import comparison
+        >>> part = comparison("model over zero", pd.Series({1: 0.4, 2: 0.5}), "below", 0.5, log=True)
+        >>> part.wanted, part.bound
+        ('below', 0.5)
     """
     found, known = values.dropna(), pd.Series(errors, dtype=float)
     known = known[np.isfinite(known)]
@@ -384,7 +391,15 @@ def comparison(
 def lower_risk(
     label: str, risk: pd.Series, other: pd.Series, errors: pd.Series | None = None, bound: float = 1.0
 ) -> Iterator[Part]:
-    """Whether a risk is below ``bound`` of another, by their ratio in each seed; nothing where one was not measured."""
+    """Whether a risk is below ``bound`` of another, by their ratio in each seed; nothing where one was not measured.
+
+    Example:
+        >>> import pandas as pd
+        >>> from lightning_icl.studies.claims import lower_risk
+        >>> (part,) = lower_risk("8 heads against 1", pd.Series({1: 0.2}), pd.Series({1: 0.4}))
+        >>> part.values  # the ratio, one number a seed
+        (0.5,)
+    """
     if len(risk) and len(other):
         ratio = risk.clip(lower=ZERO) / other.clip(lower=ZERO)
         yield comparison(label, ratio, "below", bound, log=True, errors=errors)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import numbers, small_data, small_module, small_trainer
+from reference_pages import check_metrics
 
 from lightning_icl import ICLModule
 from lightning_icl.callbacks import ConstructionComparison
@@ -44,6 +45,7 @@ def test_a_model_that_is_its_construction_differs_by_nothing(tmp_path):
         assert found[f"construction/heads/overlap/layer{layer}"] == 1
     assert found["construction/states/layer0"] == pytest.approx(1)
     assert found["construction/beyond_input/layer0"] is None
+    check_metrics(comparison.rows, "ConstructionComparison")
     lines = comparison.summary(comparison.rows)
     assert lines[2].endswith(": the same within noise")
     assert "  (difference +0 ± 0, paired, 95 %);" in lines

@@ -7,6 +7,7 @@ import torch
 from conftest import small_data, small_module, small_trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from reference_pages import check_metrics
 
 from lightning_icl.callbacks import HeadImportance, PruningSchedule, Recorder
 from lightning_icl.functional.errors import InputError
@@ -83,6 +84,7 @@ def test_cut_heads_stay_exactly_dead(tmp_path, optimizer, attention):
             assert moments
             assert all((entries(moment) == 0).all() for moment in moments)
     found = cuts(tmp_path)
+    check_metrics(found, "PruningSchedule")
     assert found[found["layer"].isna()][["step", "value"]].values.tolist() == [[8, 4], [16, 2]]
     last = found[found["step"] == 16]
     assert last["value"].tolist()[1:] == living_heads(module.network).sum(dim=1).tolist()

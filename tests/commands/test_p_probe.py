@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from reference_pages import check_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_icl import SparseLinearRegression
@@ -16,6 +17,7 @@ from lightning_icl.functional.seeds import over_seeds_and_prompts
 from lightning_icl.instruments.p_probing import Training, p_probing
 from lightning_icl.record import journal
 from lightning_icl.record.loading import load_run, read_record
+from lightning_icl.record.rows import frame
 from lightning_icl.studies.gather import gather
 
 SHORT = """
@@ -79,6 +81,7 @@ def test_the_table_the_verdicts_and_the_files_say_what_the_instrument_finds(runs
     )
     config = load_run(Path(two).parents[1]).config
     assert trial.tolist() == ["out", config["seed_everything"], 2, 2, 4]
+    check_metrics(frame(found.rows), "The command p_probe")
     rows = {row.metric: row for row in found.rows}
     for optimiser, by_arm in expected.errors.items():
         by_seed = torch.tensor(found.arrays["risk_by_seed"][optimiser]["raw"], dtype=torch.float64)

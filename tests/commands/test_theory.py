@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from reference_pages import check_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_icl import SparseLinearRegression
@@ -212,6 +213,7 @@ def test_the_sentences_and_the_files_say_what_the_rows_say(tmp_path, capsys, unc
     said, ((found,), (started, _), damaged) = capsys.readouterr().out, read_record(tmp_path / "out")
     assert (started["command"], found.context["seed"], damaged, damage(tmp_path / "out")) == ("theory", 1, [], None)
     assert journal.is_finished(tmp_path / "out")
+    check_metrics(measured_table([found]), "The command theory")
     table = measured_table([found]).set_index("metric")
     setting, scores = Setting(SparseLinearRegression(4, 2, noise_std=0.4), 32, 5), Scores(24, 16, 1)
     for axis, value in (("n", 4), ("sigma", 0)):

@@ -8,6 +8,7 @@ import torch
 import yaml
 from conftest import small_data, small_module, small_trainer
 from docstrings import run_examples
+from reference_pages import check_columns
 
 from lightning_icl import SparseLinearRegression, load_run
 from lightning_icl.callbacks import FigureWriter, HeadImportance, Recorder, ReferenceRisk
@@ -77,6 +78,7 @@ def test_a_run_gives_config_task_data_model_and_table(folder):
         assert torch.equal(weight, checkpoint[name])
     assert run.model.on_prompt(prompt).prediction.shape == (6, 3)
     table = run.table
+    check_columns(table, "load_run(folder).table")
     risks = table[(table["metric"] == "val/excess_risk/transformer") & table["n_points"].isna()]
     assert risks["step"].tolist() == [3, 6]
     assert (risks["low"] < risks["value"]).all()

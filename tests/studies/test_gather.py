@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import small_data, small_module, small_trainer
+from reference_pages import check_columns
 
 from lightning_icl.callbacks import FigureWriter, HeadImportance, ReferenceRisk
 from lightning_icl.functional.errors import InputError
@@ -169,6 +170,7 @@ def test_config_columns_are_as_on_the_command_line(tmp_path):
         "trainer.precision": "bf16-mixed",
     }
     assert list(table.columns) == [*KEYS, *sorted(config_columns(table))]
+    check_columns(table, "A study's results.parquet")
 
 
 def test_a_key_that_some_runs_leave_open_is_a_column_and_one_that_all_do_is_none(tmp_path):

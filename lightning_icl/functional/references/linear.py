@@ -105,7 +105,14 @@ class OracleLeastSquares(LinearReference):
 
 
 def has_weights(task: Law) -> bool:
-    """Whether its prompts tell the weights behind them."""
+    """Whether its prompts tell the weights behind them.
+
+    Example:
+        >>> from lightning_icl import DecisionTree, LinearRegression
+        >>> from lightning_icl.functional.references import has_weights
+        >>> has_weights(LinearRegression(n_dims=3)), has_weights(DecisionTree(n_dims=3))
+        (True, False)
+    """
     return task.sample(1, 1, 1, torch.Generator().manual_seed(0)).w is not None
 
 
