@@ -238,7 +238,9 @@ def test_the_pages_piece_shows_the_numbers_of_the_folder(tmp_path, monkeypatch, 
     row = Row("theory/n/8/risk/ridge", 0.5, 0.4, 0.6, n_points=8)
     measurement = Measurement("Theory", 0, {"command": "theory", "seed": 0}, [row])
     journal.append(tmp_path / "theory" / journal.NAME, line_of(measurement))
-    (piece,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "theory.md").read_text(), flags=re.DOTALL)
+    (piece,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "explanation" / "theory.md").read_text(), flags=re.DOTALL
+    )
     exec(piece, {})
     assert "theory/n/8/risk/ridge    0.5  0.4   0.6" in capsys.readouterr().out
 
