@@ -10,7 +10,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 quickstart: .venv/installed ## train a small transformer on the CPU and look into it, in a few minutes
-	$(BIN)/lightning-icl fit --config configs/quickstart.yaml
+	$(BIN)/lightning-icl fit --config configs/quickstart.yaml $(if $(wildcard lightning_logs/quickstart),,--run_name quickstart)
 
 study: .venv/installed ## the paper's question at quick scale: many small models, verdicts and a report, in under 20 minutes
 	$(BIN)/lightning-icl study --config configs/studies/paper.yaml --scale quick

@@ -20,7 +20,7 @@ from lightning_icl.checkpoint import CheckpointFiles
 from lightning_icl.data import PromptDataModule
 from lightning_icl.divergence import DivergedError
 from lightning_icl.endings import listen, stop
-from lightning_icl.loggers import log_hparams, log_layout, log_text, way_to_look
+from lightning_icl.loggers import log_hparams, log_layout, log_text
 from lightning_icl.module import ICLModule
 from lightning_icl.record import page
 from lightning_icl.record.folder import AGREED, run_folder
@@ -201,7 +201,7 @@ class Recorder(Callback):
         if of_fit and known is not None and (risks := page.last_risks(known)):
             log_hparams(trainer, page.telling_options(data, module, step), risks)
         if folder is not None:
-            print(f"\nThis run is in {folder}\n{way_to_look(trainer, folder)}\n")
+            print(f"\n{page.way_to_look(trainer, folder)}\n")
 
 
 def _savers(trainer: Trainer) -> list[ModelCheckpoint]:

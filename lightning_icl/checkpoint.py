@@ -282,7 +282,7 @@ def check_options(path: str | Path, saved: Mapping[str, Any], asked: Mapping[str
             )
 
 
-def run_folder(ckpt_path: str | Path) -> Path:
+def run_of(ckpt_path: str | Path) -> Path:
     """RUN of RUN/checkpoints/NAME.ckpt, or the checkpoint's own folder where it has been moved."""
     folder = Path(ckpt_path).absolute().parent
     return folder.parent if folder.name == "checkpoints" else folder
@@ -290,7 +290,7 @@ def run_folder(ckpt_path: str | Path) -> Path:
 
 def _config_of(path: str | Path) -> str:
     """Where the config of a checkpoint is, as far as that is known."""
-    if "://" not in str(path) and (found := run_folder(path) / "config.yaml").is_file():
+    if "://" not in str(path) and (found := run_of(path) / "config.yaml").is_file():
         return f"--config {found}"
     return "config.yaml in its run's folder"
 

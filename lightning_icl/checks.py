@@ -44,10 +44,10 @@ def expanded(name: str, path: str) -> str:
     return whole
 
 
-def check_writable(name: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written into."""
+def check_writable(said: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written into; ``said`` is the beginning of the sentence."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise InputError(f"{name} is {folder}, but {there} is a file; name another folder.")
+        raise InputError(f"{said}, but {there} is a file; name another folder.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{name} is {folder}, but {there} cannot be written to; name another folder.")
+        raise InputError(f"{said}, but {there} cannot be written to; name another folder.")

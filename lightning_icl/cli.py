@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -16,11 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from lightning_icl.checks import expanded
 from lightning_icl.command_line import ICLCommandLine, Parser
 from lightning_icl.config_errors import check_overlooked, constructing
 from lightning_icl.endings import OF_DISKS, Stopped, listening, outlasting
 from lightning_icl.functional.errors import InputError
 from lightning_icl.launcher import is_first, one_launcher
+from lightning_icl.record.folder import CONFIG, RUNS, config_of
 from lightning_icl.shell import bash_completion, with_environment
 from lightning_icl.shipped_configs import config_file
 from lightning_icl.terminal import quiet
@@ -126,6 +128,31 @@ def with_shipped_configs(args: list[str]) -> list[str]:
     return resolved
 
 
+def with_own_config(args: Sequence[str]) -> list[str]:
+    """The arguments of an analysis that names no config, after that of the run whose checkpoint it takes."""
+    command, *rest = args or [""]
+    pairs = zip(rest, [*rest[1:], ""], strict=False)
+    given = dict(arg.partition("=")[::2] if "=" in arg else (arg, after) for arg, after in pairs)
+    path = given.get("--ckpt_path", "null")
+    if command not in ("validate", "test", "predict") or path in ("", "null") or given.keys() & {"-c", "--config"}:
+        return [*args]
+    if path == "last":
+        folder = given.get("--run_folder") or Path(RUNS, given.get("--run_name", ""))
+        config = Path(expanded("run_folder", str(folder)), CONFIG)
+        return _under(config, args) if config.is_file() else [*args]
+    try:
+        return _under(config_of(expanded("ckpt_path", path)), args)
+    except InputError:
+        if not any(name.startswith("--data") for name in given):  # else there need be none
+            raise
+    return [*args]
+
+
+def _under(config: Path, args: Sequence[str]) -> list[str]:
+    rank_zero_info(f"The config is that of the checkpoint's run: {config}.")
+    return [args[0], f"--config={config}", *args[1:]]
+
+
 @outlasting()
 def main(args: list[str] | None = None) -> None:
     """The lightning-icl command."""
@@ -141,9 +168,10 @@ def main(args: list[str] | None = None) -> None:
     given = with_shipped_configs(with_environment(sys.argv[1:] if args is None else args, os.environ))
     if given[:1] != ["fit"]:  # it saves no best ones, of which this tells
         warnings.filterwarnings("ignore", message="The dirpath has changed from")
-    if args is None:
-        sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
     try:
+        given = with_own_config(given)
+        if args is None:
+            sys.argv[1:] = given  # in place, because the processes that DDP starts are given sys.argv
         if given and given[0] in COMMANDS:
             if not is_first(os.environ):
                 print(f"{given[0]} takes one process; the first that was started does it.", file=sys.stderr)

@@ -36,7 +36,7 @@ from lightning_icl.functional.tasks import Law
 from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
-from lightning_icl.record.folder import next_version, run_folder, set_run_folder
+from lightning_icl.record.folder import CONFIG, analysed_run, next_version, run_folder, set_run_folder
 from lightning_icl.record.loading import read_config
 from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
 from lightning_icl.record.writing import ended_by
@@ -44,7 +44,7 @@ from lightning_icl.terminal import NetworkSummary, progress_bar
 from lightning_icl.transformer import Transformer
 from lightning_icl.weights import load_weights
 
-CONFIG = "config.yaml"  # in a run's folder
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # one folder on any machine, neither hidden nor like a flag
 
 
 class Parser(LightningArgumentParser):
@@ -89,6 +89,10 @@ class ICLCommandLine(LightningCLI):
     """fit, validate, test and predict with an ICLModule on a PromptDataModule."""
 
     named: Path | None = None  # the folder that the run was told to lie in
+    told = ""  # by which option, and its value
+    name: str | None = None  # what it was told to be called
+    runs: Path  # else it is a new folder in this one, whose name begins with
+    kind = "version"
     folder: Path | None = None  # the run's own folder, once it has one
     made: Sequence[Path] = ()  # that one and those it lies in, as far as they were not there before
     again = False  # whether the run may be there already, which is gone on with
@@ -131,11 +135,19 @@ class ICLCommandLine(LightningCLI):
             help="Threads of each process; null leaves torch's choice. Small models are fastest on 1.",
         )
         parser.add_argument(
+            "--run_name",
+            type=NotEmptyStr | None,
+            default=None,
+            help="What the run is called: it lies in lightning_logs/NAME, instead of a new lightning_logs/version_N. "
+            "Letters, digits, '.', '_' and '-'. With --ckpt_path last, a fit goes on from the last checkpoint there, "
+            "and starts anew where there is none yet.",
+        )
+        parser.add_argument(
             "--run_folder",
             type=NotEmptyStr | None,
             default=None,
-            help="The run's own folder, instead of a new lightning_logs/version_N. With --ckpt_path last, a fit goes "
-            "on from the last checkpoint there, and starts anew where there is none yet.",
+            help="The run's own folder, anywhere; else as --run_name. Without either, validate, test and predict write "
+            "into the run whose checkpoint they are given: RUN/validate_0, then RUN/validate_1 and so on.",
         )
         parser.add_argument(
             "--weights",
@@ -207,17 +219,28 @@ class ICLCommandLine(LightningCLI):
         for options in (logger.get("init_args", Namespace()) for logger in logger_configs(config.trainer)):
             if path := options.get("save_dir"):
                 options.save_dir = expanded("trainer.logger.save_dir", str(path))
-        runs, version = place(logger_configs(config.trainer), config.trainer)
-        if named := config.run_folder or (version and runs / version):
-            self.named = Path(named)
-        # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
-        config.run_folder = None
+        check_name(config)
+        self.runs, version = place(logger_configs(config.trainer), config.trainer)
+        places = {"run_name": config.run_name, "run_folder": config.run_folder, "trainer.logger.version": version}
+        for option, value in places.items():
+            if value and self.named is None:
+                self.told = f"{option} is {value}"
+                self.named = Path(value) if option == "run_folder" else self.runs / value
         self.again = config.ckpt_path == "last"
+        if self.subcommand != "fit" and config.ckpt_path and not self.again:
+            run = analysed_run(config.ckpt_path)
+            # The config of a training may have the version of its logger, and with it its folder.
+            if run is not None and not (config.run_name or config.run_folder) and self.named in (None, run):
+                self.named, self.told, self.runs, self.kind = None, "", run, str(self.subcommand)
+        self.name = config.run_name
+        # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
+        config.run_name = config.run_folder = None
         if self.again:
             folder = config.checkpoint.dirpath or (self.named and self.named / "checkpoints")
             last = newest(folder, config.weights_only, self.subcommand == "fit") if folder else None
             if last is None and (self.subcommand != "fit" or not folder):
-                where = f"there is no checkpoint in {folder}" if folder else "run_folder does not say of which run"
+                unsaid = "neither run_name nor run_folder says of which run"
+                where = f"there is no checkpoint in {folder}" if folder else unsaid
                 raise InputError(f"ckpt_path is last, but {where}.")
             self.start = str(last) if last else None
             if self.named is not None and self.subcommand == "fit":
@@ -289,12 +312,11 @@ class ICLCommandLine(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[subcommand]
-        runs = place(logger_configs(config.trainer), config.trainer)[0]
         check_run(self.trainer, self.model, self.datamodule, subcommand)
         refused = None
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             try:
-                self._check_folder(runs)  # which the other processes may find made already
+                self._check_folder()  # which the other processes may find made already
             except InputError as error:
                 refused = error
         if self.trainer.world_size > 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # else there are no others yet
@@ -304,7 +326,7 @@ class ICLCommandLine(LightningCLI):
             raise refused
         if config.dry_run:
             if self.trainer.is_global_zero:
-                where = "nowhere" if self.trainer.fast_dev_run else self.named or f"a new folder of {runs}"  # type: ignore[attr-defined]
+                where = "nowhere" if self.trainer.fast_dev_run else self.named or f"a new folder of {self.runs}"  # type: ignore[attr-defined]
                 print(f"All checks passed. {subcommand} would run {self._in_words(subcommand)}, and write to {where}.")
             return
         try:
@@ -363,7 +385,7 @@ class ICLCommandLine(LightningCLI):
         if self.again:  # as was asked for
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         if self.trainer.is_global_zero:
-            self.folder = self._make_folder(place(configs, config.trainer)[0])
+            self.folder = self._make_folder()
             set_run_folder(self.trainer, self.folder)  # the other processes will ask for it (run_folder)
             config.weights_only = True  # whoever trusted that checkpoint may not trust the next
             if self.subcommand == "fit" or self.resumed_from is None:
@@ -372,7 +394,7 @@ class ICLCommandLine(LightningCLI):
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                     callback.dirpath = str(self.folder / "checkpoints")
         since = self.since if self.resumed_from else None
-        self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", since)
+        self.trainer.loggers = loggers_in(self.folder, configs, self.subcommand == "fit", since, self.name)
 
     def _save_config(self, config: Namespace, folder: Path) -> None:
         """Say in the run's folder how it was begun, whole or, at a kill or on a full disk, as it was said before."""
@@ -384,16 +406,15 @@ class ICLCommandLine(LightningCLI):
             partial.unlink(missing_ok=True)
             raise InputError(f"{CONFIG} cannot be written to {folder}: {error}.") from error
 
-    def _check_folder(self, runs: Path) -> None:
+    def _check_folder(self) -> None:
         if self.named is not None and (self.named / CONFIG).exists() and not self.again:
             raise InputError(
-                f"run_folder is {self.named}, but there is a run in it already: go on with it by --ckpt_path last, or "
-                "name another folder."
+                f"{self.told}, but there is such a run already: go on with it by --ckpt_path last, or name another."
             )
-        check_writable("run_folder" if self.named else "the folder of all runs", self.named or runs)
+        check_writable(self.told or f"the folder of all runs is {self.runs}", self.named or self.runs)
         for callback in self.trainer.checkpoint_callbacks if self.subcommand == "fit" else ():
             if (folder := getattr(callback, "dirpath", None)) and "://" not in folder:
-                check_writable("checkpoint.dirpath", Path(folder))
+                check_writable(f"checkpoint.dirpath is {folder}", Path(folder))
 
     def _in_words(self, subcommand: str) -> str:
         """What a run does."""
@@ -406,12 +427,12 @@ class ICLCommandLine(LightningCLI):
             f"{steps}, {trainer.world_size} x {trainer.strategy.root_device.type}"
         )
 
-    def _make_folder(self, runs: Path) -> Path:
-        inside = (self.named or runs).absolute()
+    def _make_folder(self) -> Path:
+        inside = (self.named or self.runs).absolute()
         self.made = [path for path in (inside, *inside.parents) if not path.exists()]
         try:
             if self.named is None:
-                inside = next_version(runs)
+                inside = next_version(self.runs, self.kind)
                 self.made = [inside, *self.made]
             inside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -431,6 +452,20 @@ class ICLCommandLine(LightningCLI):
             for path in self.made[1:]:
                 with suppress(OSError):
                     path.rmdir()
+
+
+def check_name(config: Namespace) -> None:
+    """Refuse a run's name that is none, and a run that is told two places."""
+    name = config.run_name
+    if name and not NAME.fullmatch(name):
+        raise InputError(
+            f"run_name is {name}, but it must be of letters, digits, '_', '.' and '-', and not begin with the last "
+            "two; run_folder takes any path."
+        )
+    if name and config.run_folder:
+        raise InputError(
+            f"run_name is {name} and run_folder is {config.run_folder}, but a run has one folder; leave one out."
+        )
 
 
 def keep_batch_size(config: Namespace, checkpoint: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """What goes to a run's loggers, at the optimizer step it belongs to."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,20 +67,3 @@ def flush(trainer: Trainer) -> None:
             logger.save()
         for experiment in _tensorboards(trainer):
             experiment.flush()
-
-
-def way_to_look(trainer: Trainer, folder: Path) -> str:
-    """How the run is looked at, by the loggers it has."""
-    ways = [f'in Python: lightning_icl.load_run("{folder}").table']
-    for logger in trainer.loggers:
-        match type(logger).__name__:
-            case "TensorBoardLogger":
-                ways.insert(0, f"all runs: tensorboard --logdir {folder.parent}")
-            case "CSVLogger":
-                ways.append(f"curves: {folder / 'metrics.csv'}")
-            case "WandbLogger":
-                url = getattr(getattr(logger, "experiment", None), "url", None)
-                ways.append(f"Weights & Biases: {url or f'wandb sync {logger.save_dir}/wandb/latest-run'}")
-            case other:
-                ways.append(f"{other.removesuffix('Logger')}: {logger.name or ''} {logger.version or ''}".rstrip())
-    return "\n".join(f"  {way}" for way in ways)

@@ -97,7 +97,7 @@ MACHINES = {"trainer.devices", "trainer.num_nodes"}
 MEANT = {
     kind: "|".join(options)
     for kind, options in {
-        "text": [r"trainer\.(model_registry|default_root_dir)", r"predictions\.filename"],
+        "text": [r"trainer\.(model_registry|default_root_dir)", r"predictions\.filename|run_name"],
         "true": [
             r"dry_run|weights_only|LinearRegression\.whitened|(model|Transformer)\.(mlp|attention_bias)",
             r"checkpoint\.(save_last|save_on_exception|verbose|auto_insert_metric_name|save_on_train_epoch_end)",
@@ -108,7 +108,7 @@ MEANT = {
             r"trainer\.(max_epochs|max_time|log_every_n_steps|num_sanity_val_steps|default_root_dir)",
             r"trainer\.(limit_(val|test|predict)_batches|gradient_clip_(algorithm|val))",
             r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",
-            r"run_folder|weights|(model|Transformer|GPT2)\.(max_points|head_dim|network)",
+            r"run_(folder|name)|weights|(model|Transformer|GPT2)\.(max_points|head_dim|network)",
             r"ReferenceRisk\.references|AlgorithmMatch\.algorithms|HeadPruning\.(strategies|checkpoints)",
             r"IterativeHardThresholding\.sparsity|ISTA\.alpha",
         ],

@@ -313,10 +313,20 @@ TABLE = [
     (["--trainer.accelerator", "gpu"], "No supported gpu backend found!"),
     (["--trainer.strategy", "dpp"], "You selected an invalid strategy name: `strategy='dpp'`."),
     # the run's folder, its loggers and its record
-    (["--run_folder", "."], "run_folder is ., but there is a run in it already: go on with it by --ckpt_path last,"),
+    (
+        ["--run_name", "a/b"],
+        "run_name is a/b, but it must be of letters, digits, '_', '.' and '-', and not begin with the last two;",
+    ),
+    (["--run_name", ".."], "run_name is .., but it must be of letters, digits, '_', '.' and '-',"),
+    (["--run_name="], "run_name is '', but it must be text that is not empty."),
+    (
+        ["--run_name", "a", "--run_folder", "b"],
+        "run_name is a and run_folder is b, but a run has one folder; leave one out.",
+    ),
+    (["--run_folder", "."], "run_folder is ., but there is such a run already: go on with it by --ckpt_path last,"),
     (["--run_folder", "config.yaml"], "run_folder is config.yaml, but config.yaml is a file; name another folder."),
     (["--run_folder", "s3://b/run"], "run_folder is s3://b/run, but a run's folder must lie on this machine;"),
-    (["--ckpt_path", "last"], "ckpt_path is last, but run_folder does not say of which run."),
+    (["--ckpt_path", "last"], "ckpt_path is last, but neither run_name nor run_folder says of which run."),
     (
         "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_loss}}]}",
         "monitor of EarlyStopping is 'val_loss', but nothing here is known to log it",

@@ -11,6 +11,7 @@ from reference_pages import check_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_icl import cli, load_run
+from lightning_icl.functional.errors import InputError
 
 # full_analysis.yaml goes on top of another.
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.stem != "full_analysis")
@@ -44,7 +45,7 @@ def validated(trained):
     """The folder of the trained run's ``python -m lightning_icl validate``."""
     config = ["--config", trained[0] / "lightning_logs" / "version_0" / "config.yaml"]
     run_command("validate", *config, "--ckpt_path", last_checkpoint(trained[0]), cwd=trained[0])
-    return trained[0] / "lightning_logs" / "version_1"
+    return trained[0] / "lightning_logs" / "version_0" / "validate_0"
 
 
 def last_checkpoint(folder, version=0):
@@ -90,8 +91,8 @@ def test_validate_reproduces_the_last_numbers_and_figures_of_the_fit(trained, va
 def test_two_processes_find_the_same_numbers_as_one(trained, validated, tmp_path):
     options = ["--ckpt_path", last_checkpoint(trained[0]), "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     options += ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", ".", "--figures.when", "never"]
-    run_command("validate", "--config", "configs/debug.yaml", *options, cwd=tmp_path)
-    one, two = numbers(validated), numbers(tmp_path / "lightning_logs" / "version_0")
+    run_command("validate", "--config", "configs/debug.yaml", *options, "--run_name", "two", cwd=tmp_path)
+    one, two = numbers(validated), numbers(tmp_path / "lightning_logs" / "two")
     assert len(one) > 40
     assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
 
@@ -109,6 +110,34 @@ def test_a_killed_run_resumes_to_bit_identical_weights(trained, tmp_path):
     assert whole["global_step"] == resumed["global_step"] == 40
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name])
+
+
+def test_an_analysis_that_names_no_config_takes_that_of_the_checkpoints_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNS", "lightning_logs")
+    for path in ("lightning_logs/mine/config.yaml", "lightning_logs/mine/checkpoints/last.ckpt", "bare/last.ckpt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    given = ["validate", "--ckpt_path", "$RUNS/mine/checkpoints/last.ckpt", "--seed_everything=2"]
+    config = f"--config={tmp_path}/lightning_logs/mine/config.yaml"
+    assert cli.with_own_config(given) == ["validate", config, *given[1:]]
+    last = ["test", "--ckpt_path=last", "--run_name", "mine"]
+    assert cli.with_own_config(last) == ["test", "--config=lightning_logs/mine/config.yaml", *last[1:]]
+    bare = ["predict", "--ckpt_path", "bare/last.ckpt"]
+    as_they_are = [
+        ["fit", *given[1:]],
+        [*given, "-c", "a.yaml"],
+        [*given, "--config=a.yaml"],
+        last[:2],
+        ["validate"],
+        [],
+    ]
+    for args in (*as_they_are, [*bare, "--data.task", "LinearRegression"], ["validate", "--ckpt_path", "null"]):
+        assert cli.with_own_config(args) == args
+    with pytest.raises(InputError, match="there is no config of bare/last"):
+        cli.with_own_config(bare)
+    with pytest.raises(InputError, match="but there is no such file"):
+        cli.with_own_config(["validate", "--ckpt_path", "nowhere.ckpt"])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])
@@ -188,8 +217,8 @@ def test_two_processes_predict_the_same_file_as_one(trained, tmp_path):
         folder.mkdir()
         options = ["--ckpt_path", last_checkpoint(trained[0]), "--trainer.devices", devices]
         options += ["--trainer.strategy", "ddp" if devices == 2 else "auto"]
-        run_command("predict", "--config", "configs/debug.yaml", *options, cwd=folder)
-        files.append(dict(np.load(folder / "lightning_logs" / "version_0" / "predictions.npz")))
+        run_command("predict", "--config", "configs/debug.yaml", *options, "--run_folder", "predicted", cwd=folder)
+        files.append(dict(np.load(folder / "predicted" / "predictions.npz")))
     assert files[0].keys() == files[1].keys()
     for name, values in files[0].items():
         np.testing.assert_allclose(files[1][name], values, atol=1e-5)

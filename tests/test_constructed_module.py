@@ -92,7 +92,7 @@ def test_fit_from_the_command_line_starts_there_and_goes_on(tmp_path, monkeypatc
     assert load_run(runs / "version_1").module.construction is None
     ckpt = str(runs / "version_1" / "checkpoints" / "last.ckpt")
     cli.main(["validate", "--config", str(runs / "version_1" / "config.yaml"), "--ckpt_path", ckpt])
-    tables = [load_run(runs / f"version_{i}").table.set_index("metric") for i in (0, 2)]
+    tables = [load_run(runs / i).table.set_index("metric") for i in ("version_0", "version_1/validate_0")]
     risks = [table[table["n_points"].isna()]["value"]["val/excess_risk/transformer"] for table in tables]
     state = load_run(runs / "version_1").model.state_dict()
     for key, value in ConstructedGD(3, 0.2).state(8).items():

@@ -383,6 +383,6 @@ def test_a_run_writes_its_checkpoints_beside_their_place(tmp_path, monkeypatch, 
 
 def test_the_run_that_last_means_must_be_named_to_evaluate_it(run, capsys):
     validate = ["validate", "--config", "run/config.yaml", "--ckpt_path", "last"]
-    assert "ckpt_path is last, but run_folder does not say of which run." in refused(capsys, *validate)
+    assert "ckpt_path is last, but neither run_name nor run_folder says of which run." in refused(capsys, *validate)
     said = refused(capsys, *validate, "--run_folder", "none")
     assert "ckpt_path is last, but there is no checkpoint in none/checkpoints." in said

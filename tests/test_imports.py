@@ -60,11 +60,13 @@ MAY_IMPORT = {
     | {"callbacks", "checkpoint", "command_line", "commands", "export", "shipped_configs", "studies", "terminal"},
     "cli": {
         "functional",
+        "checks",
         "command_line",
         "endings",
         "commands",
         "config_errors",
         "launcher",
+        "record",
         "shell",
         "shipped_configs",
         "terminal",

@@ -197,7 +197,7 @@ def test_what_the_first_process_refuses_the_others_refuse(folder):
         for rank in "01"
     ]
     try:
-        assert all("there is a run in it already" in rank.communicate(timeout=120)[1] for rank in ranks)
+        assert all("there is such a run already" in rank.communicate(timeout=120)[1] for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()

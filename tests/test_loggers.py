@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,7 +18,7 @@ from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, run_folder
-from lightning_icl.record.loggers import logger_configs, place
+from lightning_icl.record.loggers import logger_configs, loggers_in, place
 
 
 class Service(Logger):
@@ -96,8 +97,11 @@ def test_two_runs_from_one_folder_have_each_their_own(work, logger, files):
         saved = yaml.safe_load((run / "config.yaml").read_text())
         assert "version_" not in json.dumps(saved["trainer"])  # with which the next run would write into this one
         assert saved["checkpoint"]["dirpath"] is None
+    trained = contents(run)
     call("validate", logger, "--ckpt_path", run / "checkpoints" / "last.ckpt")
-    assert contents(work / "lightning_logs") == {"version_0", "version_1", "version_2"}
+    assert contents(run / "validate_0") >= files | {"config.yaml", "record.jsonl"}
+    assert contents(run) == trained | {"validate_0"}
+    assert contents(work / "lightning_logs") == {"version_0", "version_1"}
     assert contents(work) == {"config.yaml", "lightning_logs"}
 
 
@@ -110,7 +114,7 @@ def test_a_named_folder_holds_all_of_a_run(work, capsys, logger, files):
     before = contents(work / "a" / "b")
     with pytest.raises(SystemExit):
         call("fit", logger, "--run_folder", "a/b")
-    assert "run_folder is a/b, but there is a run in it already: go on with it by" in capsys.readouterr().err
+    assert "run_folder is a/b, but there is such a run already: go on with it by" in capsys.readouterr().err
     assert contents(work / "a" / "b") == before
 
 
@@ -122,7 +126,7 @@ def test_every_command_has_a_folder(work, capsys, logger):
     for command in commands:
         with pytest.raises(SystemExit):
             call(command, logger, "--run_folder", "mine", "--ckpt_path", "mine/checkpoints/last.ckpt")
-        assert "run_folder is mine, but there is a run in it already" in capsys.readouterr().err
+        assert "run_folder is mine, but there is such a run already" in capsys.readouterr().err
         call(command, logger, "--run_folder", command, "--ckpt_path", "mine/checkpoints/last.ckpt")
         assert contents(work / command) >= {"config.yaml", "record.jsonl"}
     assert contents(work) == {"config.yaml", "mine", *commands}
@@ -151,15 +155,19 @@ def test_weights_and_biases_write_into_the_folder_too(work, monkeypatch):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_logger_told_where_to_write_writes_there(work):
-    call("fit", [CSV | {"init_args": {"save_dir": "logs", "name": "mine"}}, SERVICE | {"init_args": {"save_dir": "s"}}])
-    assert contents(work) == {"config.yaml", "logs", "s"}
-    assert contents(work / "logs" / "mine") == {"version_0"}
+def test_a_logger_told_where_to_write_writes_there(work, capsys):
+    call("fit", [CSV | {"init_args": {"save_dir": "all", "name": "mine"}}, SERVICE | {"init_args": {"save_dir": "s"}}])
+    assert contents(work) == {"config.yaml", "all", "s"}
+    assert contents(work / "all" / "mine") == {"version_0"}
     named = TENSORBOARD | {"init_args": {"save_dir": "logs", "name": None, "version": "first"}}
     call("fit", named)
     assert contents(work / "logs" / "first") >= {"config.yaml", "checkpoints", "events"}
     with pytest.raises(SystemExit):
         call("fit", named)
+    assert "trainer.logger.version is first, but there is such a run already" in capsys.readouterr().err
+    call("validate", named, "--ckpt_path", "logs/first/checkpoints/last.ckpt")
+    assert contents(work / "logs" / "first" / "validate_0") >= {"config.yaml", "events"}
+    assert contents(work / "logs") == {"first"}
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -168,6 +176,20 @@ def test_a_fast_run_writes_nothing(work, logger):
     for folder in ([], ["--run_folder", "mine"]):
         call("fit", logger, "--trainer.fast_dev_run", "true", *folder)
     assert contents(work) == {"config.yaml"}
+
+
+class WandbLogger(Service):
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__()
+        self.called = name
+
+
+@pytest.mark.parametrize(("given", "called"), [({}, "mine"), ({"name": "theirs"}, "theirs")])
+def test_a_service_calls_a_run_by_its_name_unless_told_another(tmp_path, given, called):
+    config = Namespace(class_path="test_loggers.WandbLogger", init_args=Namespace(given))
+    (logger,) = loggers_in(tmp_path, [config], True, name="mine")
+    assert logger.called == called
+    assert "name" not in Namespace(config.init_args) or given  # the config that is saved says nothing of it
 
 
 class Refusing(Callback):
@@ -299,14 +321,25 @@ def test_a_kill_takes_nothing_that_a_checkpoint_has_behind_it(work):
 
 
 @pytest.mark.slow  # test_data.py trains on two processes, which write into one folder
-@pytest.mark.parametrize("folder", ["lightning_logs/version_0", "mine"], ids=["new", "named"])
-def test_two_processes_write_into_one_folder(work, folder):
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("lightning_logs/version_0", ()),
+        ("mine", ("--run_folder", "mine")),
+        ("lightning_logs/mine", ("--run_name", "mine")),
+    ],
+    ids=["new", "folder", "name"],
+)
+def test_two_processes_write_into_one_folder(work, folder, told):
     options = ["--config", "config.yaml", "--trainer.logger", "false", "--trainer.limit_val_batches", 1]
     options += ["--trainer.devices", 2, "--trainer.strategy", "ddp"]
-    run_command("fit", *options, *(["--run_folder", folder] if folder == "mine" else []), cwd=work)
+    run_command("fit", *options, *told, cwd=work)
     assert contents(work) == {"config.yaml", folder.partition("/")[0]}
     assert contents(work / folder) >= {"config.yaml", "checkpoints", "record.jsonl"}
-    assert contents((work / folder).parent) <= {"version_0", "config.yaml", "mine"}
+    assert contents((work / folder).parent) <= {Path(folder).name, "config.yaml"}
+    run_command("validate", *options[2:], "--ckpt_path", f"{folder}/checkpoints/last.ckpt", cwd=work)
+    assert contents((work / folder).parent) <= {Path(folder).name, "config.yaml"}
+    assert contents(work / folder / "validate_0") >= {"config.yaml", "record.jsonl"}
 
 
 def test_a_path_that_is_expanded_already_is_taken_as_it_stands(tmp_path):

@@ -1,6 +1,7 @@
 """A run in a folder of its own: begun, gone on with, and with or without figures."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 from lightning_icl.callbacks import analysis
 from lightning_icl.cli import main
 from lightning_icl.record import journal, load_run
+from lightning_icl.record.folder import analysed_run
 
 CONFIG = """
 data:
@@ -71,13 +73,54 @@ def test_a_run_is_begun_and_gone_on_with_by_the_same_command(fit, tmp_path, undr
         assert torch.equal(tensor, weights(run)["state_dict"][key])
 
 
+def test_a_run_has_a_name_and_its_analyses_lie_in_it(fit, tmp_path, capsys, undrawn):
+    where = "This run is in lightning_logs/{}\n  all runs: tensorboard --logdir lightning_logs\n"
+    fit("--run_name", "mine")
+    assert where.format("mine") in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        fit("--run_name", "mine")
+    assert "run_name is mine, but there is such a run already: go on with it by" in capsys.readouterr().err
+    analysis = ["validate", "--ckpt_path", "lightning_logs/mine/checkpoints/last.ckpt"]  # with the run's own config
+    main(analysis)
+    assert where.format("mine/validate_0") in capsys.readouterr().out
+    fit("--run_name", "mine", "--ckpt_path", "last", "--trainer.max_steps", "3")
+    main([*analysis, "--seed_everything", "7"])
+    main(["validate", "--run_name", "mine", "--ckpt_path", "last"])
+    runs = tmp_path / "lightning_logs"
+    assert [path.name for path in runs.iterdir()] == ["mine"]
+    assert {path.name for path in (runs / "mine").glob("*_*")} == {"validate_0", "validate_1"}
+    assert steps(runs / "mine") == [1, 2, 3, 3]
+    found = [load_run(runs / "mine" / f"validate_{i}").table for i in (0, 1)]
+    assert [(set(table["step"]), set(table["seed"])) for table in found] == [({2}, {0}), ({3}, {7})]
+    for run in ("mine", "mine/validate_0"):
+        saved = yaml.safe_load((runs / run / "config.yaml").read_text())
+        assert saved["run_name"] is saved["run_folder"] is None
+
+
+def test_only_the_run_of_a_checkpoint_has_analyses_of_it(tmp_path, monkeypatch):
+    for name in ("run", "bare"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    inside = tmp_path / "run" / "checkpoints" / "step=2.ckpt"
+    monkeypatch.chdir(tmp_path / "run")
+    assert analysed_run(str(inside)) == analysed_run("checkpoints/last.ckpt") == tmp_path / "run"
+    others = (
+        tmp_path / "run" / "last.ckpt",
+        tmp_path / "bare" / "checkpoints" / "last.ckpt",
+        "s3://a/run/checkpoints/a.ckpt",
+    )
+    assert not any(analysed_run(str(path)) for path in others)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write where a mode forbids it
+    assert analysed_run(str(inside)) is None
+
+
 def test_a_run_is_not_written_over(fit, tmp_path, capsys, undrawn):
     fit("--run_folder", "mine")
     before = (tmp_path / "mine" / journal.NAME).read_text()
     with pytest.raises(SystemExit):
         fit("--run_folder", "mine")
     assert (
-        "run_folder is mine, but there is a run in it already: go on with it by --ckpt_path" in capsys.readouterr().err
+        "run_folder is mine, but there is such a run already: go on with it by --ckpt_path" in capsys.readouterr().err
     )
     assert (tmp_path / "mine" / journal.NAME).read_text() == before
 

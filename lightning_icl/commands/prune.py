@@ -9,7 +9,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
 
-from lightning_icl.checkpoint import read, run_folder, write
+from lightning_icl.checkpoint import read, run_of, write
 from lightning_icl.commands.pruned_checkpoint import pruned_checkpoint, smaller_model
 from lightning_icl.commands.run import Run, open_run
 from lightning_icl.functional.errors import InputError
@@ -85,7 +85,7 @@ def _new_folder(output: str | None, ckpt_path: str) -> Path:
         if Path(output).exists():
             raise InputError(f"output is {output}, but that exists already; name a folder that does not.")
         return Path(output)
-    run = run_folder(ckpt_path)
+    run = run_of(ckpt_path)
     names = itertools.chain([f"{run.name}_pruned"], (f"{run.name}_pruned_{i}" for i in itertools.count(2)))
     return next(run.with_name(name) for name in names if not run.with_name(name).exists())
 

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_icl.checkpoint import check_checkpoint, run_folder
-from lightning_icl.command_line import ICLCommandLine, Parser, set_constructed_shape, settle_network
+from lightning_icl.checkpoint import check_checkpoint
+from lightning_icl.command_line import ICLCommandLine, Parser, check_name, set_constructed_shape, settle_network
 from lightning_icl.data import PromptDataModule
 from lightning_icl.functional.errors import InputError
 from lightning_icl.module import ICLModule
 from lightning_icl.network import shapes_alone
+from lightning_icl.record.folder import config_of
 from lightning_icl.record.loading import loaded_module
 
 
@@ -38,28 +39,12 @@ def open_run(ckpt_path: str | Path, config: str | Path | None = None, weights_on
         config: the config it was trained with; found where ``fit`` puts it unless told (``config_of``).
         weights_only: False reads a checkpoint that brings code, and runs it.
     """
-    config = config_of(ckpt_path, config)
+    if config is not None and not Path(config).is_file():
+        raise InputError(f"config is {config}, but there is no such file.")
+    config = Path(config or config_of(ckpt_path))
     reader = _Reader(["validate", "--config", str(config)])
     check_checkpoint(ckpt_path, reader.options.model.as_dict(), False, weights_only)
     return Run(loaded_module(ckpt_path, weights_only=weights_only), reader.datamodule, config)
-
-
-def config_of(ckpt_path: str | Path, config: str | Path | None = None) -> Path:
-    """The config given, or RUN/config.yaml of RUN/checkpoints/NAME.ckpt, or config.yaml beside the checkpoint."""
-    if config is not None:
-        if not Path(config).is_file():
-            raise InputError(f"config is {config}, but there is no such file.")
-        return Path(config)
-    if "://" in str(ckpt_path):
-        raise InputError(f"ckpt_path is {ckpt_path}, but its config is looked for on this machine alone; name it.")
-    if not Path(ckpt_path).is_file():
-        raise InputError(f"ckpt_path is {ckpt_path}, but there is no such file.")
-    found = run_folder(ckpt_path) / "config.yaml"
-    if not found.is_file():
-        raise InputError(
-            f"there is no config of {ckpt_path} at {found}; name the config it was trained with: --config."
-        )
-    return found
 
 
 def check_fit(arguments: Sequence[str]) -> dict[str, Any]:
@@ -90,6 +75,7 @@ class _Reader(ICLCommandLine):
     def _set_seed(self) -> None: ...
 
     def before_instantiate_classes(self) -> None:
+        check_name(self.options)
         set_constructed_shape(self.options.model)
         settle_network(self.options.model)
 

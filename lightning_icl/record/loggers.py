@@ -15,6 +15,7 @@ from lightning_icl.record.folder import RUNS
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 TABLE = "metrics.csv"  # CSVLogger's file
+NAMES = {"WandbLogger": "name", "MLFlowLogger": "run_name"}  # which option calls a run something in a service
 TRAINING = ("train/", "curriculum/", "prune/schedule/")  # what is logged as a step is made
 
 
@@ -53,9 +54,15 @@ def class_of(config: Namespace) -> type:
 
 
 def loggers_in(
-    folder: Path | None, configs: Sequence[Namespace], fits: bool, since: tuple[int, bool] | None
+    folder: Path | None,
+    configs: Sequence[Namespace],
+    fits: bool,
+    since: tuple[int, bool] | None = None,
+    name: str | None = None,
 ) -> list[Logger]:
     """The loggers, writing into the run's folder; as configured where there is none, in processes that log nothing.
+
+    A service is told the run's ``name``, where it has one and its logger was not given another.
 
     They take back what a fit will log again that goes on from a checkpoint, or starts anew where a run that was killed
     has left none.
@@ -69,7 +76,7 @@ def loggers_in(
         rows = [row for row in rows if row["step"] < first or (not whole and _of_training(row, step))]
     parser = ArgumentParser()
     parser.add_argument("--loggers", type=list[Logger])
-    moved = [config if folder is None else _moved(config, folder, first) for config in configs]
+    moved = [config if folder is None else _moved(config, folder, first, name) for config in configs]
     try:
         loggers = parser.instantiate_classes(Namespace(loggers=moved)).loggers
     except ValueError as error:
@@ -86,7 +93,7 @@ def loggers_in(
     return loggers
 
 
-def _moved(config: Namespace, folder: Path, purge_step: int | None) -> Namespace:
+def _moved(config: Namespace, folder: Path, purge_step: int | None, name: str | None) -> Namespace:
     """The logger in the run's folder, unless it was told another place that is not for this to choose."""
     config, kind = config.clone(), class_of(config)
     options = config.init_args = config.get("init_args", Namespace())
@@ -96,6 +103,9 @@ def _moved(config: Namespace, folder: Path, purge_step: int | None) -> Namespace
         default = getattr(inspect.signature(kind).parameters.get("save_dir"), "default", None)
         if isinstance(default, str) and options.get("save_dir", default) == default:
             options.save_dir = str(folder / default)
+        option = NAMES.get(kind.__name__)
+        if name and option and options.get(option) is None:
+            options[option] = name
     if issubclass(kind, TensorBoardLogger):
         options.default_hp_metric = False  # a placeholder; Recorder fills HPARAMS
         if purge_step is not None:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from lightning.pytorch import Trainer
 
 from lightning_icl.data import PromptDataModule
 from lightning_icl.module import ICLModule
 from lightning_icl.record.context import options
+from lightning_icl.record.folder import CONFIG
 from lightning_icl.record.rows import Row, tag
 
 MODEL, ZERO = "val/excess_risk/transformer", "val/excess_risk/zero"
@@ -93,3 +95,27 @@ def telling_options(data: PromptDataModule, module: ICLModule, steps: int) -> di
     known |= {"task": type(data.task).__name__} | {f"task.{name}": value for name, value in options(data.task).items()}
     known |= {"n_points": data.largest_n, "batch_size": data.batch_size, "seed": data.seed, "steps": steps}
     return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in known.items()}
+
+
+def way_to_look(trainer: Trainer, folder: Path) -> str:
+    """Where a run lies, and how it is looked at, by the loggers it has."""
+    folder = folder.absolute()
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    config, checkpoint = folder / CONFIG, folder / "checkpoints" / "last.ckpt"
+    runs = folder.parent.parent if (folder.parent / CONFIG).is_file() else folder.parent  # an analysis lies in its run
+    ways = [f'in Python: lightning_icl.load_run("{folder}").table']
+    for logger in trainer.loggers:
+        match type(logger).__name__:
+            case "TensorBoardLogger":
+                ways.insert(0, f"all runs: tensorboard --logdir {shlex.quote(str(runs))}")
+            case "CSVLogger":
+                ways.append(f"curves: {folder / 'metrics.csv'}")
+            case "WandbLogger":
+                url = getattr(getattr(logger, "experiment", None), "url", None)
+                ways.append(f"Weights & Biases: {url or f'wandb sync {logger.save_dir}/wandb/latest-run'}")
+            case other:
+                ways.append(f"{other.removesuffix('Logger')}: {logger.name or ''} {logger.version or ''}".rstrip())
+    if config.is_file() and checkpoint.is_file():
+        parts = ["--config", config, "--config", "configs/full_analysis.yaml", "--ckpt_path", checkpoint]
+        ways.append(f"look further: lightning-icl validate {shlex.join(map(str, parts))}")
+    return "\n".join([f"This run is in {folder}", *(f"  {way}" for way in ways)])

@@ -76,8 +76,14 @@ def test_a_pruned_run_validates_and_goes_on_training_with_its_callbacks(run, tmp
     for line in ("layer 1: 2 heads -> 2", "layer 2: 4 heads -> 0", "layer 3: 2 heads -> 1 (head 2)"):
         assert line in said
     callbacks = ["--config", str(tmp_path / "callbacks.yaml")]
-    main(["validate", *smaller, *callbacks, "--trainer.default_root_dir", str(tmp_path / "validated")])
-    measured = load_run(tmp_path / "validated" / "lightning_logs" / "version_0").table
+    main(
+        [
+            "validate",
+            *smaller,
+            *callbacks,
+        ]
+    )
+    measured = load_run(tmp_path / "smaller" / "validate_0").table
     assert {"HeadImportance", "HeadPruning", "LinearProbe"} <= set(measured["analysis"])
     main(["fit", *smaller, "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "5"])
     saved = torch.load(checkpoint(tmp_path / "lightning_logs" / "version_0"), weights_only=True)
