@@ -76,8 +76,12 @@ class StepLoader:
 class ValidationStream(TypedDict, total=False):
     """How a validation stream differs from fresh prompts of the training task; empty where it does not.
 
-    ``shift`` changes options of the training task, or ``task`` replaces it; ``n_points`` replaces the number of
-    examples. A TypedDict, because the command line would pass over a misspelt key of a dataclass in silence.
+    A TypedDict, because the command line would pass over a misspelt key of a dataclass in silence.
+
+    Attributes:
+        shift: options of the training task that are changed.
+        n_points: the number of examples, or [smallest, largest], in place of the training's.
+        task: a law in place of the training task; not beside a shift.
 
     Example:
         >>> from lightning_icl import PromptDataModule, SparseLinearRegression, ValidationStream

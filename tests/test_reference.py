@@ -63,8 +63,7 @@ def test_all_that_is_public_is_on_a_page_once():
 
 def test_what_a_config_names_and_every_function_has_an_example():
     for (_, name), thing in NAMED.items():
-        configured = isinstance(thing, type) and issubclass(thing, reference.WITH_OPTIONS)
-        if (configured and not inspect.isabstract(thing)) or inspect.isfunction(thing):
+        if reference.is_configured(thing) or inspect.isfunction(thing):
             assert ("\nExample:\n" in inspect.getdoc(thing)) == (name not in WITHOUT_EXAMPLE), name
 
 
@@ -131,13 +130,13 @@ def test_the_pages_of_options_and_configs_leave_nothing_out():
 @pytest.mark.parametrize(
     ("command", "row"),
     [
-        ("export", "| `--ckpt_path` | `str` | required | the checkpoint, such as RUN/checkpoints/last.ckpt. |"),
-        ("prune", '| `--keep` | `list["all" \\| list[int]]` | required |'),
+        ("export", "`--ckpt_path` &nbsp; str, required\n: the checkpoint, such as RUN/checkpoints/last.ckpt."),
+        ("prune", '`--keep` &nbsp; list\\["all" | list\\[int\\]\\], required\n: '),
     ],
 )
 def test_options_are_told_as_the_signature_has_them(command, row):
     parser = reference.command_parser(command, reference.command_function(command))
-    assert row in reference.option_table(reference.options_of(parser).values())
+    assert row in reference.option_list(reference.options_of(parser).values())
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,12 @@ def test_a_type_reads_as_in_a_signature(hint, text):
     assert reference.type_text(hint) == text
 
 
+def test_plain_text_stays_as_it_is_in_markdown():
+    said = "w_j <x> with --data.task X, `a_b --c`"
+    assert reference.escaped(said) == r"w\_j \<x\> with `--data.task` X, `a_b --c`"
+
+
 def test_formulas_stay_text():
     lines = ["min ||y - X w||^2 over w_, X^T*y of ``a|b``", "", "    >>> 2 * x_"]
-    reference.plain_formulas(None, "function", "f", reference.table, None, lines)
+    reference.plain_formulas(None, "function", "f", reference.names, None, lines)
     assert lines == [r"min \|\|y - X w\|\|^2 over w\_, X^T\*y of ``a|b``", "", "    >>> 2 * x_"]

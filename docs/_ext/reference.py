@@ -9,14 +9,16 @@ import inspect
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from lightning_icl.cli import COMMANDS, LightningICL, command_function, command_parser
 from lightning_icl.functional.constructions import Construction
@@ -35,18 +37,17 @@ NAMED_IN_CONFIGS: Mapping[type, Callable[[Any], dict[str, Any]]] = {
     Spectrum: lambda named: {
         "data": {"task": {"class_path": "LinearRegression", "init_args": {"n_dims": 3, "spectrum": named}}}
     },
-    Reference: lambda named: _callbacks({"class_path": "ReferenceRisk", "init_args": {"references": [named]}}),
-    PruningStrategy: lambda named: _callbacks(
-        "HeadImportance", {"class_path": "HeadPruning", "init_args": {"strategies": [named]}}
-    ),
+    Reference: lambda named: {"references": [named]},
+    PruningStrategy: lambda named: {"strategies": [named]},
     Construction: lambda named: {"model": {"construction": named}},
     Claim: lambda named: {"claims": [named]},
     StudyFigure: lambda named: {"figures": [named]},
 }
 WITH_OPTIONS = (*NAMED_IN_CONFIGS, InContextNetwork, Callback)
 SHARED = (LinearTask, Task, Construction)  # whose options are told once, with them
-# Whose help is long, and not ours.
-LIGHTNINGS = ("checkpoint", "trainer", "ckpt_path", "weights_only", "verbose", "return_predictions")
+# What is Lightning's, whose help is long: of groups the class, whose defaults may be others than ours.
+LIGHTNINGS: dict[str, Any] = {"checkpoint": ModelCheckpoint, "trainer": Trainer}
+LIGHTNINGS |= dict.fromkeys(("ckpt_path", "weights_only", "verbose", "return_predictions"))
 LINKS = {"data.task": "tasks.md", "model.network": "network.md", "trainer.callbacks": "callbacks.md"}
 
 
@@ -71,8 +72,13 @@ def parsers() -> dict[str, ArgumentParser]:
 
 def options_of(parser: ArgumentParser) -> dict[str, Any]:
     """Its options by name; not those that come of others or only show help."""
-    return {action.dest: action for action in parser._actions if hasattr(action, "_typehint") and action.option_strings
-            and "-->" not in action.option_strings[0] and not action.dest.endswith(".help")}  # fmt: skip
+    own = [action for action in parser._actions if hasattr(action, "_typehint") and not action.dest.endswith(".help")]
+    return {action.dest: action for action in own if "-->" not in action.option_strings[0]}
+
+
+def told(action: Any) -> tuple[Any, str]:
+    """What tells one command's option from another's of that name."""
+    return action.default, action.help
 
 
 def type_text(hint: Any) -> str:
@@ -90,42 +96,39 @@ def _union(found: re.Match[str]) -> str:
     return " | ".join(parts + ["null"] * found[0].startswith("Optional"))
 
 
-def default_text(action: Any) -> str:
+def default_text(value: Any) -> str:
     """A default as YAML has it."""
-    value = action.default
-    if action.required:
-        return "required"
     if isinstance(value, Namespace) or hasattr(value, "__dataclass_fields__"):
-        return f"`{value}`"
-    value = dict(value) if isinstance(value, Mapping) else value
-    return f"`{json.dumps(value, default=str, ensure_ascii=False)}`"
+        return str(value)
+    return json.dumps(dict(value) if isinstance(value, Mapping) else value, default=str, ensure_ascii=False)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a line break or | in a cell does not end it."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
-
-
-def option_table(actions: Iterable[Any], flag: str = "--") -> str:
-    """Name, type, default and help of each; of Lightning's the first sentence."""
-    rows = []
+def option_list(actions: Iterable[Any], flag: str = "--") -> str:
+    """Name, type, default and help of each; of Lightning's the first sentence that tells more than the default."""
+    parts = []
     for action in actions:
-        said = escaped(" ".join((action.help or "").split()))
-        if action.dest.partition(".")[0] in LIGHTNINGS:
-            said = re.sub(r":\w+:`[~!.]*([^`]*)`", r"`\1`", said).partition(". ")[0].rstrip(".") + "."
+        said = " ".join((action.help or "").split())
+        group, _, name = action.dest.partition(".")
+        default = "required" if action.required else f"default `{default_text(action.default)}`"
+        if group in LIGHTNINGS:
+            theirs = inspect.signature(LIGHTNINGS[group]).parameters[name].default if name else action.default
+            default += f" (Lightning's: `{default_text(theirs)}`)" if theirs != action.default else ""
+            plain = re.sub(r":\w+:`[~!.]*([^`]*)`", r"`\1`", said)
+            sentences = [part for part in re.split(r"(?<=\.) ", plain) if not part.startswith("Default")]
+            said = sentences[0].rstrip(".") + "." if sentences else ""
         link = f" ([classes]({LINKS[action.dest]}))" if action.dest in LINKS else ""
-        name, kind = f"`{flag}{action.dest}`", f"`{type_text(action._typehint)}`"
-        rows.append([name, kind, default_text(action), said + link])
-    return table(["option", "type", "default", "meaning"], rows)
+        head = f"`{flag}{action.dest}` &nbsp; {escaped(type_text(action._typehint))}, {default}"
+        parts.append(f"{head}\n: {escaped(said)}{link}")
+    return "\n\n".join(parts)
 
 
 def escaped(text: str) -> str:
-    """Plain text for Markdown; what stands between backquotes is code already."""
-    parts = re.split(r"(`+[^`]*`+)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]$#~])", r"\\\1", part) for part in parts)
+    """Plain text for Markdown; options are code, and what stands between backquotes is already."""
+    kept = {"`": str, "-": "`{}`".format}
+    parts = re.split(r"(`+[^`]*`+|(?<!\S)--\w[\w.]*)", text)
+    return "".join(
+        kept[part[0]](part) if i % 2 else re.sub(r"([\\*_<>\[\]$#~])", r"\\\1", part) for i, part in enumerate(parts)
+    )
 
 
 def options(command: str, body: str) -> str:
@@ -133,27 +136,25 @@ def options(command: str, body: str) -> str:
     found = options_of(parsers()[command])
     if command in ("validate", "test", "predict"):
         fit = options_of(parsers()["fit"])
-        own = [action for name, action in found.items()
-               if name not in fit or action.default != fit[name].default or action.help != fit[name].help]  # fmt: skip
+        as_in_fit = {name for name, action in fit.items() if name in found and told(action) == told(found[name])}
+        own = [action for name, action in found.items() if name not in as_in_fit]
         missing = [f"`--{name}`" for name in fit if name not in found]
-        return option_table(own) + (f"\n\nNot there: {', '.join(missing)}." if missing else "")
+        return option_list(own) + (f"\n\nNot there: {', '.join(missing)}." if missing else "")
     groups: dict[str, list[Any]] = defaultdict(list)
     for name, action in found.items():
         groups[name.partition(".")[0] if command == "fit" and "." in name else ""].append(action)
     parts = []
     for group in sorted(groups, key=lambda name: [*groups].index(name) if name else -1):
         title = f"### {group}\n\n" if group else ""
-        parts.append(title + option_table(groups[group]))
+        parts.append(title + option_list(groups[group]))
     return "\n\n".join(parts)
 
 
 def names(module: str, body: str) -> str:
-    """A table of names with a sentence each, and then everything of each."""
+    """A list of names with a sentence each, and then everything of each."""
     found = {name: getattr(importlib.import_module(module), name) for name in body.split()}
-    rows = [[f"[`{name}`](#{name.lower()})", escaped(first_sentence(thing))] for name, thing in found.items()]
-    return "\n\n".join(
-        [table(["name", "in a sentence"], rows), *(of_name(module, name, thing) for name, thing in found.items())]
-    )
+    brief = [f"- [`{name}`](#{name.lower()}): {escaped(first_sentence(thing))}" for name, thing in found.items()]
+    return "\n\n".join(["\n".join(brief), *(of_name(module, name, thing) for name, thing in found.items())])
 
 
 def first_sentence(thing: Any) -> str:
@@ -166,23 +167,20 @@ def of_name(module: str, name: str, thing: Any) -> str:
     """Its signature, docstring with example, options, and how a config names it."""
     kind = "autoclass" if isinstance(thing, type) else "autofunction"
     parts = [f"### {name}", f"```{{eval-rst}}\n.. {kind}:: {module}.{name}\n{_members(thing)}```"]
-    if (
-        isinstance(thing, type)
-        and issubclass(thing, WITH_OPTIONS)
-        and (thing in SHARED or not inspect.isabstract(thing))
-    ):
+    if is_configured(thing) or thing in SHARED:
         bases = [base for base in SHARED if issubclass(thing, base) and thing is not base]
-        told = {name for base in bases for name in inspect.signature(base).parameters} - {
-            "n_dims",
-            "steps",
-            "step_size",
-        }
-        own = [option for option in class_options(thing).values() if option.dest not in told]
-        parts += [option_table(own, flag="")] * bool(own)
+        told = {option for base in bases for option in inspect.signature(base).parameters}
+        own = [action for name, action in class_options(thing).items() if name not in told or action.required]
+        parts += [option_list(own, flag="")] * bool(own)
         parts += [f"It has the options of [{base.__name__}](#{base.__name__.lower()}) too." for base in bases[:1]]
         if in_config := config_of(thing):
             parts.append(f"```yaml\n{in_config}\n```")
     return "\n\n".join(parts)
+
+
+def is_configured(thing: Any) -> bool:
+    """Whether it is a class that a config can name."""
+    return isinstance(thing, type) and issubclass(thing, WITH_OPTIONS) and not inspect.isabstract(thing)
 
 
 def class_options(thing: type) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def class_options(thing: type) -> dict[str, Any]:
 
 def _members(thing: Any) -> str:
     """The public methods of a class itself that say something, but those of classes that configs name."""
-    if not isinstance(thing, type) or (issubclass(thing, WITH_OPTIONS) and not inspect.isabstract(thing)):
+    if not isinstance(thing, type) or is_configured(thing):
         return ""
     own = [
         name
@@ -218,10 +216,6 @@ def config_of(thing: type) -> str | None:
     return yaml.safe_dump(around(_named(calls[-1])), default_flow_style=None, sort_keys=False, width=100).strip()
 
 
-def _callbacks(*callbacks: Any) -> dict[str, Any]:
-    return {"trainer": {"callbacks": list(callbacks)}}
-
-
 def _called(node: ast.Call) -> str:
     return getattr(node.func, "id", "")
 
@@ -238,16 +232,16 @@ def _named(node: ast.expr) -> Any:
 
 
 def keys(place: str, body: str) -> str:
-    """The keys of a TypedDict, and what its docstring says of them."""
+    """The keys of a TypedDict and what its docstring says of them."""
     module, name = place.split()
     thing = getattr(importlib.import_module(module), name)
-    hints = get_type_hints(thing)
-    rows = [
-        [f"`{key}`", f"`{type_text(kind)}`", "yes" if key in thing.__required_keys__ else "no"]
-        for key, kind in hints.items()
-    ]
-    said = escaped((inspect.getdoc(thing) or "").partition("\n\n")[2])
-    return "\n\n".join([table(["key", "type", "required"], rows), *filter(None, [said])])
+    said, types = docstring_parser.parse(thing.__doc__), get_type_hints(thing)
+    parts = [escaped(" ".join((said.description or "").split()))]
+    for about in said.params:
+        kind = escaped(type_text(types[about.arg_name])) + ", required" * (about.arg_name in thing.__required_keys__)
+        parts.append(f"`{about.arg_name}` &nbsp; {kind}\n: {escaped(' '.join((about.description or '').split()))}")
+    assert [about.arg_name for about in said.params] == [*types], f"the docstring of {name} lists other keys"
+    return "\n\n".join(parts)
 
 
 def configs(folder: str, body: str) -> str:

@@ -21,7 +21,12 @@ NAME_LENGTH = 120  # of a folder; most file systems allow 255
 
 # TypedDicts, because jsonargparse drops a misspelt key of a dataclass inside a dict in silence.
 class Resources(TypedDict, total=False):
-    """What one trial is given: CPU cores, and GPUs, of which a fraction means that several trials share one."""
+    """What one trial is given.
+
+    Attributes:
+        cpu: CPU cores.
+        gpu: GPUs; a fraction means that several trials share one.
+    """
 
     cpu: float
     gpu: float
@@ -30,8 +35,14 @@ class Resources(TypedDict, total=False):
 class PProbingPlan(TypedDict, total=False):
     """Options of ``lightning-icl p_probe``, run once a seed and setting on the models with as many heads in each layer.
 
-    ``where`` holds overrides that the models must have been trained with; ``resources`` what each is given, which is
-    what a trial is given unless told.
+    Attributes:
+        steps: training steps of each optimiser.
+        seeds: how many of each are trained.
+        depths: the largest number of layers and of gradient steps.
+        prompts: how many to score on.
+        accelerator: cpu, gpu or auto.
+        where: overrides that the models must have been trained with.
+        resources: what each run is given; what a trial is given, unless told.
     """
 
     steps: int
@@ -44,12 +55,19 @@ class PProbingPlan(TypedDict, total=False):
 
 
 class Scale(TypedDict, total=False):
-    """One size of a study.
+    """One size of a study. Each trial runs once for each seed.
 
-    ``base``: config files, merged in order. ``overrides``: dotted keys as on the command line, for every trial.
-    ``grids``: products of lists of overrides; ``trials``: single overrides. Each trial runs once for each of ``seeds``.
-    ``judged_where``: overrides of the trials that the verdicts over all settings are of; those of further arms, such as
-    another optimizer, are judged setting by setting only. ``gpu_hours``: an estimate of what it takes.
+    Attributes:
+        base: config files, merged in order.
+        seeds: the seeds of every trial.
+        overrides: dotted keys as on the command line, for every trial.
+        grids: products of lists of overrides.
+        trials: single overrides.
+        resources: what one trial is given.
+        p_probing: options of P-probing, where the study has it.
+        judged_where: overrides of the trials that the verdicts over all settings are of; those of further arms, such
+            as another optimizer, are judged setting by setting only.
+        gpu_hours: an estimate of what it takes.
     """
 
     base: Required[list[str]]
