@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -18,9 +19,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.checks import expanded
 from lightning_icl.command_line import ICLCommandLine, Parser
-from lightning_icl.config_errors import check_overlooked, constructing
+from lightning_icl.config_errors import SHIPPED, check_overlooked, constructing
 from lightning_icl.endings import OF_DISKS, Stopped, listening, outlasting
 from lightning_icl.functional.errors import InputError
+from lightning_icl.help import SUBCOMMANDS, docstring, head_options
 from lightning_icl.launcher import is_first, one_launcher
 from lightning_icl.record.folder import CONFIG, RUNS, config_of
 from lightning_icl.shell import bash_completion, with_environment
@@ -42,14 +44,35 @@ COMMANDS = {
 STUDY_PACKAGES = ("jinja2", "pyarrow", "ray")
 
 
+ABOUT = """\
+How does a transformer learn from the examples in its prompt? This trains one on prompts of random regression problems,
+and measures which of its heads matter, what pruning them costs, and which algorithm it has learned.
+
+  The first command, some minutes on a CPU, which ends with a table:
+    lightning-icl fit --config configs/quickstart.yaml
+  The options of a command:
+    lightning-icl fit --help
+
+Read more in README.md and, from docs/index.md on, in docs/.
+"""
+
+
 class LightningICL(ICLCommandLine):
     """Lightning's subcommands, with ours beside them in --help."""
 
     def setup_parser(self, *args: Any) -> None:
         super().setup_parser(*args)
+        self.parser.description, self.parser.usage = ABOUT, "lightning-icl COMMAND [--OPTION VALUE ...]"
+        for action in self.parser._actions:
+            if action.dest in ("config", "print_config"):
+                action.help = SUPPRESS  # each command has its own
         subcommands = self.parser._subcommands_action
+        assert subcommands is not None
+        group = next(group for group in self.parser._action_groups if group.title == "subcommands")
+        group.description = "COMMAND --help says more."
+        for action in subcommands._choices_actions:
+            action.help = SUBCOMMANDS[action.dest][0]
         for name, description in COMMANDS.items():
-            assert subcommands is not None
             subcommands.add_subcommand(name, Parser(prog=f"lightning-icl {name}"), help=description)
         self.parser.add_argument(
             "--print_completion",
@@ -89,8 +112,10 @@ def command_function(name: str) -> Callable[..., None]:
 
 def command_parser(name: str, command: Callable[..., None]) -> Parser:
     """The arguments of a command's function as options, and YAML files of them."""
-    parser = Parser(prog=f"lightning-icl {name}", description=(command.__doc__ or "").partition("Args:")[0])
+    usage = f"lightning-icl {name} [--OPTION VALUE ...]"
+    parser = Parser(prog=f"lightning-icl {name}", usage=usage, description=docstring(command))
     parser.add_function_arguments(command)
+    head_options(parser)
     if "config" not in signature(command).parameters:
         parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of these options.")
     return parser
@@ -168,6 +193,10 @@ def main(args: list[str] | None = None) -> None:
     given = with_shipped_configs(with_environment(sys.argv[1:] if args is None else args, os.environ))
     if given[:1] != ["fit"]:  # it saves no best ones, of which this tells
         warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    if not given:
+        with suppress(SystemExit):
+            LightningICL(["--help"])
+        fail(f"a command is missing, such as fit --config {SHIPPED}.")
     try:
         given = with_own_config(given)
         if args is None:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace, _common, _typehints
+from jsonargparse._actions import _ActionHelpClassPath
 from jsonargparse.typing import NotEmptyStr, PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint, ModelSummary, ProgressBar
@@ -33,6 +34,7 @@ from lightning_icl.divergence import DivergedError
 from lightning_icl.endings import replay, stop, way_on
 from lightning_icl.functional.errors import MOST_SEED, MOST_THREADS, InputError, check_between
 from lightning_icl.functional.tasks import Law
+from lightning_icl.help import SUBCOMMANDS, HelpText, of_one_class
 from lightning_icl.launcher import disagreement
 from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
@@ -49,6 +51,12 @@ NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # one folder on any machine, neither 
 
 class Parser(LightningArgumentParser):
     """A parser whose errors are one sentence instead of a page of usage."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpText} | options)
+
+    def format_help(self, *args: Any) -> str:
+        return of_one_class(self) or super().format_help(*args)
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         try:
@@ -101,8 +109,9 @@ class ICLCommandLine(LightningCLI):
     since: tuple[int, bool] | None = None  # the optimizer steps behind the checkpoint, see step_of
 
     def __init__(self, args: list[str] | None = None, **kwargs: Any) -> None:
-        named = [name for name in self.subcommands() if name in (sys.argv[1:] if args is None else args)]
-        self.asked_for = named or list(self.subcommands())
+        given = sys.argv[1:] if args is None else args
+        named = [name for name in self.subcommands() if name in given]
+        self.asked_for = named or [name for name in self.subcommands() if given[:1] != ["--help"]]
         super().__init__(
             ICLModule,
             PromptDataModule,
@@ -175,7 +184,11 @@ class ICLCommandLine(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if subcommand not in self.asked_for:  # its options would take as long as those that are wanted
             return self.init_parser(**kwargs)
+        kwargs["description"] = "\n\n".join(SUBCOMMANDS[subcommand])
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if isinstance(action, _ActionHelpClassPath):
+                action.nargs = "?"  # without a class it says which there are
         parser.usage = f"lightning-icl {subcommand} [--config FILE ...] [--OPTION VALUE ...]"  # not 100 lines of them
         if subcommand in ("validate", "test"):  # our Recorder says it better than a dump of every scalar
             parser.set_defaults(verbose=False)

@@ -89,6 +89,9 @@ def _faults_of(parser: ArgumentParser, args: list[str], passed: bool = False) ->
             if not equals and args and not args[0].startswith("--"):
                 text = args.pop(0)
             key = "config" if flag == "-c" else flag.lstrip("-")
+            if (option := key.removesuffix(".help")) != key and option in options:
+                yield from (f for f in faults(option, text, type_of(options[option])) if f.kind == "wrong")
+                continue
             is_config = isinstance(options.get(key), ActionConfigFile)
             for part, value in _unfolded("" if is_config else key, _file(text) if is_config else _read(text), options):
                 yield from _faults_of_one(part, value, options, given, passed)

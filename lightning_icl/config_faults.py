@@ -159,7 +159,7 @@ def _no_option(key: str, named: Any, option: str, valid: dict[str, Any]) -> Faul
 
 def _in_class(key: str, value: dict[str, Any], base: type) -> Iterator[Fault]:
     name, given = value.get("class_path"), value.get("init_args", {})
-    known = _known(base)
+    known = known_classes(base)
     try:
         named: Any = known.get(str(name)) or ("." in str(name) and pydoc.locate(str(name))) or None
     except pydoc.ErrorDuringImport as error:
@@ -246,11 +246,11 @@ def _in_arguments(key: str, given: dict[str, Any], named: type, kept: list[str])
         yield Fault("missing", f"{key}: {named.__name__} needs {' and '.join(missing)} among its init_args.")
 
 
-def _known(base: type) -> dict[str, type]:
+def known_classes(base: type) -> dict[str, type]:
     """The classes that a config can name by their short names where one of ``base`` is due."""
     below: list[type] = base.__subclasses__()
     usable = [] if inspect.isabstract(base) or base.__name__.startswith("_") else [base]
-    return {c.__name__: c for c in usable} | {name: c for one in below for name, c in _known(one).items()}
+    return {c.__name__: c for c in usable} | {name: c for one in below for name, c in known_classes(one).items()}
 
 
 def _in_words(members: list[Any]) -> str:
@@ -267,9 +267,9 @@ def _in_a_word(member: Any, origin: Any) -> str:
     if is_typeddict(member):
         return f"a mapping of {', '.join(get_type_hints(member))}"
     if _is_class(member):
-        return f"a class, such as {min(_known(member), default=member.__name__)}"
+        return f"a class, such as {min(known_classes(member), default=member.__name__)}"
     if (of := get_args(member)) and _is_class(of[0]) and issubclass(origin, collections.abc.Iterable):
-        return f"a list of classes, such as [{min(_known(of[0]), default=of[0].__name__)}]"
+        return f"a list of classes, such as [{min(known_classes(of[0]), default=of[0].__name__)}]"
     if origin is collections.abc.Iterable:
         return "a list"
     return IN_WORDS.get(origin) or str(getattr(member, "__name__", member))

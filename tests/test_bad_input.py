@@ -423,7 +423,7 @@ def refused(args, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "a command is missing: fit, validate, test or predict"),
+        ([], "a command is missing, such as fit --config configs/quickstart.yaml."),
         (["fitt"], "there is no command 'fitt'; did you mean 'fit'?"),
         (["fit"], "data.task is missing: name a task, or a --config that does"),
     ],

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "checkpoint": {"functional", "network", "transformer"},
     "checks": MODEL_SIDE | {"callbacks"},
     "launcher": set(),
+    "help": {"config_faults"},
     "shell": set(),
     "terminal": set(),
     "command_line": MODEL_SIDE
@@ -50,6 +51,7 @@ MAY_IMPORT = {
         "config_faults",
         "checkpoint",
         "endings",
+        "help",
         "launcher",
         "record",
         "terminal",
@@ -63,6 +65,7 @@ MAY_IMPORT = {
         "checks",
         "command_line",
         "endings",
+        "help",
         "commands",
         "config_errors",
         "launcher",
