@@ -53,23 +53,27 @@ class Analysis(Callback, ABC):
     shown: ClassVar[tuple[str, ...]] = ("",)
     more_at_end: ClassVar[bool] = False
     course: ClassVar[str] = ""
+    # Here and not in __init__, so that a subclass with options of its own may do without super().__init__().
+    every_n_validations: int = 1
+    lacking: str | None = None
+    rows: pd.DataFrame | None = None
+    measured_at: int = -1
+    _drawn_at: int = -1
+    _ended: bool = False  # whether that was with all that is due at the end
+    _logged: frozenset[tuple[str, int]] = frozenset()  # (tag, step), so that no point is there twice
+    _past: list[pd.DataFrame] | None = None  # the course of this fit, a table a measurement
 
     def __init__(self, every_n_validations: int = 1) -> None:
         check_at_least(1, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
-        self.lacking: str | None = None
-        self._begin()
 
     def _begin(self) -> None:
-        self.rows: pd.DataFrame | None = None
-        self.measured_at = self._drawn_at = -1
-        self._ended = False  # whether that was with all that is due at the end
-        self._logged: set[tuple[str, int]] = set()  # (tag, step), so that no point is there twice
-        self._past: list[pd.DataFrame] | None = None  # the course of this fit, a table a measurement
+        for name in ("rows", "measured_at", "_drawn_at", "_ended", "_logged", "_past"):
+            vars(self).pop(name, None)
 
     @abstractmethod
     def analyse(self, trainer: Trainer, module: ICLModule) -> Iterable[Row]:
-        """Measure."""
+        """Measure, without gradients; each row with a metric or a place of its own."""
 
     def arrays(self) -> Mapping[str, Any]:
         """What was found that is no table of numbers, by name; recorded beside the rows."""

@@ -18,6 +18,7 @@ from lightning_icl.functional.estimators import moments
 from lightning_icl.functional.memory import check_memory
 from lightning_icl.functional.prompts import Prompt, concatenated
 from lightning_icl.functional.tasks import Law
+from lightning_icl.functional.tasks.trial import check_law
 from lightning_icl.streams import (
     MAX_BLOCKS,
     MAX_STEPS,
@@ -162,6 +163,8 @@ class PromptDataModule(LightningDataModule):
             given = {name: getattr(callback, name, None) for name in names}
             self.check_prompts(**{name: n for name, n in given.items() if isinstance(n, int)})
         self._check_lengths(getattr(getattr(module, "network", None), "max_points", None), training=stage == "fit")
+        for law in (self.task, *(stream.task for stream in self.streams)):
+            check_law(law)
         if stage == "fit":
             self._asked, self._length = self.batch_size, train_batches(trainer)
             self._check_fit(trainer)

@@ -4,11 +4,14 @@ docs/reference/metrics.md has the name of every metric, what it means and its fi
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
+
+from lightning_icl.functional.errors import InputError
 
 
 class Row(NamedTuple):
@@ -107,12 +110,28 @@ def plain(value: Any) -> Any:
 
 
 def plain_rows(rows: Iterable[Row]) -> list[Row]:
-    """The rows with numbers in place of tensors, and None for what is not finite."""
+    """The rows with numbers in place of tensors, and None for what is not finite; InputError for what are no rows."""
+    if not isinstance(rows, Iterable) or isinstance(rows, Row):
+        raise InputError(f"an analysis found {rows!r:.80}, but it must return or yield several rows.")
+    found = [_plain_row(row) for row in rows]
+    if again := [name for name, n in Counter(map(tag, found)).items() if n > 1]:
+        raise InputError(
+            f"an analysis found {again[0]} more than once: rows of one metric need another layer, head, "
+            "n_points or stream each."
+        )
+    return found
+
+
+def _plain_row(row: Row) -> Row:
+    if not isinstance(row, Row):
+        raise InputError(f"an analysis found {row!r:.80}, but it must find rows, such as Row('a/risk', 0.1, layer=1).")
 
     def number(given: Any) -> float | None:
+        if isinstance(given, Tensor) and given.numel() != 1:
+            raise InputError(f"{row.metric} is a tensor of shape {tuple(given.shape)}, but a row holds one number.")
         return None if given is None or not math.isfinite(given) else float(given)
 
-    return [row._replace(value=number(row.value), low=number(row.low), high=number(row.high)) for row in rows]
+    return row._replace(value=number(row.value), low=number(row.low), high=number(row.high))
 
 
 def frame(rows: Iterable[Row]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -19,6 +20,7 @@ from lightning_icl.figures.files import write_figure
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import Row, journal, load_run
 from lightning_icl.record.folder import set_run_folder
+from lightning_icl.record.rows import plain_rows
 
 
 class Count(Analysis):
@@ -107,6 +109,34 @@ def test_the_loggers_get_what_is_shown_at_its_own_step(tmp_path, undrawn):
         assert "epoch" not in header
         at = header.index("count/mean/layer1")
         assert [line[header.index("step")] for line in lines if line[at]] == ["3", "6"]
+
+
+def test_one_without_super_init_runs_at_every_validation(tmp_path, undrawn):
+    class OfItsOwn(Count):
+        def __init__(self, size=3):
+            self.size = self.prompts = size
+            self.n_times, self.drawn = 0, []
+
+    trainer = run(tmp_path, [own := OfItsOwn()], max_steps=4)
+    assert (own.n_times, own.measured_at) == (2, 4)
+    assert steps(tmp_path, "OfItsOwn") == [2, 4]
+    trainer.validate(small_module(), small_data(), verbose=False)
+    assert own.n_times == 3
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (0.5, "an analysis found 0.5, but it must return or yield several rows"),
+        (Row("a/b", 1.0), "an analysis found Row(metric='a/b', value=1.0, "),
+        ({"a/b": 1.0}, "an analysis found 'a/b', but it must find rows, such as Row('a/risk', 0.1, layer=1)."),
+        ([Row("a/b", torch.ones(2, 3))], "a/b is a tensor of shape (2, 3), but a row holds one number."),
+        ([Row("a/b", 1, layer=2), Row("a/b", 2, layer=2)], "an analysis found a/b/layer2 more than once: rows of one"),
+    ],
+)
+def test_what_are_no_rows_is_told(found, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        plain_rows(found)
 
 
 def test_two_analyses_of_one_class_have_names_of_their_own(tmp_path, undrawn):
