@@ -151,6 +151,7 @@ def test_a_pages_commands_run_in_order(folder_of, page, monkeypatch):
         else:
             _run_in_one_process([(folder, args) for args in group])
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     run_python(page)
 
 
