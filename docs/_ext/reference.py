@@ -1,6 +1,7 @@
 """What the reference is made of: Markdown from the code takes the place of a page's block ```{made} KIND ARGUMENT.
 
-Kinds: options COMMAND; names MODULE, the names in the block's lines; keys MODULE NAME, of a TypedDict; configs FOLDER.
+Kinds: options COMMAND; names MODULE, the names in the block's lines; about MODULE; keys MODULE NAME, of a TypedDict;
+configs FOLDER.
 """
 
 import ast
@@ -157,6 +158,11 @@ def names(module: str, body: str) -> str:
     return "\n\n".join(["\n".join(brief), *(of_name(module, name, thing) for name, thing in found.items())])
 
 
+def about(module: str, body: str) -> str:
+    """A module's docstring."""
+    return f"```{{eval-rst}}\n.. automodule:: {module}\n   :no-index:\n```"
+
+
 def first_sentence(thing: Any) -> str:
     """Of its docstring."""
     said = " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
@@ -257,24 +263,39 @@ def configs(folder: str, body: str) -> str:
     return "\n\n".join(parts)
 
 
-MAKE: Mapping[str, Callable[[str, str], str]] = {"options": options, "names": names, "keys": keys, "configs": configs}
+MAKE = {"options": options, "names": names, "about": about, "keys": keys, "configs": configs}
+
+
+@cache
+def made(kind: str, argument: str, body: str) -> str:
+    """What takes the place of a block."""
+    return MAKE[kind](argument.strip(), body)
+
+
+def make_all(app: Any) -> None:
+    """Before any page is read, as autodoc puts defaults of its own into the signatures that options are made from."""
+    for path in Path(app.srcdir, "reference").glob("*.md"):
+        fill(app, path.stem, [path.read_text()])
 
 
 def fill(app: Any, docname: str, source: list[str]) -> None:
     """Put what is made into a page."""
-    source[0] = BLOCK.sub(lambda block: MAKE[block[1]](block[2].strip(), block[3]), source[0])
+    source[0] = BLOCK.sub(lambda block: made(*block.groups()), source[0])
 
 
 def plain_formulas(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Before a docstring is read as reStructuredText: |w|, X^T* and w_ mean no markup outside of code.
 
-    The options of what a config can name stand in a table of their own.
+    The options of what a config can name stand in a list of their own; indented lines of a module's are formulas.
     """
     if isinstance(thing, type) and issubclass(thing, WITH_OPTIONS):
         lines[:] = _without_arguments(lines)
+    if what == "module":
+        lines[:] = re.sub(r"\n\n((?:    .*\n)+)", r"\n\n::\n\n\1", "\n".join([*lines, ""])).splitlines()
     code = False
     for i, line in enumerate(lines):
-        code = line.startswith((" " * 8, "    >>>", "    ...")) if line.strip() else code
+        indent = "    " if what == "module" else " " * 8
+        code = line.startswith((indent, "    >>>", "    ...")) if line.strip() else code
         if not (code or line.lstrip().startswith((">>>", "..."))):
             parts = re.split(r"(``[^`]*``)", line)
             lines[i] = "".join(p if p.startswith("``") else re.sub(r"(\*+\w*|\||_\b)", r"\\\1", p) for p in parts)
@@ -294,6 +315,7 @@ def _without_arguments(lines: list[str]) -> Iterator[str]:
 
 
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("builder-inited", make_all)
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", plain_formulas, priority=1)  # before napoleon
     app.connect("autodoc-process-signature", without_signature)

@@ -58,7 +58,18 @@ def errors_under_masks(
     chunk_size: int = 512,
     progress: Progress = silent,
 ) -> Float[Tensor, "masks batch"]:
-    """``metric`` of each prompt under each head mask; see ``predictions_under_masks``."""
+    """``metric`` of each prompt under each head mask; see ``predictions_under_masks``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.ablation import errors_under_masks
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> masks = torch.ones(3, 2, 2)
+        >>> errors_under_masks(model, prompt, masks).shape  # (masks, prompts)
+        torch.Size([3, 8])
+    """
     predicted = predictions_under_masks(network, prompt, masks, ablated, chunk_size, progress)
     return torch.stack([metric(prediction, prompt) for prediction in predicted])
 
@@ -82,6 +93,15 @@ def predictions_under_masks(
     Any other network with heads runs so many prompts times masks at once by ``on_prompt`` with a mask for each; under
     GatedHeads, masks share with one of them the layers up to the first in which they differ from it. For mean and
     resample ablation it has ``head_outputs(prompt)`` and ``on_prompt(prompt, head_mask, replaced)`` as GatedHeads has.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.ablation import predictions_under_masks
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> predictions_under_masks(model, prompt, torch.ones(3, 2, 2)).shape  # (masks, prompts, queries)
+        torch.Size([3, 8, 2])
     """
     _check(network, prompt, masks, ablated, chunk_size)
     reference, rows, replaced = ablated.reference, masks.tolist(), None
@@ -104,7 +124,17 @@ def predictions_under_masks(
 
 
 def head_outputs(network: InContextNetwork, prompt: Prompt) -> HeadOutputs:
-    """What every head reads at every token, before the output projection, one tensor a layer."""
+    """What every head reads at every token, before the output projection, one tensor a layer.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.ablation import head_outputs
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> [tuple(layer.shape) for layer in head_outputs(model, prompt)]  # (prompts, heads, tokens, size)
+        [(8, 2, 7, 8), (8, 2, 7, 8)]
+    """
     if not isinstance(network, Transformer):
         own = getattr(network, "head_outputs", None)
         if own is None:

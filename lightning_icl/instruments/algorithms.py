@@ -140,7 +140,13 @@ class Distance(NamedTuple):
 
 
 class TunedRidge(references.Ridge):
-    """Minimises ||y - X w||^2 + alpha ||w||^2, alpha tuned even where the task's law implies one."""
+    """Minimises ||y - X w||^2 + alpha ||w||^2, alpha tuned even where the task's law implies one.
+
+    Example:
+        >>> from lightning_icl.instruments.algorithms import TunedRidge
+        >>> TunedRidge(alpha=0.5).key
+        'ridge_0.5'
+    """
 
     @property
     def origin(self) -> str:
@@ -157,6 +163,13 @@ def default_algorithms(task: Law, max_steps: int = 50) -> list[LinearReference]:
     GD, P-GD and GD++ are there twice: with one step size (and gamma) for all prompts, which is all that a layer of
     linear attention can have, and with c / lambda_max of each prompt's own (rescaled) examples. Preconditioned GD is
     there where the law's covariance is known and not that of the identity, with which it is GD.
+
+    Example:
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.instruments.algorithms import default_algorithms
+        >>> task = LinearRegression(n_dims=3)
+        >>> [algorithm.key for algorithm in default_algorithms(task)][:2]
+        ['gd_best_shared_step', 'gd_best_tuned_step']
     """
     few, covariance = min(max_steps, 20), task.covariance
     return [
@@ -197,6 +210,18 @@ def algorithm_distances(
     Probes with ridge strength ``alpha`` are fitted on the prompts ``fit`` (anew for each n), the algorithms' settings
     on ``choose``, and the distances are taken on ``score``: three sets apart, all of the law of ``task``. Without
     ``n_points`` these are a quarter, half and all of the examples.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.algorithms import algorithm_distances
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fit, choose, score = (task.sample(16, 5, 2, draws) for _ in range(3))
+        >>> from lightning_icl.functional.references import LeastSquares, Ridge
+        >>> found = algorithm_distances(model, fit, choose, score, task, [Ridge(), LeastSquares()])
+        >>> {(d.reading, d.layer, d.n_points) for d in found} >= {("read_out", 2, 5), ("probe", 1, 5)}
+        True
     """
     fit, choose, score = fit.unpadded(), choose.unpadded(), score.unpadded()
     compared = comparable(default_algorithms(task) if algorithms is None else algorithms)

@@ -36,7 +36,14 @@ States = list[Float[Tensor, "batch tokens d_model"]]  # after the read-in and af
 
 
 def written(network: WrittenNetwork, n_dims: int) -> Transformer:
-    """The network as a Transformer, in float64."""
+    """The network as a Transformer, in float64.
+
+    Example:
+        >>> from lightning_icl.instruments.alignment import written
+        >>> from lightning_icl.functional.constructions import ConstructedGD
+        >>> written(ConstructedGD(steps=2, step_size=0.2).network(3), n_dims=3).heads
+        [1, 1]
+    """
     with torch.device("meta"):  # untrained weights would be drawn from the global generator
         transformer = Transformer(n_dims, **network.options())
     transformer.load_state_dict(network.state(), assign=True)
@@ -66,6 +73,16 @@ def state_alignment(
 
     One map for both kinds of token, as the layers themselves act alike on both; least squares on ``fit``, scored on
     ``score``, whose prompts the errors are over. Both networks compute in float64.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.alignment import state_alignment
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fit, score = (task.sample(64, 5, 2, draws) for _ in range(2))
+        >>> [round(layer.r2.value, 3) for layer in state_alignment(model, model, fit, score)]  # of itself
+        [1.0, 1.0, 1.0]
     """
     mine, theirs = (
         [layer_states(network, prompt, chunk_size) for prompt in (fit, score)]
@@ -159,6 +176,16 @@ def weight_alignment(
     whether they fit. A is the inverse of B and, where the model writes outside of the range of B, least squares from
     D_l to D'_l, all layers together. In a model that is much wider than the other this alone finds some likeness in
     random weights: compare with an untrained one.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.alignment import weight_alignment
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fit, score = (task.sample(64, 5, 2, draws) for _ in range(2))
+        >>> [round(layer.cosine.value, 3) for layer in weight_alignment(model, model, fit, score)]  # with itself
+        [1.0, 1.0]
     """
     model, other = comparable(model, other, fit, score)
     theirs = [list(map(_homogeneous, layer_states(other, prompt, chunk_size))) for prompt in (fit, score)]

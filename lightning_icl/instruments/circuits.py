@@ -54,13 +54,28 @@ class LayerCircuits(NamedTuple):
 
 
 def coordinates(n_dims: int) -> list[str]:
-    """The names of the input coordinates."""
+    """The names of the input coordinates.
+
+    Example:
+        >>> from lightning_icl.instruments.circuits import coordinates
+        >>> coordinates(2)
+        ['x1', 'x2', 'y', '1']
+    """
     return [*(f"x{i + 1}" for i in range(n_dims)), "y", "1"]
 
 
 @torch.no_grad()
 def head_circuits(network: InContextNetwork) -> list[LayerCircuits]:
-    """Every layer's circuits, in float64; a layer without heads has maps of 0 heads. Of a Transformer alone."""
+    """Every layer's circuits, in float64; a layer without heads has maps of 0 heads. Of a Transformer alone.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Transformer
+        >>> from lightning_icl.instruments.circuits import head_circuits
+        >>> model = Transformer(n_dims=3, d_model=16, heads=[2, 2])
+        >>> [tuple(layer.query_key.shape) for layer in head_circuits(model)]  # (heads, inputs, inputs)
+        [(2, 5, 5), (2, 5, 5)]
+    """
     transformer = as_transformer(network, "circuits are")
     stream, found = _read_in(transformer), []
     for i, layer in enumerate(transformer.blocks):
@@ -77,6 +92,15 @@ def attention_patterns(network: InContextNetwork, prompt: Prompt) -> list[Float[
     """How much of each key's value every token takes, in each layer; the keys are the first tokens.
 
     Tokens are the context and then the queries, in the model's layout. Of a Transformer alone.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.circuits import attention_patterns
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> attention_patterns(model, prompt)[0].shape  # (prompts, heads, tokens, keys)
+        torch.Size([8, 2, 7, 5])
     """
     transformer = as_transformer(network, "attention patterns are")
     start = transformer.embedded_prompt(prompt)

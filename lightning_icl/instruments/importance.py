@@ -58,6 +58,16 @@ def head_importance(
 
     All intervals are over prompts, and paired, since every score sees the same ones. With ``n_points`` only the first
     so many examples of the prompts are there, and of the reference prompts.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.importance import head_importance
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> found = head_importance(model, prompt)
+        >>> [*found.scores], found.scores["leave_one_out"].raw.value.shape  # (layers, heads)
+        (['leave_one_out', 'leave_one_in', 'gradient'], torch.Size([2, 2]))
     """
     if n_points is not None:
         if not 1 <= n_points <= prompt.x.shape[1]:
@@ -95,6 +105,16 @@ def values_by_score(
       its shares alone do not say that a head is of any use.
 
     The first two are there once for each of ``ablations``, all their masks in one walk (instruments/ablation.py).
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.importance import values_by_score
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> full, values = values_by_score(model, prompt)
+        >>> full.shape, {name: tuple(of.shape) for name, of in values.items()}  # (heads, prompts)
+        (torch.Size([8]), {'leave_one_out': (4, 8), 'leave_one_in': (4, 8), 'gradient': (4, 8)})
     """
     check_scores(scores, [ablated.ablation for ablated in ablations])
     n_heads = network.heads

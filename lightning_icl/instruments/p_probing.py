@@ -214,6 +214,15 @@ def p_probing(
 
     The read-in is the rival of the claim: like the states after layer 1 it holds x and the labels of the examples, so a
     layer that does nothing does no better. On x alone it may, by the scale of each prompt, in which labels have a part.
+
+    Example:
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.p_probing import Training, p_probing
+        >>> models = {"two": Transformer(n_dims=3, d_model=16, heads=[2, 2])}
+        >>> short = Training(n_steps=1, n_seeds=2, n_choose=8, n_score=8)
+        >>> found = p_probing(models, LinearRegression(n_dims=3), n_points=5, depths=1, training=short)
+        >>> [*found.risks()], len(found.risks()["descent"]["raw"])  # a number for each depth
+        (['attention', 'descent'], 1)
     """
     check_at_least(1, depths=depths)
     if not 0 <= power < float("inf"):

@@ -124,6 +124,17 @@ def probe_layers(
         untrained: that network, or the ``untrained`` of a table of the same prompts, targets and options.
         alpha: a fixed strength in place of the chosen ones.
         chunk_size: prompts in one forward pass.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.probing import probe_layers
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fit, choose, score = (task.sample(16, 5, 2, draws) for _ in range(3))
+        >>> table = probe_layers(model, task, fit, choose, score)
+        >>> [row.layer for row in table.by_layer("f")]  # 0 is the read-in
+        [0, 1, 2]
     """
     check_at_least(1, context_points=context_points, chunk_size=chunk_size)
     if alpha is not None:
@@ -164,6 +175,16 @@ def reference_levels(task: Law, fit: Prompt, score: Prompt) -> dict[str, tuple[E
     """The excess risk of ridge and, where its posterior is quick to compute, of Bayes; each with its label.
 
     Their settings follow from the law or are tuned on ``fit``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.instruments.probing import reference_levels
+        >>> task = LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fit, score = (task.sample(64, 5, 2, draws) for _ in range(2))
+        >>> sorted(reference_levels(task, fit, score))
+        ['bayes', 'ridge']
     """
     bound = [reference.bound(Case(task, task, 1)) for reference in (Ridge(), *default_bayes(task))]
     references = tuned(bound, whole_prompts(fit))
@@ -172,7 +193,17 @@ def reference_levels(task: Law, fit: Prompt, score: Prompt) -> dict[str, tuple[E
 
 
 def descent_curves(prompt: Prompt, depth: int) -> dict[str, list[Estimate]]:
-    """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth."""
+    """Excess risk of GD and preprocess-then-GD after 0 .. depth - 1 steps of 1/lambda_max, beside layers 1 .. depth.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression
+        >>> from lightning_icl.instruments.probing import descent_curves
+        >>> task = LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> {name: len(curve) for name, curve in descent_curves(prompt, depth=2).items()}
+        {'gd': 2, 'preprocess_then_gd': 2}
+    """
     curves = {}
     for name, w_hat in probes.descent_paths(prompt, depth - 1).items():
         path = estimators.predictions(w_hat, prompt.x_query.double())

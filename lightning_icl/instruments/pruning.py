@@ -49,6 +49,15 @@ def living_heads(network: InContextNetwork) -> Bool[Tensor, "layers heads"]:
     """The heads that write anything: neither their values (rows and biases) nor their output columns are all zero.
 
     Of a network that is no Transformer, all: which of its weights are whose is not known.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Transformer
+        >>> from lightning_icl.instruments.pruning import living_heads
+        >>> model = Transformer(n_dims=3, d_model=16, heads=[2, 2])
+        >>> living_heads(model)
+        tensor([[True, True],
+                [True, True]])
     """
     living = full_mask(network.heads).bool()
     if not isinstance(network, Transformer):
@@ -74,6 +83,15 @@ def pruning_case(
     """What a PruningStrategy chooses heads by, on prompts that should not be scored later: ``strategy.keep(case)``.
 
     Without ``importance`` it is measured here, by leaving each head out. Dead heads are not there to be chosen.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.pruning import pruning_case
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> pruning_case(model, prompt).paper_total  # two heads of layer 1, and one of layer 2
+        3
     """
 
     def errors(masks: Tensor) -> Tensor:
@@ -97,6 +115,17 @@ def read_out_refitted(
     Minimises sum (f - <w, s> - b)^2 + alpha ||w||^2 over the queries of the ``fit`` prompts, s being the states before
     the read-out (after the final norm) under the mask, in float64. alpha is c tr(S^T S) / d_model, S the centred
     states, with the c of 1e-9, 1e-8, ..., 1 whose squared error on the prompts ``choice`` is smallest.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.pruning import read_out_refitted
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> fit, choice = (task.sample(64, 5, 2, draws) for _ in range(2))
+        >>> pruned = read_out_refitted(model, torch.tensor([[1.0, 1.0], [0.0, 1.0]]), fit, choice)
+        >>> pruned.mask.sum()
+        tensor(3.)
     """
 
     network = as_transformer(network, "read-outs are refitted")
@@ -128,6 +157,16 @@ def rescaled_masks(network: InContextNetwork, masks: HeadMasks, fit: Prompt, chu
     A layer's scales come from second moments, which add up over chunks of ``chunk_size`` prompts. Where there are
     several, the layers below are run again for each layer, so that no more than one chunk's states are ever held; with
     one chunk nothing is run twice.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.pruning import rescaled_masks
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> prompt = task.sample(8, 5, 2, torch.Generator().manual_seed(0))
+        >>> masks = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
+        >>> rescaled_masks(model, masks, prompt)[0, 1, 0] == 0, rescaled_masks(model, masks, prompt).shape
+        (tensor(True), torch.Size([1, 2, 2]))
     """
     network = as_transformer(network, "heads are rescaled")
     chunks, scales = fit.unpadded().chunks(chunk_size), torch.zeros_like(masks)
@@ -216,6 +255,16 @@ def fine_tuned(
     ``n_steps`` steps of AdamW without weight decay on the squared error at the queries of fresh prompts ``batch(0)``,
     ``batch(1)``, ...; the learning rate falls linearly to 0 [ours].
     Of a network that is no Transformer the heads are masked in training, which takes longer and is the same.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import LinearRegression, Transformer
+        >>> from lightning_icl.instruments.pruning import fine_tuned
+        >>> model, task = Transformer(n_dims=3, d_model=16, heads=[2, 2]), LinearRegression(n_dims=3)
+        >>> draws = torch.Generator().manual_seed(0)
+        >>> keep = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+        >>> fine_tuned(model, keep, lambda step: task.sample(16, 5, 2, draws), n_steps=2).network.heads
+        [2, 1]
     """
     # Outside of any inference mode and autocast: the first forbids gradients, the second would reuse old weights.
     with torch.inference_mode(False), torch.enable_grad(), without_autocast(next(network.parameters()).device):
@@ -246,6 +295,16 @@ def cut_heads_(network: InContextNetwork, keep: HeadMask, optimizer: Optimizer |
     head's output is zero, hence the gradient of its output columns; and these are zero, hence the gradient of its value
     rows and biases. Moments, momenta and weight decay of zeros are zeros: the head stays exactly dead under AdamW, Muon
     and SOAP, which finds the bases of these matrices, and its moments in them, anew.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Transformer
+        >>> from lightning_icl.instruments.pruning import cut_heads_
+        >>> model = Transformer(n_dims=3, d_model=16, heads=[2, 2])
+        >>> keep = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+        >>> cut_heads_(model, keep)
+        >>> bool((model.blocks[1].attention.output.weight[:, :8] == 0).all())  # head 1 of layer 2
+        True
     """
     check_mask_shape("keep has", keep.shape, network.heads)
     network = as_transformer(network, "heads are cut out")

@@ -34,6 +34,14 @@ def remove_heads(network: InContextNetwork, keep: HeadMask) -> Transformer:
     its columns of the output projection along, and a mask other than 1 becomes a factor of the columns,
     O_h <- mask_h O_h. The output's bias stays, also where a layer ends with no head. Heads are renumbered in order and
     keep their size.
+
+    Example:
+        >>> import torch
+        >>> from lightning_icl import Transformer
+        >>> from lightning_icl.instruments.removal import remove_heads
+        >>> model = Transformer(n_dims=3, d_model=16, heads=[2, 2])
+        >>> remove_heads(model, torch.tensor([[1.0, 1.0], [0.0, 1.0]])).heads
+        [2, 1]
     """
     transformer = as_transformer(network, "heads are removed")
     options = transformer.options | smaller_options(transformer, keep)
