@@ -17,7 +17,11 @@ from lightning_icl import SparseLinearRegression
 from lightning_icl.cli import main
 from lightning_icl.functional.references import Case, Ridge, tuned, whole_prompts
 
-PATHS = (ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts))
+PATHS = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
+)
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
 BLOCKS = {
     page: re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE) for page, text in PAGES.items()

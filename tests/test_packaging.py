@@ -1,5 +1,6 @@
 """What users install: a wheel built straight from the checkout, and one built by way of the sdist."""
 
+import re
 import stat
 import sys
 import sysconfig
@@ -125,3 +126,11 @@ def test_every_dependency_is_bounded_by_what_is_tested():
 def only_version(requirement, operator):
     (version,) = [bound.version for bound in requirement.specifier if bound.operator == operator]
     return version
+
+
+def test_the_page_of_an_index_has_no_links_into_the_repository(builds):
+    with ZipFile(only(builds["sdist"], "*.whl")) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+        page = message_from_bytes(wheel.read(metadata)).get_payload()
+    assert "make quickstart" in page
+    assert not re.findall(r"\]\((?!https?:)", page)
