@@ -1,7 +1,7 @@
 """How Sphinx makes the site of these pages: `make docs`."""
 
 import sys
-from importlib import metadata
+import tomllib
 from pathlib import Path
 
 from docutils import nodes
@@ -11,7 +11,8 @@ sys.path.append(str(Path(__file__).parent / "_ext"))
 
 project = "lightning_icl"
 author = "The lightning_icl authors"
-version = release = metadata.version("lightning-icl")
+root = Path(__file__).parents[1]
+version = release = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
 html_title = f"lightning_icl {release}"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "reference"]
@@ -20,6 +21,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 smartquotes = False  # options begin with --, and choices stand in quotes
 
