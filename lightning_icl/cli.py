@@ -1,6 +1,7 @@
 """The entry points: wiring only."""
 
 import os
+import signal
 import sys
 import warnings
 from argparse import SUPPRESS
@@ -125,7 +126,8 @@ def command_options(name: str, command: Callable[..., None], args: list[str]) ->
     """The arguments of a command's function, from YAML files and options; a switch needs no value."""
     parser, arguments = command_parser(name, command), signature(command).parameters
     switches = {f"--{name}" for name, argument in arguments.items() if argument.default is False}
-    args = [f"{arg}=true" if arg in switches else arg for arg in args]
+    valued = zip(args, [*args[1:], ""], strict=False)
+    args = [f"{a}=true" if a in switches and after not in ("true", "false") else a for a, after in valued]
     given = parser.parse_args(args)
     check_overlooked(parser)
     with constructing():
@@ -219,6 +221,9 @@ def main(args: list[str] | None = None) -> None:
         said = f"lightning-icl: {error.filename2 or error.filename or 'a file'} could not be written: {error.strerror}."
         print(said, *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # of a command of ours; a run hears all signals, and says how to go on
+        print("lightning-icl: SIGINT has stopped it.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Stopped as stopped:
         said = f"lightning-icl: {stopped.name} has stopped it."
         print(said, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)

@@ -29,10 +29,22 @@ def test_it_tells_every_line_below_its_network_and_fails_with_one(monkeypatch, c
     assert max(map(len, said)) <= 80
 
 
-def test_p_probing_is_left_out_where_told(monkeypatch, capsys):
+def test_ctrl_c_is_one_sentence(monkeypatch, capsys):
+    def interrupted(size, p_probing):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "calibration", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["calibrate"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "lightning-icl: SIGINT has stopped it.\n"
+
+
+@pytest.mark.parametrize(("told", "probes"), [([], False), (["true"], False), (["false"], True)])
+def test_p_probing_is_left_out_where_told(monkeypatch, told, probes):
     asked = []
     monkeypatch.setattr(
         calibrate, "calibration", lambda size, p_probing: iter(asked.append((size, p_probing)) or LINES[:1])
     )
-    cli.main(["calibrate", "--scale", "small", "--skip_p_probing"])
-    assert asked == [(calibrate.SIZES["small"], False)]
+    cli.main(["calibrate", "--scale", "small", "--skip_p_probing", *told])
+    assert asked == [(calibrate.SIZES["small"], probes)]
