@@ -28,7 +28,7 @@ def test_the_rows_are_what_the_instrument_finds(tmp_path, undrawn):
     trainer.validate(module, datamodule=data, verbose=False)
     prompts = [data.held_out(f"algorithm_{name}", n) for name, n in (("fit", 40), ("choose", 20), ("score", 20))]
     algorithms = [GD(max_steps=4), Ridge(), Bayes()]
-    expected = algorithm_distances(module.network, *prompts, data.task, algorithms, [5, 2], 0.5)
+    expected = algorithm_distances(module.network, *prompts, data.task, algorithms, [5, 2], 0.5, 7)
     rows = rows_by_place(match)
     assert len(expected) == 2 * 3 * 4  # sizes, algorithms, readings of two layers in two ways
     assert len(rows) == sum(8 + len(d.setting) for d in expected)
