@@ -110,7 +110,7 @@ MEANT = {
             r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",
             r"run_(folder|name)|weights|(model|Transformer|GPT2)\.(max_points|head_dim|network)",
             r"ReferenceRisk\.references|AlgorithmMatch\.algorithms|HeadPruning\.(strategies|checkpoints)",
-            r"IterativeHardThresholding\.sparsity|ISTA\.alpha",
+            r"IterativeHardThresholding\.sparsity|ISTA\.alpha|ConstructedPreprocessThenGD\.coordinates",
         ],
         "empty text": [r"trainer\.model_registry"],
         "empty list": [r"trainer\.(plugins|logger)", r"ReferenceRisk\.references|HeadPruning\.strategies"],
