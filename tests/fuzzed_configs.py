@@ -110,7 +110,8 @@ MEANT = {
             r"checkpoint\.(dirpath|train_time_interval|save_on_train_epoch_end|every_n_train_steps)",
             r"run_(folder|name)|weights|(model|Transformer|GPT2)\.(max_points|head_dim|network)",
             r"ReferenceRisk\.references|AlgorithmMatch\.algorithms|HeadPruning\.(strategies|checkpoints)",
-            r"IterativeHardThresholding\.sparsity|ISTA\.alpha|ConstructedPreprocessThenGD\.coordinates",
+            r"IterativeHardThresholding\.sparsity|(ISTA|Ridge)\.alpha|TopHeads\.n_heads|trainer\.val_check_interval",
+            r"ConstructedPreprocessThenGD\.coordinates",
         ],
         "empty text": [r"trainer\.model_registry"],
         "empty list": [r"trainer\.(plugins|logger)", r"ReferenceRisk\.references|HeadPruning\.strategies"],
@@ -123,6 +124,7 @@ MEANT = {
             r"(\w+\.(pool|representation)_|)seed(_everything)?|LinearClassification\.flip_probability|\w+\.correlation",
             r"trainer\.(limit_(val|test)_batches|min_steps|fast_dev_run|gradient_clip_val|log_every_n_steps)",
             r"trainer\.num_sanity_val_steps|checkpoint\.(every_n_train_steps|save_top_k)|model\.weight_decay",
+            r"trainer\.reload_dataloaders_every_n_epochs|model\.warmup_steps",
             r"ImportanceThreshold\.threshold|PreprocessThenGD\.power|HeadPruning\.path_to",
             r"(GPT2|Transformer)\.n_dims",  # which the task's replaces
         ],
@@ -130,7 +132,7 @@ MEANT = {
             r"trainer\.(check_val_every_n_epoch|reload_dataloaders_every_n_epochs|overfit_batches|min_steps|min_epochs)",
             r"trainer\.(limit_(val|train)_batches|num_sanity_val_steps)|checkpoint\.every_n_epochs",
             r"seed_everything|\w+\.(pool_|)seed|NearestNeighbours\.k|Curriculum\.(every|points_step)",
-            r"(GPT2|Transformer)\.n_dims|Transformer\.max_points",
+            r"(GPT2|Transformer)\.n_dims|Transformer\.max_points|HeadPruning\.path_to",
         ],
         "1e30": [r"trainer\.limit_\w+"],
     }.items()
@@ -360,7 +362,7 @@ def _not_answered(fuzzed: Fuzzed, ran: Outcome) -> str | None:
     option = UNKNOWN if fuzzed.kind == UNKNOWN else fuzzed.option.rpartition(".")[2]
     value = VALUES.get(fuzzed.kind, UNKNOWN)
     # A number's digits and null may be the sentence's own words.
-    shown = [option, *[value] * isinstance(value, str), *[f"class {value}"] * (option == "class_path")]
+    shown = [option, *[value] * isinstance(value, str), *[f"class '{value}'"] * (option == "class_path")]
     shown += [*value] if isinstance(value, dict) else []
     if not any(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said[0]) for text in shown if text):
         return f"the option is not named: {said[0]}"
