@@ -6,9 +6,9 @@ lightning-icl fit --config minute.yaml --model.network lstm.LSTM
 
 A wider one, and a longer look into what was trained:
 
-lightning-icl fit --config minute.yaml --model.network lstm.LSTM --model.network.width 128
-lightning-icl validate --config lightning_logs/version_0/config.yaml --config configs/full_analysis.yaml \
-    --ckpt_path lightning_logs/version_0/checkpoints/last.ckpt
+lightning-icl fit --config minute.yaml --model.network lstm.LSTM --model.network.width 128 --run_name lstm
+lightning-icl validate --config lightning_logs/lstm/config.yaml --config configs/full_analysis.yaml \
+    --ckpt_path lightning_logs/lstm/checkpoints/last.ckpt
 """
 
 import torch

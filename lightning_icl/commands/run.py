@@ -30,7 +30,7 @@ class Run(NamedTuple):
 def open_run(ckpt_path: str | Path, config: str | Path | None = None, weights_only: bool = True) -> Run:
     """The model of a checkpoint and its data: no trainer, no callback, no random number drawn.
 
-    ``run = open_run("lightning_logs/version_0/checkpoints/last.ckpt")`` and then, for one,
+    ``run = open_run("lightning_logs/quickstart/checkpoints/last.ckpt")`` and then, for one,
     ``run.module.network.on_prompt(run.datamodule.held_out("a name", 1024)).prediction``. Another device is
     ``run.module.to(device)`` and ``held_out(..., device)``. Raises InputError, one sentence, for what cannot be opened.
 
