@@ -91,7 +91,7 @@ def folder_of(quickstart, tmp_path_factory):
 
 
 def ours(page):
-    """The page's lightning-icl commands, made small: (arguments, whether they start several processes)."""
+    """The arguments of the page's lightning-icl commands, made small."""
     return [_smaller(shlex.split(line)[1:]) for line in COMMANDS[page] if line.startswith("lightning-icl ")]
 
 
