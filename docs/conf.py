@@ -30,6 +30,7 @@ myst_heading_anchors = 4
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_output_stderr = "remove"  # such as warnings, which name paths of the machine that made the page
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

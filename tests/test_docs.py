@@ -63,8 +63,9 @@ trainer:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """A folder with lightning_logs/quickstart, which is a very small run of configs/quickstart.yaml."""
+    """A folder with docs/, and with lightning_logs/quickstart, a very small run of configs/quickstart.yaml."""
     folder = tmp_path_factory.mktemp("run")
+    (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "tiny.yaml").write_text(TINY)
     (folder / "smaller.yaml").write_text(SMALLER)
     configs = ("--config", str(ROOT / "configs" / "quickstart.yaml"), "--config", str(folder / "tiny.yaml"))
@@ -81,7 +82,7 @@ def folder_of(quickstart, tmp_path_factory):
     def made(page):
         folder = pages / page
         if not folder.exists():
-            shutil.copytree(quickstart, folder)
+            shutil.copytree(quickstart, folder, symlinks=True)
             for _, block in BLOCKS[page]:
                 if found := FILE.match(block):
                     (folder / found[1]).write_text(block)
