@@ -5,7 +5,7 @@ import signal
 import sys
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_icl.checks import expanded
-from lightning_icl.command_line import ICLCommandLine, Parser
+from lightning_icl.command_line import UNSAID, ICLCommandLine, Parser
 from lightning_icl.config_errors import SHIPPED, check_overlooked, constructing
 from lightning_icl.endings import OF_DISKS, Stopped, listening, outlasting
 from lightning_icl.functional.errors import InputError
@@ -163,16 +163,23 @@ def with_own_config(args: Sequence[str]) -> list[str]:
     path = given.get("--ckpt_path", "null")
     if command not in ("validate", "test", "predict") or path in ("", "null") or given.keys() & {"-c", "--config"}:
         return [*args]
-    if path == "last":
-        folder = given.get("--run_folder") or Path(RUNS, given.get("--run_name", ""))
-        config = Path(expanded("run_folder", str(folder)), CONFIG)
-        return _under(config, args) if config.is_file() else [*args]
     try:
-        return _under(config_of(expanded("ckpt_path", path)), args)
+        return _under(_config_of_last(given) if path == "last" else config_of(expanded("ckpt_path", path)), args)
     except InputError:
         if not any(name.startswith("--data") for name in given):  # else there need be none
             raise
     return [*args]
+
+
+def _config_of_last(given: Mapping[str, str]) -> Path:
+    """Of the run that --ckpt_path last is about."""
+    if not (name := given.get("--run_folder") or given.get("--run_name")):
+        raise InputError(UNSAID)
+    runs = "." if "--run_folder" in given else Path(given.get("--trainer.default_root_dir", "."), RUNS)
+    config = Path(expanded("run_folder", str(Path(runs, name))), CONFIG)
+    if not config.is_file():
+        raise InputError(f"ckpt_path is last, but there is no {config}; name the config of its run: --config.")
+    return config
 
 
 def _under(config: Path, args: Sequence[str]) -> list[str]:

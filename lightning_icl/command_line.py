@@ -40,13 +40,15 @@ from lightning_icl.module import ICLModule
 from lightning_icl.record import journal
 from lightning_icl.record.folder import CONFIG, analysed_run, next_version, run_folder, set_run_folder
 from lightning_icl.record.loading import read_config
-from lightning_icl.record.loggers import class_of, logger_configs, loggers_in, place
+from lightning_icl.record.loggers import class_of, forget_version, logger_configs, loggers_in, place
 from lightning_icl.record.writing import ended_by
 from lightning_icl.terminal import NetworkSummary, progress_bar
 from lightning_icl.transformer import Transformer
 from lightning_icl.weights import load_weights
 
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # one folder on any machine, neither hidden nor like a flag
+
+UNSAID = "ckpt_path is last, but neither run_name nor run_folder says of which run."
 
 
 class Parser(LightningArgumentParser):
@@ -170,6 +172,8 @@ class ICLCommandLine(LightningCLI):
             "--dry_run",
             type=bool,
             default=False,
+            nargs="?",
+            const=True,
             help="Check all that can be checked before a run, say what it would do and where, and write nothing.",
         )
         # Also into a network, and one inside it, whose class has such an argument.
@@ -247,14 +251,14 @@ class ICLCommandLine(LightningCLI):
                 self.named, self.told, self.runs, self.kind = None, "", run, str(self.subcommand)
         self.name = config.run_name
         # Not for the saved config, with which a later ``validate`` would write into the folder of the training.
+        if config.run_name or config.run_folder:
+            forget_version(logger_configs(config.trainer))
         config.run_name = config.run_folder = None
         if self.again:
             folder = config.checkpoint.dirpath or (self.named and self.named / "checkpoints")
             last = newest(folder, config.weights_only, self.subcommand == "fit") if folder else None
             if last is None and (self.subcommand != "fit" or not folder):
-                unsaid = "neither run_name nor run_folder says of which run"
-                where = f"there is no checkpoint in {folder}" if folder else unsaid
-                raise InputError(f"ckpt_path is last, but {where}.")
+                raise InputError(f"ckpt_path is last, but there is no checkpoint in {folder}." if folder else UNSAID)
             self.start = str(last) if last else None
             if self.named is not None and self.subcommand == "fit":
                 with suppress(InputError):  # there is none, or one that no run has written

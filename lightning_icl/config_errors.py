@@ -5,7 +5,7 @@ Of jsonargparse's own words only the first and the last line are used, where the
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, add_instan
 
 from lightning_icl.config_faults import Fault, actions, faults, is_mapping, shown, type_of
 from lightning_icl.functional.errors import InputError, did_you_mean
+from lightning_icl.record.folder import config_of
 
 SHIPPED = "configs/quickstart.yaml"
 Made = TypeVar("Made")
@@ -89,6 +90,8 @@ def _faults_of(parser: ArgumentParser, args: list[str], passed: bool = False) ->
             if not equals and args and not args[0].startswith("--"):
                 text = args.pop(0)
             key = "config" if flag == "-c" else flag.lstrip("-")
+            if not (equals or text) and getattr(options.get(key), "const", None):
+                text = "true"
             if (option := key.removesuffix(".help")) != key and option in options:
                 yield from (f for f in faults(option, text, type_of(options[option])) if f.kind == "wrong")
                 continue
@@ -98,10 +101,18 @@ def _faults_of(parser: ArgumentParser, args: list[str], passed: bool = False) ->
     if commands:
         yield Fault("missing", f"a command is missing: fit, validate, test or predict, such as fit --config {SHIPPED}.")
     if "data.task" in options and not given.get("data.task"):
-        yield Fault("missing", f"data.task is missing: name a task, or a --config that does, such as {SHIPPED}.")
+        yield Fault("missing", f"data.task is missing: {_config_with_task(given.get('ckpt_path'))}.")
     for option, value in given.items():
         found = [] if passed else faults(option, value, type_of(options[option]))
         yield from (fault for fault in found if fault.kind == "missing")
+
+
+def _config_with_task(ckpt_path: Any) -> str:
+    """Which one could be named: that of the checkpoint's run, else one of ours."""
+    with suppress(InputError):
+        if isinstance(ckpt_path, str):
+            return f"put the config of the checkpoint's run before the others: --config {config_of(ckpt_path)}"
+    return f"name a task, or a --config that does, such as {SHIPPED}"
 
 
 def _commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:

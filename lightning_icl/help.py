@@ -81,6 +81,10 @@ def docstring(component: object) -> str:
     example = "".join(sections).partition(".. code-block:: yaml")[2]
     parts = [said.strip(), "For example:\n" + textwrap.indent(textwrap.dedent(example), "  ").rstrip()]
     said = "\n\n".join(parts[: 1 + bool(example)])
+    return _plain(said)
+
+
+def _plain(said: str) -> str:
     return ROLE.sub(lambda found: found[1] or found[2], said).replace("``", "")
 
 
@@ -108,7 +112,7 @@ def of_one_class(parser: ArgumentParser) -> str | None:
 def head_options(parser: ArgumentParser) -> None:
     """Call the group of a class' or function's options so, where the description has its first sentence already."""
     for group in parser._action_groups:
-        first = (group.title or "-").replace("``", "")
+        first = _plain(group.title or "-")
         if " ".join((parser.description or "").split()).startswith(" ".join(first.split())):
             group.title = "options"
 

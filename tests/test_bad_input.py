@@ -425,10 +425,19 @@ def refused(args, capsys):
     [
         ([], "a command is missing, such as fit --config configs/quickstart.yaml."),
         (["fitt"], "there is no command 'fitt'; did you mean 'fit'?"),
-        (["fit"], "data.task is missing: name a task, or a --config that does"),
+        (["fit", "--dry_run"], "data.task is missing: name a task, or a --config that does"),
+        (
+            ["validate", "--config", "more.yaml", "--ckpt_path", "run/checkpoints/last.ckpt"],
+            "data.task is missing: put the config of the checkpoint's run before the others: --config ",
+        ),
     ],
 )
-def test_a_command_line_that_says_too_little(args, words, capsys):
+def test_a_command_line_that_says_too_little(args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "more.yaml").write_text("trainer: {max_steps: 2}")
+    for path in ("run/config.yaml", "run/checkpoints/last.ckpt"):
+        (tmp_path / path).touch()
     assert words in refused(args, capsys)
 
 

@@ -128,7 +128,7 @@ def test_an_analysis_that_names_no_config_takes_that_of_the_checkpoints_run(tmp_
         ["fit", *given[1:]],
         [*given, "-c", "a.yaml"],
         [*given, "--config=a.yaml"],
-        last[:2],
+        [*last[:2], "--data.task", "LinearRegression"],
         ["validate"],
         [],
     ]
@@ -138,6 +138,10 @@ def test_an_analysis_that_names_no_config_takes_that_of_the_checkpoints_run(tmp_
         cli.with_own_config(bare)
     with pytest.raises(InputError, match="but there is no such file"):
         cli.with_own_config(["validate", "--ckpt_path", "nowhere.ckpt"])
+    with pytest.raises(InputError, match="neither run_name nor run_folder says of which run"):
+        cli.with_own_config(last[:2])
+    with pytest.raises(InputError, match=r"there is no elsewhere/lightning_logs/mine/config\.yaml; name"):
+        cli.with_own_config([*last, "--trainer.default_root_dir", "elsewhere"])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=[path.stem for path in CONFIGS])

@@ -32,7 +32,7 @@ def untouched(tmp_path, monkeypatch):
     ],
 )
 def test_a_dry_run_says_what_would_run_and_where(untouched, capsys, command, options, words):
-    main([command, "--config", "config.yaml", "--dry_run", "true", *options])
+    main([command, "--config", "config.yaml", "--dry_run", *options])
     said = capsys.readouterr().out
     assert said.startswith("All checks passed. ")
     assert all(part in said for part in words)

@@ -87,6 +87,7 @@ def test_a_subcommand_begins_with_what_to_type(told):
             ["lightning_icl:\n  ", "  HeadImportance: ", "other packages:\n", "  EarlyStopping: Monitor"],
             [":class:", "`", "  Bar", "  Recorder", "Abstract base"],
         ),
+        (["--trainer.logger.help", "TensorBoardLogger"], ["\noptions:\n  --trainer.logger.save_dir"], ["`_"]),
     ],
     ids=" ".join,
 )

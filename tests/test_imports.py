@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "endings": set(),
     "callbacks": RECORD_SIDE | {"callbacks", "checkpoint", "endings", "terminal"},
     "config_faults": {"functional"},
-    "config_errors": {"functional", "config_faults"},
+    "config_errors": {"functional", "config_faults", "record"},
     "checkpoint": {"functional", "network", "transformer"},
     "checks": MODEL_SIDE | {"callbacks"},
     "launcher": set(),

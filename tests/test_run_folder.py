@@ -75,7 +75,8 @@ def test_a_run_is_begun_and_gone_on_with_by_the_same_command(fit, tmp_path, undr
 
 def test_a_run_has_a_name_and_its_analyses_lie_in_it(fit, tmp_path, capsys, undrawn):
     where = "This run is in lightning_logs/{}\n  all runs: tensorboard --logdir lightning_logs\n"
-    fit("--run_name", "mine")
+    logger = "{class_path: TensorBoardLogger, init_args: {save_dir: ., version: other}}"
+    fit("--run_name", "mine", "--trainer.logger", logger)
     assert where.format("mine") in capsys.readouterr().out
     with pytest.raises(SystemExit):
         fit("--run_name", "mine")

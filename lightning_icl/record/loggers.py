@@ -38,6 +38,13 @@ def place(configs: Sequence[Namespace], trainer: Namespace) -> tuple[Path, str |
     return _root(trainer) / RUNS, None
 
 
+def forget_version(configs: Sequence[Namespace]) -> None:
+    """Leave out the name that TensorBoard and CSV loggers give a run which has another."""
+    for config in configs:
+        if _is_local(config):
+            config.init_args.version = None
+
+
 def _root(trainer: Namespace) -> Path:
     return Path(trainer.default_root_dir or "").absolute()
 
