@@ -48,6 +48,7 @@ from lightning_icl.weights import load_weights
 
 NAME = re.compile(r"\w[\w.-]*", re.ASCII)  # one folder on any machine, neither hidden nor like a flag
 
+OF_ONE_COMMAND = ("verbose", "return_predictions")  # Lightning's, which others refuse in a config
 UNSAID = "ckpt_path is last, but neither run_name nor run_folder says of which run."
 
 
@@ -416,6 +417,8 @@ class ICLCommandLine(LightningCLI):
     def _save_config(self, config: Namespace, folder: Path) -> None:
         """Say in the run's folder how it was begun, whole or, at a kill or on a full disk, as it was said before."""
         partial, config.ckpt_path = folder / f"{CONFIG}.partial", self.start
+        for option in OF_ONE_COMMAND:
+            config.pop(option, None)
         try:
             self._parser(self.subcommand).save(config, partial, skip_none=False, overwrite=True)
             partial.replace(folder / CONFIG)

@@ -96,6 +96,7 @@ def test_a_run_has_a_name_and_its_analyses_lie_in_it(fit, tmp_path, capsys, undr
     for run in ("mine", "mine/validate_0"):
         saved = yaml.safe_load((runs / run / "config.yaml").read_text())
         assert saved["run_name"] is saved["run_folder"] is None
+        assert "verbose" not in saved  # predict and fit, which have no such option, take the config too
 
 
 def test_only_the_run_of_a_checkpoint_has_analyses_of_it(tmp_path, monkeypatch):
