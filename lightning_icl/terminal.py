@@ -75,6 +75,10 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return _metrics(super().get_metrics(trainer, pl_module))
 
+    def on_train_end(self, *given: Any) -> None:
+        super().on_train_end(*given)
+        sys.stdout.flush()  # the end of its line, before what comes on stderr
+
 
 class ProgressLines(ProgressBar):
     """A line at each validation of a fit, and every few minutes where there is none."""

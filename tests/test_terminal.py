@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from types import SimpleNamespace
 
 from conftest import small_data, small_module, small_trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -80,3 +81,12 @@ def test_adverts_are_dropped_and_other_words_stay(caplog):
         rank_zero_info("💡 Tip: buy this.")
         rank_zero_info("Restored all states.")
     assert [record.getMessage() for record in caplog.records] == ["Restored all states."]
+
+
+def test_a_bars_line_has_ended_before_what_is_said_on_stderr(monkeypatch):
+    done = []
+    bar = Bar()
+    bar.train_progress_bar = SimpleNamespace(close=lambda: done.append("closed"))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(flush=lambda: done.append("flushed")))
+    bar.on_train_end(None, None)
+    assert done == ["closed", "flushed"]
