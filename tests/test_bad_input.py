@@ -399,7 +399,7 @@ def test_what_needs_a_package_that_is_not_here_says_which(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
     said = refused(["fit", "--config", "config.yaml", f"--trainer.{option}", name], capsys)
-    assert package in said.partition("pip install")[2]
+    assert package in said.partition("pip install")[2], said
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 

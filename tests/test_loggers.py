@@ -18,7 +18,7 @@ from lightning_icl.cli import main
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record import journal
 from lightning_icl.record.folder import next_version, run_folder
-from lightning_icl.record.loggers import logger_configs, loggers_in, place
+from lightning_icl.record.loggers import NAMES, logger_configs, loggers_in, place
 
 
 class Service(Logger):
@@ -178,15 +178,17 @@ def test_a_fast_run_writes_nothing(work, logger):
     assert contents(work) == {"config.yaml"}
 
 
-class WandbLogger(Service):
+class NamedService(Service):  # not WandbLogger itself, whose short name would then mean this one in later tests
     def __init__(self, name: str | None = None) -> None:
         super().__init__()
         self.called = name
 
 
 @pytest.mark.parametrize(("given", "called"), [({}, "mine"), ({"name": "theirs"}, "theirs")])
-def test_a_service_calls_a_run_by_its_name_unless_told_another(tmp_path, given, called):
-    config = Namespace(class_path="test_loggers.WandbLogger", init_args=Namespace(given))
+def test_a_service_calls_a_run_by_its_name_unless_told_another(tmp_path, monkeypatch, given, called):
+    assert NAMES["WandbLogger"] == "name"
+    monkeypatch.setitem(NAMES, "NamedService", "name")
+    config = Namespace(class_path="test_loggers.NamedService", init_args=Namespace(given))
     (logger,) = loggers_in(tmp_path, [config], True, name="mine")
     assert logger.called == called
     assert "name" not in Namespace(config.init_args) or given  # the config that is saved says nothing of it
