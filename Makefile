@@ -40,9 +40,9 @@ lint: .venv/installed ## ruff and mypy
 	$(BIN)/mypy
 
 # A warning is an error: a link that leads nowhere, a docstring that cannot be read, a cell that fails.
-docs: .venv/installed-docs ## the documentation, as a site that begins at docs/_build/index.html
-	$(BIN)/sphinx-build -q -E -W --keep-going -j auto -b html docs docs/_build
-	@echo "Open docs/_build/index.html in a browser."
+docs: .venv/installed-docs ## the documentation, as a site that begins at docs/_build/html/index.html
+	$(BIN)/sphinx-build -q -E -W --keep-going -j auto -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html in a browser."
 
 .venv: .venv/installed ## the environment alone
 

@@ -16,7 +16,7 @@ version = release = tomllib.loads((root / "pyproject.toml").read_text())["projec
 html_title = f"lightning_icl {release}"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "reference"]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
