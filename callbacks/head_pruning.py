@@ -225,7 +225,7 @@ class HeadPruning(Analysis):
             return lines
         cut = ["  lightning-icl prune --ckpt_path RUN/checkpoints/last.ckpt \\"]
         cut += [f"    --keep '{whole['note'][f'prune/{PAPER}/n_heads']}'"]
-        return [*lines, "To cut for good what the paper's strategy cuts:", *cut]
+        return [*lines, "To cut for good what the paper's strategy cuts (RUN is this run's folder):", *cut]
 
 
 def head_rows(metric: str, mask: HeadMask) -> Iterator[Row]:

@@ -21,7 +21,7 @@ SUBCOMMANDS = {
   The first time:
     lightning-icl fit --config configs/quickstart.yaml
   With other options, here or in a second file:
-    lightning-icl fit --config configs/quickstart.yaml --model.heads [1,8]
+    lightning-icl fit --config configs/quickstart.yaml --model.heads '[1, 8]'
     lightning-icl fit --config configs/quickstart.yaml --config mine.yaml
   All options with their values:
     lightning-icl fit --config configs/quickstart.yaml --print_config

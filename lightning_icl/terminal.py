@@ -25,6 +25,7 @@ NOISE = (
     "`Trainer(val_check_interval=1.0)`",
     "`Trainer.fit` stopped:",
     "Restoring states from",
+    "`weights_only` was not set",  # of what is put into a checkpoint, not of reading one
 )
 
 

@@ -19,6 +19,7 @@ from lightning_icl.callbacks.analysis import check_at_least
 from lightning_icl.commands.run import check_fit
 from lightning_icl.functional.errors import InputError
 from lightning_icl.record.configs import config_values
+from lightning_icl.record.journal import is_finished
 from lightning_icl.record.rows import Row
 from lightning_icl.shipped_configs import SHIPPED, config_file
 from lightning_icl.studies.claims import Claim, judge
@@ -126,6 +127,12 @@ def study(
             print(f"{word:<9}  {trial}: {said}")
     if left := int(trials["status"].isin(["not run", "not finished"]).sum()):
         print(f"{left} of {len(trials)} are not finished; the same command goes on with them.")
+    planned_for = {job.folder for job in planned.jobs}
+    others = [path for path in (folder / "trials").glob("*") if path not in planned_for and is_finished(path)]
+    if others:
+        print(
+            f"{len(others)} finished trials of {folder} are left out: they are of other seeds or settings than these."
+        )
     print(f"\nreport: {report}\ntable: {folder / 'results.parquet'} and results.csv, {len(table)} rows")
     if len(failed):
         sys.exit(1)

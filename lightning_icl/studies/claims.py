@@ -36,11 +36,13 @@ class Claim(ABC):
         statement: what it says, in words, with its bound.
         needs: what the table must have for it to be judged.
         which: what tells it from others of its class, if anything does.
+        across: whether it compares settings, and so is judged once, on all of them together.
     """
 
     statement: str
     needs: str
     which: str = ""
+    across: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +51,10 @@ class Claim(ABC):
 
     @abstractmethod
     def parts(self, table: pd.DataFrame) -> Iterable[Part]:
-        """The comparisons it needs, from one setting's last steps; none where the table lacks what it is about."""
+        """The comparisons it needs, from one setting's last steps; none where the table lacks what it is about.
+
+        With ``across`` they are from the last steps of all settings, whose options are columns of the table.
+        """
 
 
 def judge(
@@ -81,6 +86,8 @@ def judge(
 def _findings(
     claim: Claim, settings: Sequence[tuple[dict[str, Any], pd.DataFrame]], judged_where: Mapping[str, Any]
 ) -> list[Finding]:
+    if claim.across:
+        settings = [({}, pd.concat([rows for _, rows in settings if _has(rows, judged_where)] or [settings[0][1][:0]]))]
     found = [(setting, rows, parts) for setting, rows in settings if (parts := list(claim.parts(rows)))]
     apart = [finding(claim.name, claim.statement, setting, parts) for setting, _, parts in found if len(settings) > 1]
     found = [(setting, rows, parts) for setting, rows, parts in found if _has(rows, judged_where)]

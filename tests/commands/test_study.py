@@ -309,6 +309,12 @@ def test_every_override_is_a_column(study, finished, tmp_path, undrawn):
     assert found.isna().sum() == 2
 
 
+def test_finished_trials_that_a_report_leaves_out_are_told(study, finished, undrawn):
+    assert "left out" not in study("--figures_only").out
+    said = study("--figures_only", "--seeds", "[1]").out
+    assert f"{len(finished) - 2} finished trials of studies/small-quick are left out: they are of other seeds" in said
+
+
 def test_a_trial_whose_folder_is_gone_stays_in_the_table(study, finished, tmp_path, undrawn):
     study("--figures_only")
     before = pd.read_parquet(tmp_path / "studies" / "small-quick" / "results.parquet")

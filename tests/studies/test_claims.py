@@ -27,6 +27,7 @@ from lightning_icl.studies.claims import (
     comparison,
     judge,
 )
+from lightning_icl.studies.selection import by_seed
 from lightning_icl.studies.statistics import seed_interval
 from lightning_icl.studies.verdicts import Part, finding, judged
 
@@ -497,6 +498,31 @@ def test_two_trials_of_a_seed_in_a_setting_cannot_be_judged(planted):
     sentence = "heads-8-8-noise-0.4-seed-1 and again have val/excess_risk/transformer of seed 1 more than once"
     assert found["RiskFallsWithHeads"].note.startswith(sentence)
     assert found["FirstLayerPreprocesses"].verdict == "PASS"  # which does not ask for that model
+
+
+class NoiseRaisesRisk(Claim):
+    """Compares two settings: the risk at noise 0.8 over that at 0, which in truth is 1.8."""
+
+    statement, needs, across = "Noise raises the risk.", "two levels of noise", True
+
+    def __init__(self, bound):
+        self.bound = bound
+
+    def parts(self, table):
+        noise = [table[table["data.task.noise_std"] == level] for level in (0.8, 0.0)]
+        high, low = (by_seed(rows, "val/excess_risk/transformer", (8, 8)) for rows in noise)
+        return [comparison("0.8 over 0", high / low, "above", self.bound, log=True)] if len(high) and len(low) else []
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(1.3, "PASS"), (3.5, "FAIL")])
+def test_a_claim_across_settings_is_judged_once_on_all_of_them(bound, verdict):
+    (found,) = judge([NoiseRaisesRisk(bound)], table(noise=(0.0, 0.4, 0.8)))
+    assert (found.setting, found.verdict) == (None, verdict)
+    assert found.decisive.interval.low < 1.8 < found.decisive.interval.high
+    (lacking,) = judge([NoiseRaisesRisk(bound)], table(noise=(0.0, 0.8)), {"data.task.noise_std": 0.8})
+    assert (lacking.verdict, lacking.parts) == ("UNDECIDED", [])  # only one of the two is judged
+    (lacking,) = judge([NoiseRaisesRisk(bound)], table(noise=(0.0, 0.8)), {"data.task.noise_std": 3.0})
+    assert "it needs two levels of noise" in lacking.note
 
 
 class Broken(Claim):
