@@ -13,17 +13,38 @@ ERRORS_WIDE = 2 * 1.96  # a 95 % interval over many prompts, in standard errors
 
 
 def models(table: pd.DataFrame) -> list[Heads]:
-    """The heads of each model, fewest in layer 1 first."""
+    """The heads of each model, as tuples, fewest in layer 1 first.
+
+    Example:
+        >>> import pandas as pd
+        >>> from lightning_icl.studies.selection import models
+        >>> models(pd.DataFrame({"model.heads": ["[8, 8]", "[8, 1]", "[1, 1]"]}))
+        [(1, 1), (8, 1), (8, 8)]
+    """
     return sorted(map(head_list, table["model.heads"].dropna().unique()))
 
 
 def uniform_models(table: pd.DataFrame) -> list[Heads]:
-    """Those with the same number of heads in every layer."""
+    """The heads of those models that have the same number in every layer, as tuples, fewest first.
+
+    Example:
+        >>> import pandas as pd
+        >>> from lightning_icl.studies.selection import uniform_models
+        >>> uniform_models(pd.DataFrame({"model.heads": ["[8, 8]", "[8, 1]", "[1, 1]"]}))
+        [(1, 1), (8, 8)]
+    """
     return [heads for heads in models(table) if len(set(heads)) == 1]
 
 
 def most_heads(table: pd.DataFrame) -> Heads:
-    """The uniform model with most heads; () where there is no uniform one."""
+    """The heads of the uniform model with most, as a tuple; () where there is no uniform one.
+
+    Example:
+        >>> import pandas as pd
+        >>> from lightning_icl.studies.selection import most_heads
+        >>> most_heads(pd.DataFrame({"model.heads": ["[8, 8]", "[8, 1]", "[1, 1]"]}))
+        (8, 8)
+    """
     return max(uniform_models(table), default=())
 
 
@@ -40,6 +61,16 @@ def by_seed(
     Of one model if told, on the first stream; without a layer or a number of examples, what is about none. What is not
     finite, as of a run that diverged, is no number. A model that failed in every seed has NaN of what others have.
     ``column`` "error" gives the standard errors over prompts instead.
+
+    Example:
+        >>> import pandas as pd
+        >>> from lightning_icl.studies.selection import by_seed
+        >>> table = pd.DataFrame(
+        ...     {"trial": ["a", "b"], "seed": [1, 2], "metric": "m", "value": [0.5, 0.4], "model.heads": "[8, 8]"}
+        ... )
+        >>> table[["stream", "layer", "n_points", "low", "high"]] = None
+        >>> by_seed(table, "m", heads=(8, 8)).to_dict()  # heads are a tuple
+        {1: 0.5, 2: 0.4}
     """
     found = table[table["metric"] == metric]
     for key, wanted in {"layer": layer, "n_points": n_points, "stream": None}.items():

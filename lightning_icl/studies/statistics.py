@@ -27,8 +27,8 @@ def seed_interval(
         mean +- t s / sqrt(n),  t the (1 + level)/2 quantile of Student's law with n - 1 degrees of freedom,
 
     where s is the standard deviation of the n values with n - 1 in its denominator, or ``least_spread`` if that is
-    larger. With ``log`` the same of their logarithms, taken back: the interval of the geometric mean, for ratios and
-    risks. One value alone has no spread, so its interval is without end (from 0 on with ``log``).
+    larger. With ``log`` the same of their logarithms, taken back: the interval of the geometric mean, for ratios. One
+    value alone has no spread, so its interval is without end (from 0 on with ``log``).
     """
     if not 0 < level < 1:
         raise InputError(f"level is {level}, but it must lie between 0 and 1.")
