@@ -301,8 +301,10 @@ class ICLCommandLine(LightningCLI):
         if config["default_root_dir"] == "":
             raise InputError("trainer.default_root_dir is '', but it must name a folder; null is this one.")
         for name in ("max_time", "val_check_interval"):
-            if config[name] == {}:
-                raise InputError(f"trainer.{name} is {{}}, but it must name a time, such as {{minutes: 10}}.")
+            if config[name] in ({}, ""):
+                raise InputError(
+                    f"trainer.{name} is {config[name]!r}, but it must name a time, such as {{minutes: 10}}."
+                )
         # Lightning's last.ckpt is written by a fast_dev_run too, which is to write nothing.
         if config["enable_checkpointing"] is False or config["fast_dev_run"]:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")

@@ -189,7 +189,8 @@ class PromptDataModule(LightningDataModule):
         parts = trainer.world_size * accumulate
         if self.batch_size % parts:
             raise InputError(
-                f"batch_size is {self.batch_size}, but it must divide into processes x accumulated batches = "
+                f"batch_size is {self.batch_size}, but it must divide into processes x "
+                f"trainer.accumulate_grad_batches = "
                 f"{trainer.world_size} x {accumulate} equal parts; try {self._divisible(parts)}."
             )
         if trainer.max_steps > MAX_STEPS:

@@ -44,6 +44,7 @@ from lightning_icl.functional.references import Reference
 from lightning_icl.functional.tasks import Law, Spectrum
 from lightning_icl.network import InContextNetwork
 from lightning_icl.streams import ValidationStream
+from lightning_icl.terminal import Bar, NetworkSummary, ProgressLines
 
 VALUES: dict[str, Any] = {
     "text": "wrong",
@@ -102,6 +103,7 @@ MEANT = {
             r"dry_run|weights_only|LinearRegression\.whitened|(model|Transformer)\.(mlp|attention_bias)",
             r"checkpoint\.(save_last|save_on_exception|verbose|auto_insert_metric_name|save_on_train_epoch_end)",
             r"trainer\.(enable_autolog_hparams|enable_model_summary|logger|benchmark|deterministic|inference_mode)",
+            r"trainer\.(fast_dev_run|enable_checkpointing|enable_progress_bar|sync_batchnorm)|checkpoint\.save_weights_only",
         ],
         "null": [
             r"trainer\.(callbacks|logger|plugins|profiler|benchmark|deterministic|precision|enable_model_summary)",
@@ -112,10 +114,12 @@ MEANT = {
             r"ReferenceRisk\.references|AlgorithmMatch\.algorithms|HeadPruning\.(strategies|checkpoints)",
             r"IterativeHardThresholding\.sparsity|(ISTA|Ridge)\.alpha|TopHeads\.n_heads|trainer\.val_check_interval",
             r"ConstructedPreprocessThenGD\.coordinates",
+            r"PreconditionedGD\.scale|checkpoint\.(every_n_epochs|save_last|monitor)|trainer\.enable_checkpointing",
+            r"LinearRegression\.spectrum",
         ],
         "empty text": [r"trainer\.model_registry"],
         "empty list": [r"trainer\.(plugins|logger)", r"ReferenceRisk\.references|HeadPruning\.strategies"],
-        "empty mapping": [r"HeadPruning\.checkpoints"],
+        "empty mapping": [r"HeadPruning\.checkpoints|data\.validation"],
         "negative": [
             r"trainer\.(max_steps|min_steps|max_epochs|devices|limit_\w+|num_sanity_val_steps)|checkpoint\.save_top_k",
             r"\w+\.weight_mean|PowerLaw\.exponent|(GPT2|Transformer)\.n_dims",
@@ -126,13 +130,15 @@ MEANT = {
             r"trainer\.num_sanity_val_steps|checkpoint\.(every_n_train_steps|save_top_k)|model\.weight_decay",
             r"trainer\.reload_dataloaders_every_n_epochs|model\.warmup_steps",
             r"ImportanceThreshold\.threshold|PreprocessThenGD\.power|HeadPruning\.path_to",
+            r"\w+\.weight_mean|PowerLaw\.exponent|IterativeHardThresholding\.steps|SparseRecovery\.design_seed",
             r"(GPT2|Transformer)\.n_dims",  # which the task's replaces
         ],
         "1e9": [
             r"trainer\.(check_val_every_n_epoch|reload_dataloaders_every_n_epochs|overfit_batches|min_steps|min_epochs)",
-            r"trainer\.(limit_(val|train)_batches|num_sanity_val_steps)|checkpoint\.every_n_epochs",
+            r"trainer\.(limit_(val|train)_batches|num_sanity_val_steps)|checkpoint\.every_n_(epochs|train_steps)",
             r"seed_everything|\w+\.(pool_|)seed|NearestNeighbours\.k|Curriculum\.(every|points_step)",
             r"(GPT2|Transformer)\.n_dims|Transformer\.max_points|HeadPruning\.path_to",
+            r"trainer\.limit_(test|predict)_batches|LinearProbe\.chunk_size|SparseRecovery\.design_seed|model\.warmup_steps",
         ],
         "1e30": [r"trainer\.limit_\w+"],
     }.items()
@@ -189,7 +195,8 @@ PLACES: dict[type, Callable[[Any], Config]] = {
     InContextNetwork: partial(nested, "model.network"),
     Callback: lambda made: {"trainer": {"callbacks": [made]}},
 }
-OF_THE_COMMAND_LINE = (FigureWriter, PredictionWriter, Recorder)  # whose options are walked as figures.when, ...
+# The first three's options are walked as figures.when, ...; the others are what a run has without naming them.
+OF_THE_COMMAND_LINE = (FigureWriter, PredictionWriter, Recorder, Bar, NetworkSummary, ProgressLines)
 
 
 def classes(base: type) -> list[type]:

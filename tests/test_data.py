@@ -405,7 +405,7 @@ def test_bad_options_are_named(options, words):
     ("trainer", "words"),
     [
         ({"world_size": 3}, "eval_batch_size is 8, but it must divide into 3 equal parts"),
-        ({"accumulate_grad_batches": 3}, "processes x accumulated batches = 1 x 3 equal parts; try 9"),
+        ({"accumulate_grad_batches": 3}, "processes x trainer.accumulate_grad_batches = 1 x 3 equal parts; try 9"),
         ({"max_steps": -1}, "trainer.max_steps is -1"),
         ({"val_check_interval": 50}, "val_check_interval is 50 batches, but the run has only 6"),
         ({"max_steps": MAX_STEPS + 1}, "but a stream has"),
